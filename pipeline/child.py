@@ -1,0 +1,119 @@
+"""Runs a child process that cannot outlive its time limit, its parent or our patience.
+
+Owns process groups, pipes and limits; knows nothing of what the child does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_STDERR_LIMIT = 64 * 1024
+_running: set[int] = set()
+
+
+class ChildTimeout(Exception):
+    """The child ran past its time limit; its process group is dead."""
+
+
+class ChildOutputTooLarge(Exception):
+    """The child wrote more to its standard output than the caller allowed; its group is dead."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A child that ended by itself: exit status, standard output, the last 64 KiB of standard error."""
+
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+
+def run(
+    argv: list[str],
+    *,
+    timeout: float,
+    stdin: Iterable[bytes] = (),
+    max_stdout: int = 1 << 30,
+) -> Finished:
+    """Run `argv` (never a shell) in a process group of its own and wait for it.
+
+    Args:
+        argv: program and arguments.
+        timeout: seconds from start to end; the whole group is killed then.
+        stdin: chunks for its standard input, produced as it reads them. An exception raised by the
+            iterable kills the group and goes on to the caller.
+        max_stdout: bytes of standard output that are accepted.
+
+    Raises:
+        ChildTimeout, ChildOutputTooLarge: as named; the child is dead when they are raised.
+    """
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    _running.add(process.pid)
+    stdout, stderr = bytearray(), bytearray()
+    timed_out, too_large = threading.Event(), threading.Event()
+
+    def on_timeout() -> None:
+        timed_out.set()
+        kill_group(process.pid)
+
+    def read_stdout() -> None:
+        while chunk := process.stdout.read1(1 << 20):  # type: ignore[union-attr]
+            if len(stdout) + len(chunk) > max_stdout:
+                too_large.set()
+                kill_group(process.pid)
+                return
+            stdout.extend(chunk)
+
+    def read_stderr() -> None:
+        while chunk := process.stderr.read1(1 << 16):  # type: ignore[union-attr]
+            stderr.extend(chunk)
+            del stderr[:-_STDERR_LIMIT]
+
+    timer = threading.Timer(timeout, on_timeout)
+    readers = [threading.Thread(target=read_stdout), threading.Thread(target=read_stderr)]
+    for thread in (timer, *readers):
+        thread.daemon = True
+        thread.start()
+    try:
+        with contextlib.suppress(BrokenPipeError):  # a child that wants no more input says so this way
+            for chunk in stdin:
+                process.stdin.write(chunk)  # type: ignore[union-attr]
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()  # type: ignore[union-attr]
+        for thread in readers:
+            thread.join()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet: its number stays ours
+    finally:
+        timer.cancel()
+        kill_group(process.pid)
+        returncode = process.wait()
+        _running.discard(process.pid)
+    if timed_out.is_set():
+        raise ChildTimeout(f"{argv[0]} ran past {timeout:g} s")
+    if too_large.is_set():
+        raise ChildOutputTooLarge(f"{argv[0]} wrote more than {max_stdout} bytes")
+    return Finished(returncode, bytes(stdout), stderr.decode("utf-8", "replace"))
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL the process group that `pid` leads; a group that is gone is no error."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def kill_all() -> None:
+    """Kill every child group now running: the last act of a worker whose parent died."""
+    for pid in list(_running):
+        kill_group(pid)

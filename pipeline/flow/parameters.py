@@ -1,0 +1,35 @@
+"""The parameters of TV-L1 and of flow stored as video: what changes flow's bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TVL1:
+    """Parameters of the TV-L1 solver, with the defaults of OpenCV's DualTVL1.
+
+    Symbols as in Sanchez, Meinhardt-Llopis and Facciolo, "TV-L1 Optical Flow Estimation", IPOL 2013,
+    after Zach, Pock and Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow", DAGM 2007.
+    """
+
+    tau: float = 0.25  # time step of the dual scheme, no unit
+    lambda_: float = 0.15  # weight of the data term, no unit
+    theta: float = 0.3  # tightness of the coupling of u and v, no unit
+    scales: int = 5  # pyramid levels, the full picture included
+    warps: int = 5  # linearisations a level
+    epsilon: float = 0.01  # stop when the mean squared update falls below epsilon^2, pixels
+    inner_iterations: int = 30  # between two median filterings
+    outer_iterations: int = 10  # median filterings a warp
+    scale_step: float = 0.8  # size of a level over the size of the one below it
+    median: int = 5  # side of the median filter, pixels; 1 for none
+
+
+@dataclass(frozen=True)
+class FlowCoding:
+    """Flow as 8-bit luma in H.264: g = clip(rint(v * 127 / bound) + 128, 1, 255), so zero is exact."""
+
+    bound: float = 20.0  # pixels; what lies beyond is clipped and counted as saturated
+    crf: int = 18
+    preset: str = "fast"
+    keyframe_interval: int = 16  # frames

@@ -1,0 +1,96 @@
+"""What can become of a clip: ready, excluded or failed, why, and when it is worth asking again.
+
+Every manifest row ends as exactly one `Outcome`; its fields are the columns of the published
+``outcomes/<generation>.parquet``. How a failure is recognised belongs to the stage that met it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+READY, EXCLUDED, FAILED = "ready", "excluded", "failed"
+
+
+class FailureClass(StrEnum):
+    """The closed list of reasons why a clip failed."""
+
+    GONE = "gone"  # 404, 410, private, removed
+    UNAVAILABLE = "unavailable"  # a bare "Video unavailable"
+    GEO = "geo"
+    AGE = "age"
+    BLOCKED = "blocked"  # bot check, captcha: the whole fleet must pause
+    RATE = "rate"  # 429, "try again later"
+    TOKEN = "token"  # 403 from the media host
+    REFUSED = "refused"  # other 401 and 403
+    NETWORK = "network"  # time-out, 5xx, truncated, wrong length, stalled, redirect loop
+    FORMAT = "format"  # HTML, playlist, concat list, empty, no video
+    TOO_LARGE = "too_large"
+    UNSAFE = "unsafe"  # redirect or reference to an address or protocol that is not allowed
+    MISSING = "missing"  # not in dir: or archive:
+    CORRUPT = "corrupt"  # undecodable, or too few frames for its length
+    SHORT = "short"  # less than a second inside the source, or a start beyond its end
+    ENVIRONMENT = "environment"  # the installation, not the clip: stop early
+    STORAGE = "storage"
+    MANIFEST = "manifest"  # malformed row
+
+
+RETRY_AFTER = {
+    FailureClass.UNAVAILABLE: timedelta(days=3),
+    FailureClass.BLOCKED: timedelta(hours=6),
+    FailureClass.RATE: timedelta(hours=1),
+    FailureClass.TOKEN: timedelta(hours=6),
+    FailureClass.NETWORK: timedelta(minutes=10),
+    FailureClass.ENVIRONMENT: timedelta(0),
+    FailureClass.STORAGE: timedelta(0),
+}
+"""The transient classes, and how long to wait before the same question may get another answer."""
+
+
+class Failed(Exception):
+    """A clip or a video came to nothing, for a reason that has a class.
+
+    Args:
+        failure_class: one of `FailureClass`.
+        reason: one sentence for a person, the site's or tool's own words where it has any.
+        retry_after: when the site itself named a time; otherwise `RETRY_AFTER` decides.
+    """
+
+    def __init__(self, failure_class: FailureClass, reason: str, retry_after: datetime | None = None):
+        super().__init__(f"{failure_class}: {reason}")
+        self.failure_class = failure_class
+        self.reason = " ".join(reason.split())[:500] or str(failure_class)
+        delay = RETRY_AFTER.get(failure_class)
+        if retry_after is None and delay is not None:
+            retry_after = datetime.now(UTC).replace(microsecond=0) + delay
+        self.retry_after = retry_after if delay is not None else None
+
+    def __reduce__(self):
+        return Failed, (self.failure_class, self.reason, self.retry_after)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one manifest row; field for field the published columns.
+
+    ``key``, ``youtube_id``, ``time_start`` and ``time_end`` (seconds) are None for a malformed row.
+    ``retry_after`` is UTC and set only for transient classes.
+    """
+
+    key: str | None
+    manifest: str
+    row: int
+    youtube_id: str | None
+    time_start: float | None
+    time_end: float | None
+    label: str | None
+    split: str
+    outcome: str
+    excluded_for: str | None = None
+    failure_class: str | None = None
+    reason: str | None = None
+    retry_after: datetime | None = None
+    attempts: int = 0
+    yielded_to: str | None = None
+    generation: str | None = None

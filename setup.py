@@ -1,0 +1,53 @@
+"""Packaging of Quovadis; also what Beam's ``--setup_file`` builds on Dataflow workers."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="quovadis",
+    version="0.1.0",
+    description="From the Kinetics lists to a trained two-stream I3D",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["pipeline*", "trainer*"]),
+    include_package_data=True,
+    install_requires=[
+        "apache-beam>=2.77",
+        "av>=18.0",
+        "deno>=2.3",  # the JavaScript runtime that yt-dlp needs for YouTube
+        "ffmpeg-python>=0.2",
+        "fsspec>=2026.9",
+        "imageio-ffmpeg==0.8.1",  # its binary is the reference encoder: another makes other bytes
+        "numba>=0.68",
+        "numpy>=2.2",
+        "pyarrow==25.0.1",  # writes the index: another may make other bytes
+        "rich>=15.0",
+        "yt-dlp>=2026.10",
+        "yt-dlp-ejs>=0.8",
+    ],
+    extras_require={
+        "train": ["torch>=2.13", "tensorboard>=2.21"],
+        "gcp": ["apache-beam[gcp]>=2.77", "gcsfs>=2026.9"],
+        "s3": ["s3fs>=2026.9"],
+        "spark": ["pyspark>=3.5,<3.6"],  # Beam 2.77 has runners for Spark 3 only
+        "dev": [
+            "hypothesis>=6.170",
+            "matplotlib>=3.11",
+            "mypy>=2.4",
+            "opencv-contrib-python-headless>=5.0",  # the peer that flow is held against
+            "pytest>=9.2",
+            "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+            "torchvision>=0.28",
+            "webdataset>=1.0",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "quovadis-prepare=pipeline.__main__:main",
+            "quovadis-train=trainer.__main__:main",
+        ],
+    },
+)

@@ -1,0 +1,96 @@
+"""What the loader hands to the training loop, and how a network's input is described."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+STREAMS = ("rgb", "flow")
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network is fed: part of its configuration and of every checkpoint.
+
+    Raises:
+        ValueError: a setting that no clip can satisfy.
+    """
+
+    stream: str = "rgb"  # rgb | flow | both
+    frames: int = 64
+    stride: int = 1  # source frames from one frame to the next, at `rate`
+    short_side: int = 256  # pixels; the resize before the crop
+    crop: int = 224  # pixels, square
+    flip: bool = True  # mirror half of the training clips and negate u: off where left and right differ
+    rate: int = 25  # frames a second of the data set
+    flow_bound: float = 20.0  # pixels; flow is fed as v / flow_bound, in [-1, 1]
+
+    def __post_init__(self) -> None:
+        if self.stream not in (*STREAMS, "both"):
+            raise ValueError(f"there is no stream {self.stream!r}: choose rgb, flow or both")
+        if min(self.frames, self.stride, self.crop) < 1:
+            raise ValueError("frames, stride and crop must each be at least 1")
+        if self.crop > self.short_side:
+            raise ValueError(
+                f"a crop of {self.crop} pixels does not fit into a short side of {self.short_side}: "
+                "take a smaller --crop or a larger --short-side"
+            )
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams to be read: ("rgb",), ("flow",) or both."""
+        return STREAMS if self.stream == "both" else (self.stream,)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of one step, as bytes: a quarter of what floats would take on their way.
+
+    Shapes, with n clips (evaluation: n clips times `views`, the views of a clip side by side):
+        rgb: uint8 (n, 3, T, H, W) or None.
+        flow: uint8 (n, 2, T, H, W) luma as stored, 128 for zero, or None.
+        flow_scale: float32 (n, 2), by which u and v are multiplied: the resize, and -1 on a mirrored u.
+        target: int64 (n,), without views; -1 where there is no label.
+        weight: float32 (n,), without views; 0 for what must not count (removed, padding, undecodable).
+    """
+
+    epoch: int
+    step: int  # within the epoch, from 0
+    keys: tuple[str, ...]  # training: of the global batch, in order; evaluation: of this rank's n clips
+    rgb: Tensor | None
+    flow: Tensor | None
+    flow_scale: Tensor | None
+    target: Tensor
+    weight: Tensor
+    total_weight: float  # sum of the weights of the global batch, over all ranks
+    failures: tuple[str, ...] = ()  # one sentence for each clip that was replaced, its key first
+    views: int = 1
+
+    def inputs(self, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
+        """(rgb, flow) for the network: float32 on `device`, both in [-1, 1]; None for an absent stream."""
+        rgb = flow = None
+        if self.rgb is not None:
+            rgb = self.rgb.to(device, non_blocking=True).float().div_(127.5).sub_(1)
+        if self.flow is not None and self.flow_scale is not None:
+            scale = self.flow_scale.to(device, non_blocking=True)[:, :, None, None, None]
+            flow = self.flow.to(device, non_blocking=True).float().sub_(128).mul_(scale / 127).clamp_(-1, 1)
+        return rgb, flow
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """This batch in pieces of at most `size` clips, for gradient accumulation."""
+        for first in range(0, len(self.target), size):
+            clips = slice(first, first + size)
+            views = slice(first * self.views, (first + size) * self.views)
+            cut = {name: None if x is None else x[views] for name, x in self._pixels().items()}
+            yield replace(self, **cut, target=self.target[clips], weight=self.weight[clips])
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def _pixels(self) -> dict[str, Tensor | None]:
+        return {"rgb": self.rgb, "flow": self.flow, "flow_scale": self.flow_scale}

@@ -1,0 +1,96 @@
+"""Which sample stands where in training: a pure function of (seed, epoch, rows), and the one source of chance.
+
+Owns the order, its cutting into global batches and rank shares, and the keyed random numbers of the
+augmentation. The hash is splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+Generators", OOPSLA 2014) on 64-bit integers, so nothing depends on numpy's or a platform's generators.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+def keyed(*words: int) -> int:
+    """A 64-bit hash of integers, in order; the key from which a sample's random numbers are drawn."""
+    key = 0
+    for word in words:
+        key = _finalise(((key + _GAMMA) & _MASK) ^ (word & _MASK))
+    return key
+
+
+class Draws:
+    """A stream of random numbers that depends on its key alone (splitmix64 in counter mode).
+
+    Args:
+        words: integers that name the stream, such as (seed, epoch, row).
+    """
+
+    def __init__(self, *words: int):
+        self._state = keyed(*words)
+
+    def uniform(self) -> float:
+        """The next number, in [0, 1), a multiple of 2^-53."""
+        self._state = (self._state + _GAMMA) & _MASK
+        return (_finalise(self._state) >> 11) * 2.0**-53
+
+    def below(self, bound: int) -> int:
+        """The next integer in [0, bound); `bound` is at least 1."""
+        return min(int(self.uniform() * bound), bound - 1)
+
+
+def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """The permutation of an epoch: int64 (rows,), the row at each place.
+
+    The hash is one-to-one for a fixed (seed, epoch), so no two rows tie and any sort gives this order.
+    """
+    key = np.uint64((keyed(seed, epoch) + _GAMMA) & _MASK)
+    hashed = _finalise_array(np.arange(rows, dtype=np.uint64) ^ key)
+    return np.argsort(hashed, kind="stable").astype(np.int64)
+
+
+def steps_per_epoch(rows: int, batch: int) -> int:
+    """Whole global batches in an epoch; the rest of the order is left out (another rest every epoch).
+
+    Raises:
+        ValueError: there are fewer rows than one batch takes.
+    """
+    if batch < 1:
+        raise ValueError(f"a batch of {batch} clips is none: give a batch size of at least 1")
+    if rows < batch:
+        raise ValueError(f"{rows} clips do not fill one batch of {batch}: take a smaller batch size")
+    return rows // batch
+
+
+def global_batch(order: np.ndarray, step: int, batch: int) -> np.ndarray:
+    """The rows of one step over all ranks: int64 (batch,); `step` counts from the epoch's start."""
+    return order[step * batch : (step + 1) * batch]
+
+
+def share(indices: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The contiguous slice of `indices` that a rank takes; sizes differ by at most one."""
+    count = len(indices)
+    return indices[rank * count // world : (rank + 1) * count // world]
+
+
+def digest(keys: Sequence[str]) -> str:
+    """What metrics.jsonl records of a step's order: 16 hex digits of sha256 over the keys, newline-joined."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+
+
+def _finalise(value: int) -> int:
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _finalise_array(values: np.ndarray) -> np.ndarray:
+    """`_finalise` over uint64 (n,); numpy's unsigned arithmetic wraps as the mask does."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""A small web server on loopback that serves a folder and misbehaves on request; keeps a log of what was asked.
+"""A small web server on loopback: it serves a folder, misbehaves on request and logs what it was asked.
 
 Used by the demo and by the tests. It serves files with ranges; it knows nothing of videos.
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import socket
 import threading
 import time
 from collections import Counter
@@ -84,8 +83,8 @@ class Site:
 
     Args:
         folder: files to serve; nothing outside it is ever opened.
-        behaviours: path (with its leading slash) -> a `Behaviour`, or a sequence of them: one for each request
-            to that path in turn, the last for all that follow.
+        behaviours: path (with its leading slash) -> a `Behaviour`, or a sequence of them: one for each
+            request to that path in turn, the last for all that follow.
         host, port: where to listen; port 0 takes a free one.
 
     Attributes:
@@ -290,12 +289,10 @@ class _Handler(BaseHTTPRequestHandler):
             except OSError:
                 break
         self.close_connection = True
-        with_reset = self.connection
-        with_reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
 def _range(asked: str, size: int) -> tuple[int, int, int]:
-    """(status, start, stop) for a Range header; more than one range, or nonsense, is ignored as RFC 9110 allows."""
+    """(status, start, stop) for a Range header; several ranges, or nonsense, are ignored (RFC 9110, 14.2)."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", asked.strip())
     if not match or not (match[1] or match[2]):
         return 200, 0, size

@@ -1,0 +1,169 @@
+"""I3D: Inception-v1 inflated to three dimensions.
+
+J. Carreira, A. Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset", CVPR 2017,
+section 2.4 and figure 3; where the paper is silent, DeepMind's kinetics-i3d (i3d.py) decides.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.networks.layers import BatchNorm3d, Conv3dSame, Dropout, MaxPool3dSame, Triple
+from trainer.networks.registry import register
+
+MIXED = {  # 1x1; 1x1 then 3x3 (two numbers); the like again; after the pool
+    "3b": (64, 96, 128, 16, 32, 32),
+    "3c": (128, 128, 192, 32, 96, 64),
+    "4b": (192, 96, 208, 16, 48, 64),
+    "4c": (160, 112, 224, 24, 64, 64),
+    "4d": (128, 128, 256, 24, 64, 64),
+    "4e": (112, 144, 288, 32, 64, 64),
+    "4f": (256, 160, 320, 32, 128, 128),
+    "5b": (256, 160, 320, 32, 128, 128),
+    "5c": (384, 192, 384, 48, 128, 128),
+}
+"""Output channels of the branches of each Inception module."""
+
+SHORTEST = 9  # frames: fewer leave less than the two steps that the last pool takes
+
+
+class Norm:
+    """How a network normalises: makes the layer that follows a convolution of so many channels."""
+
+    def __init__(self, momentum: float, scale: bool):
+        self.momentum, self.scale = momentum, scale
+
+    def __call__(self, channels: int) -> nn.Module:
+        return BatchNorm3d(channels, eps=1e-3, momentum=self.momentum, scale=self.scale)
+
+
+class Unit(nn.Module):
+    """Convolution without bias, batch normalisation, ReLU."""
+
+    def __init__(
+        self, norm: Norm, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1)
+    ):
+        super().__init__()
+        self.conv = Conv3dSame(in_channels, out_channels, kernel, stride)
+        self.norm = norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)), inplace=True)
+
+
+class Mixed(nn.Module):
+    """An Inception module: four branches, concatenated. (N, C, T, H, W) -> (N, `channels`, T, H, W)."""
+
+    def __init__(self, norm: Norm, in_channels: int, widths: tuple[int, int, int, int, int, int]):
+        super().__init__()
+        one, before, after, before_small, after_small, pooled = widths
+        self.branch_0 = Unit(norm, in_channels, one, (1, 1, 1))
+        self.branch_1 = nn.Sequential(
+            Unit(norm, in_channels, before, (1, 1, 1)), Unit(norm, before, after, (3, 3, 3))
+        )
+        self.branch_2 = nn.Sequential(
+            Unit(norm, in_channels, before_small, (1, 1, 1)),
+            Unit(norm, before_small, after_small, (3, 3, 3)),
+        )
+        self.branch_3 = nn.Sequential(
+            MaxPool3dSame((3, 3, 3), (1, 1, 1)), Unit(norm, in_channels, pooled, (1, 1, 1))
+        )
+        self.channels = one + after + after_small + pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch_0(x), self.branch_1(x), self.branch_2(x), self.branch_3(x)], dim=1)
+
+
+class I3D(nn.Module):
+    """One tower of the Two-Stream Inflated 3D ConvNet.
+
+    Takes (N, `in_channels`, T, H, W) float in [-1, 1], 3 channels for RGB and 2 for flow, T >= 9 at 25 frames
+    a second; 224x224 as published, other crops by a last pool of (2, min(7, h), min(7, w)).
+    Published on Kinetics-400 (table 3 and the checkpoints' page): RGB 71.1, flow 63.4, joint 74.2 % top-1.
+    With 400 classes 12,689,984 parameters for RGB and 12,668,032 for flow; 7,280 more with `bn_scale`.
+
+    Args:
+        dropout: probability before the last layer (.5 in the published training).
+        bn_momentum: of the running statistics, in torch's sense: .001 is the published decay of .999. Short
+            trainings need more, for the statistics must move within them.
+        bn_scale: batch normalisation with a learned scale, which the published network has not and some
+            readers' checkpoints have.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        dropout: float = 0.5,
+        bn_momentum: float = 0.001,
+        bn_scale: bool = False,
+    ):
+        super().__init__()
+        norm = Norm(bn_momentum, bn_scale)
+        self.conv_1a = Unit(norm, in_channels, 64, (7, 7, 7), (2, 2, 2))
+        self.pool_2a = MaxPool3dSame((1, 3, 3), (1, 2, 2))
+        self.conv_2b = Unit(norm, 64, 64, (1, 1, 1))
+        self.conv_2c = Unit(norm, 64, 192, (3, 3, 3))
+        self.pool_3a = MaxPool3dSame((1, 3, 3), (1, 2, 2))
+        self.mixed_3b = Mixed(norm, 192, MIXED["3b"])
+        self.mixed_3c = Mixed(norm, self.mixed_3b.channels, MIXED["3c"])
+        self.pool_4a = MaxPool3dSame((3, 3, 3), (2, 2, 2))
+        self.mixed_4b = Mixed(norm, self.mixed_3c.channels, MIXED["4b"])
+        self.mixed_4c = Mixed(norm, self.mixed_4b.channels, MIXED["4c"])
+        self.mixed_4d = Mixed(norm, self.mixed_4c.channels, MIXED["4d"])
+        self.mixed_4e = Mixed(norm, self.mixed_4d.channels, MIXED["4e"])
+        self.mixed_4f = Mixed(norm, self.mixed_4e.channels, MIXED["4f"])
+        self.pool_5a = MaxPool3dSame((2, 2, 2), (2, 2, 2))
+        self.mixed_5b = Mixed(norm, self.mixed_4f.channels, MIXED["5b"])
+        self.mixed_5c = Mixed(norm, self.mixed_5b.channels, MIXED["5c"])
+        self.dropout = Dropout(dropout)
+        self.logits = nn.Conv3d(self.mixed_5c.channels, num_classes, 1)
+        self.apply(_initialise)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The last average pool: (N, C, T, H, W) -> (N, 1024, S, h, w), S = ceil(T / 8) - 1, 1x1 at 224."""
+        if x.shape[2] < SHORTEST:
+            raise ValueError(f"I3D needs at least {SHORTEST} frames, not {x.shape[2]}")
+        x = self.conv_2c(self.conv_2b(self.pool_2a(self.conv_1a(x))))
+        x = self.mixed_3c(self.mixed_3b(self.pool_3a(x)))
+        x = self.mixed_4d(self.mixed_4c(self.mixed_4b(self.pool_4a(x))))
+        x = self.mixed_4f(self.mixed_4e(x))
+        x = self.mixed_5c(self.mixed_5b(self.pool_5a(x)))
+        return F.avg_pool3d(x, (2, min(7, x.shape[3]), min(7, x.shape[4])), stride=1)
+
+    def logits_over_time(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, S, num_classes): 7 steps for 64 frames, 9 for 79, 31 for 250."""
+        return self.logits(self.dropout(self.pooled(x))).mean(dim=(3, 4)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> logits (N, num_classes), averaged over time before any softmax."""
+        return self.logits_over_time(x).mean(dim=1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, 1024): the last average pool, averaged over time and what space is left."""
+        return self.pooled(x).mean(dim=(2, 3, 4))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Sonnet 1's default: a normal of deviation 1/sqrt(fan in), cut at two deviations; biases zero."""
+    if isinstance(module, nn.Conv3d):
+        deviation = module.weight[0].numel() ** -0.5
+        nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@register(
+    "i3d",
+    streams=("both", "rgb", "flow"),
+    configuration="i3d",
+    sizes=(64, 224, 224),
+    accuracy={"rgb": 71.1, "flow": 63.4, "both": 74.2},
+    source="Carreira and Zisserman, CVPR 2017, arXiv:1705.07750; github.com/google-deepmind/kinetics-i3d",
+    two_towers=True,
+)
+def i3d(num_classes: int = 400, in_channels: int = 3, **options) -> I3D:
+    """One tower; Two-Stream I3D is one for each stream, trained separately, whose logits are added."""
+    return I3D(num_classes, in_channels, **options)

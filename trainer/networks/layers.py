@@ -1,0 +1,128 @@
+"""Layers that the published networks need and torch lacks: TensorFlow's SAME padding, batch normalisation
+without a scale, and a dropout whose masks depend on the sample and not on the machine that draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Triple = tuple[int, int, int]
+
+
+def same_padding(sizes: Sequence[int], kernel: Triple, stride: Triple) -> list[int]:
+    """The padding of TensorFlow's SAME, in `F.pad`'s order (last dimension first, front then end).
+
+    Of a dimension of `sizes` n, ceil(n / stride) outputs remain; half of the padding, rounded down, goes in
+    front, the rest to the end. Needs kernel >= stride. Source: tensorflow/core/framework/common_shape_fns.cc.
+    """
+    padding: list[int] = []
+    for size, k, s in zip(reversed(sizes), reversed(kernel), reversed(stride), strict=True):
+        total = ((size + s - 1) // s - 1) * s + k - size
+        padding += [total // 2, total - total // 2]
+    return padding
+
+
+class Conv3dSame(nn.Conv3d):
+    """A 3D convolution padded with zeros as TensorFlow's SAME. (N, C, T, H, W) -> (N, C', T/s, H/s, W/s)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1), bias=False
+    ):
+        # With stride 1 SAME is symmetric and needs no copy; with a larger one it depends on the size.
+        static = tuple(k // 2 for k in kernel) if stride == (1, 1, 1) else (0, 0, 0)
+        super().__init__(in_channels, out_channels, kernel, stride, padding=static, bias=bias)
+        self.kernel, self.steps = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.steps != (1, 1, 1):
+            x = F.pad(x, same_padding(x.shape[2:], self.kernel, self.steps))
+        return super().forward(x)
+
+
+class MaxPool3dSame(nn.Module):
+    """A 3D maximum pool padded as TensorFlow's SAME: what is outside never wins."""
+
+    def __init__(self, kernel: Triple, stride: Triple):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == (1, 1, 1):
+            return F.max_pool3d(x, self.kernel, 1, padding=[k // 2 for k in self.kernel])
+        padding = same_padding(x.shape[2:], self.kernel, self.stride)
+        return F.max_pool3d(F.pad(x, padding, value=float("-inf")), self.kernel, self.stride)
+
+    def extra_repr(self) -> str:
+        return f"kernel={self.kernel}, stride={self.stride}"
+
+
+class BatchNorm3d(nn.BatchNorm3d):
+    """Batch normalisation whose scale (gamma) may be fixed at one, as DeepMind's I3D has it.
+
+    Without a scale, `weight` is a constant that stands neither in `parameters()` nor in the state dict.
+    """
+
+    def __init__(self, channels: int, eps: float, momentum: float, scale: bool):
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.scale = scale
+        if not scale:
+            del self.weight
+            self.register_buffer("weight", torch.ones(channels), persistent=False)
+
+    def reset_parameters(self) -> None:
+        self.reset_running_stats()
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is a pure function of (`seeds`, position), for any device, rank and batch split.
+
+    `seeds` (N,) int64, one a sample of the next batch, is set by `seed_dropout`; while it is None, torch's
+    own generator draws.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.seeds: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        if self.seeds is None:
+            return F.dropout(x, self.probability)
+        keep = uniform(self.seeds.to(x.device), x[0].numel()) >= self.probability
+        return x * keep.view(x.shape) / (1 - self.probability)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability}"
+
+
+def seed_dropout(module: nn.Module, seeds: Tensor | None) -> None:
+    """Gives every `Dropout` in `module` its seeds (N,) int64, different for each layer."""
+    for number, layer in enumerate(m for m in module.modules() if isinstance(m, Dropout)):
+        layer.seeds = None if seeds is None else seeds + number
+
+
+def uniform(seeds: Tensor, count: int) -> Tensor:
+    """Numbers in [0, 1) of which row i depends on seeds[i] alone: (N,) int64 -> (N, count) float64.
+
+    A counter-based generator: the finaliser of MurmurHash3 (A. Appleby, public domain) over seed and counter.
+    """
+    counter = torch.arange(count, device=seeds.device, dtype=torch.int64)
+    rows = _mix(_mix(seeds & _WORD) ^ (seeds >> 32 & _WORD))
+    return _mix(rows[:, None] ^ _mix(counter + 1)).double() / 2**32
+
+
+_WORD = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A one-to-one scrambling of 32-bit words held in int64, whose products wrap."""
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _WORD
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _WORD
+    return x ^ (x >> 16)

@@ -1,0 +1,119 @@
+"""The work store: each stage's files and records by clip key; the only checkpoint there is.
+
+A path follows from (stage, hash of that stage's part of the recipe, key), fanned out by two hex digits,
+so the store is asked by key and never listed. A stage whose record is there and whole does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage import CHUNK, Storage
+
+KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
+"""What a key or id may look like: no dot (webdataset's grouping), and a tar header has 100 bytes a name."""
+
+_STAGE = re.compile(r"[a-z][a-z0-9-]{0,30}")
+_SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,12}){1,3}")
+_RECORD = ".record.json"
+_MAX_RECORD = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A whole file in the work store: path relative to its root, size in bytes, sha256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a record; `Stored(**record)` is the way back."""
+        return {"path": self.path, "size": self.size, "sha256": self.sha256}
+
+
+class WorkStore:
+    """Files and records of all stages under one root, shared by all workers.
+
+    Args:
+        root: a folder, a URL, or a `Storage`. Raises what `Storage` raises.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | Storage):
+        self.storage = root if isinstance(root, Storage) else Storage(root)
+
+    def __repr__(self) -> str:
+        return f"WorkStore({self.storage.url!r})"
+
+    def path(self, stage: str, stage_hash: str, key: str, suffix: str) -> str:
+        """``<stage>/<hash>/<hh>/<key><suffix>``; ValueError unless every part is a plain name.
+
+        `key` is a clip's key or a video's id; `suffix` begins with a dot.
+        """
+        if not _STAGE.fullmatch(stage) or not KEY.fullmatch(stage_hash):
+            raise ValueError(f"not a stage: {stage!r}, {stage_hash!r}")
+        if not KEY.fullmatch(key):
+            raise ValueError(f"not a plain name: {key[:100]!r}")
+        if not _SUFFIX.fullmatch(suffix):
+            raise ValueError(f"not a suffix: {suffix!r}")
+        fan = hashlib.sha256(key.encode()).hexdigest()[:2]
+        return f"{stage}/{stage_hash}/{fan}/{key}{suffix}"
+
+    def put_file(self, stage: str, stage_hash: str, key: str, suffix: str, local: Path) -> Stored:
+        """Copy a local file into the store, whole or not at all, hashing what is copied."""
+        path = self.path(stage, stage_hash, key, suffix)
+        digest, size = hashlib.sha256(), 0
+        with open(local, "rb") as source, self.storage.writer(path) as file:
+            while chunk := source.read(CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+        return Stored(path, size, digest.hexdigest())
+
+    def local_copy(self, stored: Stored, folder: Path) -> Path:
+        """The file as a local one: itself on local disk, else a copy in `folder`."""
+        local = self.storage.local(stored.path)
+        if local is not None:
+            return local
+        target = folder / stored.path.rsplit("/", 1)[1]
+        with self.storage.open(stored.path) as source, open(target, "wb") as file:
+            while chunk := source.read(CHUNK):
+                file.write(chunk)
+        return target
+
+    def write_record(self, stage: str, stage_hash: str, key: str, record: dict[str, Any]) -> None:
+        """What a stage says of a key, as canonical JSON; write it after the files it names.
+
+        Files are named under ``"files"``: name -> `Stored.as_dict()`.
+        """
+        self.storage.write(self.path(stage, stage_hash, key, _RECORD), canonical_json(record))
+
+    def read_record(self, stage: str, stage_hash: str, key: str) -> dict[str, Any] | None:
+        """The record, or None where there is none, it is damaged, or a file it names is not there whole."""
+        try:
+            data = self.storage.read_bytes(self.path(stage, stage_hash, key, _RECORD), _MAX_RECORD)
+            record = json.loads(data)
+            whole = isinstance(record, dict) and all(
+                self.has(Stored(**file)) for file in record.get("files", {}).values()
+            )
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            return None
+        return record if whole else None
+
+    def has(self, stored: Stored) -> bool:
+        """Whether the file is there with its size; its hash is checked by who copies it."""
+        try:
+            return self.storage.size(stored.path) == stored.size
+        except FileNotFoundError:
+            return False
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON whose bytes depend on the value only: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -84,13 +84,22 @@ class Batch:
         for first in range(0, len(self.target), size):
             clips = slice(first, first + size)
             views = slice(first * self.views, (first + size) * self.views)
-            cut = {name: None if x is None else x[views] for name, x in self._pixels().items()}
-            yield replace(self, **cut, target=self.target[clips], weight=self.weight[clips])
+            yield replace(
+                self,
+                rgb=None if self.rgb is None else self.rgb[views],
+                flow=None if self.flow is None else self.flow[views],
+                flow_scale=None if self.flow_scale is None else self.flow_scale[views],
+                target=self.target[clips],
+                weight=self.weight[clips],
+            )
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if isinstance(v, Tensor)})
-
-    def _pixels(self) -> dict[str, Tensor | None]:
-        return {"rgb": self.rgb, "flow": self.flow, "flow_scale": self.flow_scale}
+        return replace(
+            self,
+            rgb=None if self.rgb is None else self.rgb.pin_memory(),
+            flow=None if self.flow is None else self.flow.pin_memory(),
+            flow_scale=None if self.flow_scale is None else self.flow_scale.pin_memory(),
+            target=self.target.pin_memory(),
+            weight=self.weight.pin_memory(),
+        )

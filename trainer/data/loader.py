@@ -9,18 +9,36 @@ for batch in TrainBatches(rows, input, batch_size=6, seed=0, rank=rank, world=wo
 
 from __future__ import annotations
 
+import logging
+import signal
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from trainer.data import order
+from trainer.data.assembly import BatchStream, Evaluation, Job, Stopped, Training
 from trainer.data.batch import Batch, Input
-from trainer.data.rows import Rows
+from trainer.data.reading import ReadError
+from trainer.data.rows import Rows, RowsError, check_input
+
+__all__ = ["Batch", "EvaluationBatches", "Input", "ReadError", "RowsError", "TooManyFailures", "TrainBatches"]
+
+_LEAST = 100  # clips: with fewer seen, one failure says nothing of the share
+_log = logging.getLogger(__name__)
 
 
 class TooManyFailures(RuntimeError):
-    """More clips could not be decoded than the run allows; the message names the share and the first keys."""
+    """More clips could not be had than the run allows; the message says how many and which was the last."""
 
 
 class TrainBatches:
     """An endless run of batches from `start`, the same for every world size and number of workers.
+
+    A removed or unlabelled row keeps its place, with weight 0 and the pixels of another. A row that
+    cannot be decoded is replaced, pixels and target, by one drawn from (seed, epoch, row).
 
     Args:
         rows: of the training split; see `trainer.data.rows.open_rows`.
@@ -28,12 +46,20 @@ class TrainBatches:
         batch_size: clips in a step over all ranks.
         seed: of order and augmentation.
         rank, world: which contiguous share of each global batch is this process's.
-        workers: processes that read and decode; 0 does it in this one.
+        workers: processes that read and decode; 0 does it in this one. Each holds up to three of this
+            rank's batches in memory.
         start: (epoch, step within it) of the first batch.
         steps: batches to yield; None goes on for ever.
         pin: page-locked memory, for copies to a GPU.
         in_flight: reads under way at once in each worker.
         max_failures: share of undecodable clips over which `TooManyFailures` is raised.
+
+    Attributes:
+        steps_per_epoch: whole global batches in an epoch.
+
+    Raises:
+        RowsError: the rows cannot feed this input, batch size or world.
+        ReadError, TooManyFailures: while iterating.
     """
 
     def __init__(
@@ -52,22 +78,44 @@ class TrainBatches:
         in_flight: int = 8,
         max_failures: float = 0.01,
     ):
-        raise NotImplementedError
-
-    steps_per_epoch: int
+        check_input(rows, input)
+        if batch_size < world:
+            raise RowsError(
+                f"a batch of {batch_size} leaves some of {world} ranks idle: take a larger batch size"
+            )
+        usable = ~rows.removed & (rows.target >= 0)
+        if not usable.any():
+            raise RowsError(f"no {rows.split} clip has a label: there is nothing to train on")
+        try:
+            self.steps_per_epoch = order.steps_per_epoch(len(rows), batch_size)
+        except ValueError as error:
+            raise RowsError(str(error)) from None
+        self._jobs = _TrainingJobs(
+            rows, usable, seed, batch_size, rank, world, start, steps, self.steps_per_epoch
+        )
+        self._stream = BatchStream(self._jobs, Training(rows, input, seed, usable), in_flight)
+        self._workers, self._pin, self._max_failures = workers, pin, max_failures
 
     def __iter__(self) -> Iterator[Batch]:
-        raise NotImplementedError
+        return _watched(self._stream, self._workers, self._pin, self._max_failures)
 
 
 class EvaluationBatches:
     """Every labelled, present row exactly once over all ranks; each rank gets equally many batches.
 
-    Whole clips by default: clips of one length share a batch. Padding has weight 0.
+    Which clips share a batch does not depend on the world size. Whole clips by default: clips of one
+    length share a batch. Padding and what cannot be decoded have weight 0.
 
     Args:
+        rows, input, workers, pin, in_flight, max_failures: as in `TrainBatches`.
+        batch_size: clips in a batch of one rank.
+        rank, world: of the batches, every world-th is this process's.
         frames: None for whole clips, else frames of each of `clips` windows spread evenly (input.stride).
         clips, crops: views of a clip; crops 1 is the centre, 3 both ends of the long side too.
+
+    Raises:
+        RowsError: the rows cannot feed this input, or the views make no sense.
+        ReadError, TooManyFailures: while iterating.
     """
 
     def __init__(
@@ -86,10 +134,121 @@ class EvaluationBatches:
         in_flight: int = 8,
         max_failures: float = 0.01,
     ):
-        raise NotImplementedError
+        check_input(rows, input)
+        if clips < 1 or crops not in (1, 3) or (frames is None and clips != 1):
+            raise RowsError(f"{clips}x{crops} views are not possible: 1 clip when whole, and 1 or 3 crops")
+        self._jobs = _EvaluationJobs(rows, batch_size, rank, world, whole=frames is None)
+        self._stream = BatchStream(self._jobs, Evaluation(rows, input, frames, clips, crops), in_flight)
+        self._workers, self._pin, self._max_failures = workers, pin, max_failures
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self._jobs)
 
     def __iter__(self) -> Iterator[Batch]:
-        raise NotImplementedError
+        return _watched(self._stream, self._workers, self._pin, self._max_failures)
+
+
+class _TrainingJobs:
+    """(first, every) -> this rank's jobs first, first + every, ... counted from `start`."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        usable: np.ndarray,
+        seed: int,
+        batch: int,
+        rank: int,
+        world: int,
+        start: tuple[int, int],
+        steps: int | None,
+        steps_per_epoch: int,
+    ):
+        self._rows, self._usable = rows, usable
+        self._seed, self._batch, self._rank, self._world = seed, batch, rank, world
+        self._first = start[0] * steps_per_epoch + start[1]
+        self._end = None if steps is None else self._first + steps
+        self._steps_per_epoch = steps_per_epoch
+
+    def __call__(self, first: int, every: int) -> Iterator[Job]:
+        known, permutation = -1, np.empty(0, np.int64)
+        number = self._first + first
+        while self._end is None or number < self._end:
+            epoch, step = divmod(number, self._steps_per_epoch)
+            if epoch != known:
+                known, permutation = epoch, order.epoch_order(self._seed, epoch, len(self._rows))
+            batch = order.global_batch(permutation, step, self._batch)
+            mine = order.share(batch, self._rank, self._world)
+            yield Job(
+                epoch,
+                step,
+                mine,
+                self._usable[mine].astype(np.float32),
+                tuple(self._rows.keys.take(batch).to_pylist()),
+                float(self._usable[batch].sum()),
+            )
+            number += every
+
+
+class _EvaluationJobs:
+    """(first, every) -> this rank's jobs first, first + every, ...; the last ones padded with weight 0."""
+
+    def __init__(self, rows: Rows, batch: int, rank: int, world: int, whole: bool):
+        chosen = np.flatnonzero(~rows.removed & (rows.target >= 0))
+        if not len(chosen):
+            raise RowsError(f"no {rows.split} clip has a label: there is nothing to evaluate")
+        lengths = rows.frames[chosen] if whole else np.zeros(len(chosen), np.int32)
+        by_length = chosen[np.argsort(lengths, kind="stable")]
+        edges = np.flatnonzero(np.diff(np.sort(lengths, kind="stable"))) + 1
+        self._batches = [
+            group[i : i + batch] for group in np.split(by_length, edges) for i in range(0, len(group), batch)
+        ]
+        self._rows, self._rank, self._world = rows, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self._batches) // self._world)
+
+    def __call__(self, first: int, every: int) -> Iterator[Job]:
+        for step in range(first, len(self), every):
+            number = step * self._world + self._rank
+            padding = number >= len(self._batches)
+            mine = self._batches[-1 if padding else number]
+            weight = np.full(len(mine), 0 if padding else 1, np.float32)
+            keys = tuple(self._rows.keys.take(mine).to_pylist())
+            yield Job(0, step, mine, weight, keys, float(weight.sum()))
+
+
+def _watched(stream: BatchStream, workers: int, pin: bool, max_failures: float) -> Iterator[Batch]:
+    """The batches of a stream in order; failures are logged and counted on the way."""
+    loader: DataLoader = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else each start would draw from the generator that dropout uses
+    )
+    seen = failed = 0
+    for batch in loader:
+        if isinstance(batch, Stopped):
+            raise ReadError(batch.reason)
+        seen += len(batch.target)
+        failed += len(batch.failures)
+        for failure in batch.failures:
+            _log.warning("%s", failure)
+        if failed > max_failures * max(seen, _LEAST):
+            raise TooManyFailures(
+                f"{failed} of {seen} clips could not be had, more than {max_failures:.1%} "
+                f"(the last: {batch.failures[-1]}); run python -m pipeline verify on the data set"
+            )
+        yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(number: int) -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the main process's to answer; it ends its workers

@@ -1,4 +1,4 @@
-"""Which sample stands where in training: a pure function of (seed, epoch, rows), and the one source of chance.
+"""Which sample stands where: a pure function of (seed, epoch, rows), and the one source of chance.
 
 Owns the order, its cutting into global batches and rank shares, and the keyed random numbers of the
 augmentation. The hash is splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
@@ -15,6 +15,9 @@ import numpy as np
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 
+ORDER, AUGMENTATION, DROPOUT = 1, 2, 3
+"""First words of keys: what the numbers are for, so that no two uses share a stream."""
+
 
 def keyed(*words: int) -> int:
     """A 64-bit hash of integers, in order; the key from which a sample's random numbers are drawn."""
@@ -28,7 +31,7 @@ class Draws:
     """A stream of random numbers that depends on its key alone (splitmix64 in counter mode).
 
     Args:
-        words: integers that name the stream, such as (seed, epoch, row).
+        words: integers that name the stream, such as (AUGMENTATION, seed, epoch, row).
     """
 
     def __init__(self, *words: int):
@@ -49,7 +52,7 @@ def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
 
     The hash is one-to-one for a fixed (seed, epoch), so no two rows tie and any sort gives this order.
     """
-    key = np.uint64((keyed(seed, epoch) + _GAMMA) & _MASK)
+    key = np.uint64((keyed(ORDER, seed, epoch) + _GAMMA) & _MASK)
     hashed = _finalise_array(np.arange(rows, dtype=np.uint64) ^ key)
     return np.argsort(hashed, kind="stable").astype(np.int64)
 

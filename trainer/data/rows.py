@@ -1,4 +1,4 @@
-"""The rows that training or evaluation goes through: the indexes of one or more published data sets as columns."""
+"""The rows a run goes through: the indexes of one or more published data sets as columns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline import dataset
+from pipeline.dataset import Dataset, DatasetError
+from pipeline.storage import Failed
+from trainer.data.batch import Input
+
+MEDIA = {"rgb": "mp4", "flow": "flow.mp4"}
+"""Streams and the suffix of their members."""
 
 
 @dataclass(frozen=True)
@@ -57,4 +65,98 @@ def open_rows(
     Raises:
         RowsError: no such split or generation, no flow, or data sets that do not go together.
     """
-    raise NotImplementedError
+    try:
+        opened = [dataset.open(root) for root in roots]
+        pinned = (
+            [tuple(d.generations) for d in opened] if generations is None else list(map(tuple, generations))
+        )
+        tables = [d.index(split, g) for d, g in zip(opened, pinned, strict=True)]
+        for data in opened:
+            _check_shards(data, split)
+    except (DatasetError, Failed, ValueError) as error:
+        raise RowsError(str(error)) from None
+    _check_alike(opened)
+    shards = [(n, path) for n, d in enumerate(opened) for path, s in d.shards.items() if s.split == split]
+    places = {shard: place for place, shard in enumerate(shards)}
+    table = pa.concat_tables(tables)
+    if not len(table):
+        raise RowsError(f"{' and '.join(roots)} has no {split} clips: choose another --split or --data")
+    if "flow" in streams and table["flow_offset"].null_count:
+        raise RowsError(
+            f"{' and '.join(roots)} has clips without flow: prepare it with --flow tvl1, or use --stream rgb"
+        )
+    bounds = {_flow_bound(d) for d in opened}
+    return Rows(
+        roots=tuple(roots),
+        split=split,
+        classes=tuple(opened[0].classes),
+        generations=tuple(pinned),
+        rate=_rate(opened[0]),
+        flow_bound=bounds.pop(),
+        shards=tuple(shards),
+        keys=table["key"].combine_chunks(),
+        target=table["class_index"].fill_null(-1).to_numpy().astype(np.int64),
+        removed=table["removed"].to_numpy().astype(bool),
+        shard=np.concatenate([_numbers(t, n, places) for n, t in enumerate(tables)]),
+        frames=table["frames"].to_numpy(),
+        width=table["width"].to_numpy(),
+        height=table["height"].to_numpy(),
+        offsets={s: table[f"{s}_offset"].to_numpy().astype(np.int64) for s in streams},
+        sizes={s: table[f"{s}_size"].to_numpy().astype(np.int64) for s in streams},
+    )
+
+
+def check_input(rows: Rows, input: Input) -> None:
+    """Raise RowsError unless the rows hold what the network is to be fed."""
+    if missing := set(input.streams) - rows.offsets.keys():
+        raise RowsError(f"the rows were opened without {min(missing)}: open them with the input's streams")
+    if rows.rate != input.rate:
+        raise RowsError(
+            f"the data set has {rows.rate} frames a second and the network wants {input.rate}: "
+            "prepare one at that rate"
+        )
+    if "flow" in input.streams and rows.flow_bound != input.flow_bound:
+        raise RowsError(
+            f"the data set stores flow up to {rows.flow_bound} pixels and the network was made for "
+            f"{input.flow_bound:g}: set flow_bound to the data set's, or use a checkpoint trained with it"
+        )
+
+
+def _check_alike(opened: Sequence[Dataset]) -> None:
+    for data in opened[1:]:
+        for what, of in (("classes", lambda d: d.classes), ("rate", _rate), ("flow bound", _flow_bound)):
+            if of(data) != of(opened[0]):
+                raise RowsError(
+                    f"{opened[0].storage.url} and {data.storage.url} differ in their {what}: "
+                    "prepare them with the same recipe and --classes"
+                )
+
+
+def _check_shards(data: Dataset, split: str) -> None:
+    """A shard that is absent or cut short stops a run before it starts; on local disk this costs nothing."""
+    if not data.storage.is_local:
+        return
+    for path, shard in data.shards.items():
+        if shard.split != split:
+            continue
+        size = data.storage.size(path) if data.storage.exists(path) else None
+        if size != shard.size:
+            found = "is missing" if size is None else f"has {size} bytes instead of {shard.size}"
+            raise RowsError(f"{data.storage.where(path)} {found}: copy it again from where it was published")
+
+
+def _numbers(table: pa.Table, root: int, places: dict[tuple[int, str], int]) -> np.ndarray:
+    """int32 (rows,): each row's shard as a number."""
+    column = table["shard"].combine_chunks().dictionary_encode()
+    names = np.array([places[root, path] for path in column.dictionary.to_pylist()], np.int32)
+    return names[column.indices.to_numpy()] if len(table) else np.empty(0, np.int32)
+
+
+def _rate(data: Dataset) -> int:
+    return int(data.meta["recipe"].get("encode", {}).get("rate", 25))
+
+
+def _flow_bound(data: Dataset) -> float | None:
+    """Pixels; what a luma value of 127 above zero stands for."""
+    flow = data.meta["recipe"].get("flow")
+    return None if flow is None else float(flow.get("coding", {}).get("bound", dataset.FLOW_BOUND))

@@ -1,0 +1,97 @@
+"""Ranged reads of samples, many in flight: the bytes of the members that are trained on, nothing else.
+
+Knows where things lie, not what is in them. Clients of object stores are made by the process that reads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from pipeline.storage import Failed, Storage
+from trainer.data.rows import MEDIA, Rows
+
+_HEADER = 512  # bytes of a tar header, right before each payload
+_RETRY_AFTER = (0.5, 2.0, 8.0)  # seconds
+
+T = TypeVar("T")
+
+
+class SampleError(ValueError):
+    """The bytes at a row's place are not its sample's: counted, and another takes its place."""
+
+
+class ReadError(RuntimeError):
+    """The data cannot be reached, so that going on would train on something else; one sentence."""
+
+
+class Reader:
+    """Reads members of samples.
+
+    Args:
+        rows: where they lie.
+        streams: which members, of "rgb" and "flow"; both come in one read.
+    """
+
+    def __init__(self, rows: Rows, streams: tuple[str, ...]):
+        self._rows = rows
+        self._streams = streams
+        self._storages = [Storage(root) for root in rows.roots]
+
+    def read(self, row: int) -> dict[str, bytes]:
+        """The members of a row by stream.
+
+        Raises:
+            SampleError: the shard ends before them, or another sample lies there.
+            ReadError: the shard is absent, or the storage does not answer after several attempts.
+        """
+        rows = self._rows
+        root, path = rows.shards[rows.shard[row]]
+        places = {s: (int(rows.offsets[s][row]), int(rows.sizes[s][row])) for s in self._streams}
+        begin = min(offset for offset, _ in places.values()) - _HEADER
+        end = max(offset + size for offset, size in places.values())
+        if begin < 0:
+            raise SampleError("the index points before the shard's first member")
+        data = self._range(self._storages[root], path, begin, end - begin)
+        if len(data) != end - begin:
+            raise SampleError(f"{path} ends before it does")
+        for stream, (offset, _) in places.items():
+            name = data[offset - begin - _HEADER :][:100].split(b"\0", 1)[0]
+            if name != f"{rows.keys[row].as_py()}.{MEDIA[stream]}".encode():
+                found = name.decode("ascii", "replace")
+                raise SampleError(f"{path} has {found!r} at its place: the index is of another state")
+        return {s: data[offset - begin : offset - begin + size] for s, (offset, size) in places.items()}
+
+    @staticmethod
+    def _range(storage: Storage, path: str, offset: int, size: int) -> bytes:
+        for delay in (*_RETRY_AFTER, None):
+            try:
+                return storage.read_range(path, offset, size)
+            except FileNotFoundError:
+                raise ReadError(
+                    f"{storage.where(path)} is missing: bring it back, or prepare the data set again"
+                ) from None
+            except Failed as error:
+                if delay is None or storage.is_local:
+                    raise ReadError(error.reason) from None
+                time.sleep(delay)
+        raise AssertionError
+
+
+def ahead(
+    reader: Reader, wanted: Iterable[tuple[T, int]], in_flight: int
+) -> Generator[tuple[T, int, Future[dict[str, bytes]]]]:
+    """Go through (anything, row) pairs with the reads of the next `in_flight` rows under way."""
+    pending: deque[tuple[T, int, Future[dict[str, bytes]]]] = deque()
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="read")
+    try:
+        for item, row in wanted:
+            pending.append((item, row, pool.submit(reader.read, row)))
+            if len(pending) > in_flight:
+                yield pending.popleft()
+        yield from pending
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -22,7 +22,6 @@ setup(
         "numba>=0.68",
         "numpy>=2.2",
         "pyarrow==25.0.1",  # writes the index: another may make other bytes
-        "rich>=15.0",
         "yt-dlp>=2026.10",
         "yt-dlp-ejs>=0.8",
     ],

@@ -10,10 +10,11 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_STDERR_LIMIT = 64 * 1024
+_STDERR_LIMIT = 256 * 1024
 _running: set[int] = set()
 
 
@@ -27,7 +28,7 @@ class ChildOutputTooLarge(Exception):
 
 @dataclass(frozen=True)
 class Finished:
-    """A child that ended by itself: exit status, standard output, the last 64 KiB of standard error."""
+    """A child that ended by itself: exit status, standard output, the last 256 KiB of standard error."""
 
     returncode: int
     stdout: bytes
@@ -117,3 +118,35 @@ def kill_all() -> None:
     """Kill every child group now running: the last act of a worker whose parent died."""
     for pid in list(_running):
         kill_group(pid)
+
+
+def die_with(pid: int, every: float = 1.0) -> None:
+    """End this process and all its children soon after process `pid` of this machine is gone.
+
+    For workers: their launcher may be killed in a way that tells them nothing. `every` is in seconds.
+    """
+    born = _birth(pid)
+
+    def watch() -> None:
+        while born is not None and _birth(pid) == born:
+            time.sleep(every)
+        kill_all()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="die-with-launcher").start()
+
+
+def _birth(pid: int) -> str | None:
+    """A token that tells a process from a later one with the same number; None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state, *fields = file.read().rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]  # clock ticks at its start
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat"):
+            return None
+    try:
+        os.kill(pid, 0)  # no /proc here: all that can be known is whether the number is taken
+    except ProcessLookupError:
+        return None
+    return str(pid)

@@ -1,4 +1,4 @@
-"""Every parameter that changes bytes, and its hash by stage.
+"""Every parameter that changes bytes, its hash by stage, and the canary that proves a machine.
 
 A stage's files are keyed by the hash of its own part alone, so that another flow parameter fetches
 nothing and another encoder setting fetches nothing. No location, host or time stands in a recipe.
@@ -6,11 +6,23 @@ nothing and another encoder setting fetches nothing. No location, host or time s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import tempfile
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.flow.parameters import TVL1, FlowCoding
+from pipeline.outcome import Failed, FailureClass
+from pipeline.storage import AlreadyExists
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.work import WorkStore
 
 
 @dataclass(frozen=True)
@@ -63,3 +75,57 @@ def stage_hash(*parts: object) -> str:
     plain = [None if p is None else {"part": type(p).__name__, **asdict(p)} for p in parts]  # type: ignore[call-overload]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
+    """What this machine makes of a fixed second of video and a fixed pair of frames: sha256 by stage."""
+    import numpy as np
+
+    from pipeline import child, clip
+    from pipeline.flow import tvl1
+
+    frames = _canary_frames()
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
+        source, out = Path(folder) / "canary.mkv", Path(folder) / "canary.mp4"
+        height, width = frames.shape[1:]
+        child.run(
+            [ffmpeg, "-v", "error", "-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}"]
+            + ["-r", "30", "-i", "-", "-pix_fmt", "yuv420p", "-c:v", "ffv1", str(source)],
+            timeout=60,
+            stdin=[frames.tobytes()],
+        )
+        clip.cut(source, 0.5, 1.5, recipe.encode, out, ffmpeg=ffmpeg, timeout=60)
+        found["encode"] = hashlib.sha256(out.read_bytes()).hexdigest()
+    if recipe.flow is not None:
+        flow = tvl1(frames[0], frames[1], recipe.flow.solver)
+        found["flow"] = hashlib.sha256(np.ascontiguousarray(flow).tobytes()).hexdigest()
+    return found
+
+
+def check_canary(recipe: Recipe, ffmpeg: str, store: WorkStore) -> None:
+    """Compare this worker's canary with the campaign's; the first worker's becomes the campaign's.
+
+    Raises:
+        Failed: class environment, when this machine gives other bytes.
+    """
+    path = store.path("canary", stage_hash(recipe.encode, recipe.flow), "canary", ".json")
+    mine = canary(recipe, ffmpeg)
+    with contextlib.suppress(AlreadyExists):
+        store.storage.create(path, json.dumps(mine, sort_keys=True).encode())
+    first = json.loads(store.storage.read_bytes(path))
+    if other := [stage for stage in mine if mine[stage] != first.get(stage)]:
+        raise Failed(
+            FailureClass.ENVIRONMENT,
+            f"{os.uname().nodename} gives other bytes for {' and '.join(other)} than the first worker of this "
+            "data set; use machines of one kind with the same ffmpeg, or another --work and --output",
+        )
+
+
+def _canary_frames() -> np.ndarray:
+    """Two seconds of drifting texture at 30 fps, uint8 (60, 128, 160), made of integers only."""
+    import numpy as np
+
+    y, x, t = np.mgrid[0:128, 0:160, 0:60].transpose(0, 3, 1, 2)
+    texture = ((x + t) * (y + 2 * t) // 16 + 7 * (x + t) + 13 * y) % 200 + 20
+    return texture.astype(np.uint8)

@@ -1,0 +1,250 @@
+"""The commands of the pipeline: prepare, verify, report. Heavy imports happen inside the command called."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG_CALL = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 the job failed, 2 the call was wrong."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "prepare":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.beam = rest
+    try:
+        return arguments.run(arguments)
+    except Exception as error:
+        if arguments.debug:
+            raise
+        return _say(_sentence(error), EXIT_WRONG_CALL if _is_wrong_call(error) else EXIT_FAILED)
+
+
+def _stop(signum: int, frame: object) -> None:
+    """End now: what is done is in the work store, and local workers end with this process."""
+    os.write(2, b"\npipeline: stopped; nothing is lost, repeat the same command to go on.\n")
+    os._exit(EXIT_FAILED)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"pipeline: {sentence}", file=sys.stderr)
+    return code
+
+
+def _is_wrong_call(error: Exception) -> bool:
+    """Whether the person who called can mend it by calling differently."""
+    from pipeline.campaign import CallError
+    from pipeline.manifest import ManifestError
+    from pipeline.sources import SourceError
+
+    return isinstance(error, CallError | ManifestError | SourceError)
+
+
+def _sentence(error: Exception) -> str:
+    from pipeline.outcome import Failed
+
+    if isinstance(error, Failed):
+        return error.reason
+    text = str(error).strip()
+    if type(error).__module__.startswith("pipeline.") or isinstance(error, ValueError):
+        return text
+    last = text.splitlines()[-1] if text else ""
+    return f"the job failed unexpectedly ({type(error).__name__}: {last[:300]}); repeat it with --debug to see where."
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from pipeline import campaign, estimate, plan
+    from pipeline.outcome import READY
+    from pipeline.sources import FetchOptions
+
+    settings = campaign.Settings(
+        manifests=tuple(arguments.manifest),
+        output=arguments.output,
+        sources=tuple(arguments.source),
+        exclude=tuple(arguments.exclude),
+        flow=arguments.flow,
+        flow_device=arguments.flow_device,
+        plan=plan.PlanOptions(
+            arguments.unique, arguments.limit, arguments.shard_size, campaign.read_classes(arguments.classes)
+        ),
+        work=arguments.work,
+        keep_sources=arguments.keep_sources,
+        clean_work=arguments.clean_work,
+        retry=arguments.retry,
+        fetch=FetchOptions(
+            timeout=arguments.fetch_timeout,
+            attempts=arguments.attempts,
+            cookies=arguments.cookies,
+            proxy=arguments.proxy,
+            ytdlp=dict(arguments.yt_dlp),
+        ),
+        ffmpeg=arguments.ffmpeg,
+    )
+    if arguments.plan:
+        cost = estimate.estimate(
+            campaign.make_plan(settings), budget=arguments.budget, flow=settings.flow != "none"
+        )
+        print(json.dumps(cost) if arguments.json else estimate.text(cost))
+        return EXIT_DONE
+    if not arguments.debug:
+        logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    summary = campaign.run(settings, campaign.beam_options(arguments.beam))
+    print(json.dumps(vars(summary)) if arguments.json else campaign.text(summary, settings.output))
+    if not summary.counts.get(READY):
+        return _say(f"no clip is ready; the commonest cause: {summary.example}", EXIT_FAILED)
+    return EXIT_FAILED if arguments.strict and summary.failures else EXIT_DONE
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline.verify import verify
+
+    report = verify(arguments.root, sample=arguments.sample)
+    if arguments.json:
+        print(json.dumps({"breaches": report.breaches, "checked": report.checked}))
+    else:
+        for breach in report.breaches:
+            print(breach)
+        print("checked: " + ", ".join(f"{count} {what}" for what, count in report.checked.items()))
+    return EXIT_FAILED if report.breaches else EXIT_DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pipeline import report
+
+    print(report.write(arguments.root))
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description="From a Kinetics list to a data set."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_prepare(_command(commands, "prepare", _prepare, "download, trim, encode, flow, publish"))
+    verify = _command(commands, "verify", _verify, "check every promise of a published data set")
+    verify.add_argument("root", metavar="ROOT")
+    verify.add_argument(
+        "--sample", type=_fraction, default=1.0, metavar="FRACTION", help="share of clips decoded (default 1)"
+    )
+    report = _command(commands, "report", _report, "write ROOT/report/index.html")
+    report.add_argument("root", metavar="ROOT")
+    return parser
+
+
+def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print the answer as JSON")
+    command.add_argument("--debug", action="store_true", help="show logs and tracebacks")
+    return command
+
+
+def _add_prepare(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    command.epilog = (
+        "Every other option goes to Apache Beam (--runner ...); no runner named: local, on all cores."
+    )
+    add("--manifest", nargs="+", required=True, metavar="FILE", help="Kinetics lists (files or globs)")
+    add("--output", required=True, metavar="ROOT", help="where the data set is published")
+    add(
+        "--source",
+        nargs="+",
+        default=["youtube"],
+        metavar="SOURCE",
+        help="youtube, a URL template such as 'http://host/{youtube_id}.mp4', or dir:PATH; tried in order",
+    )
+    add("--flow", choices=["tvl1", "none"], default="tvl1", help="optical flow (default tvl1)")
+    add("--flow-device", choices=["cpu", "cuda"], default="cpu", help="what computes the flow (default cpu)")
+    add("--unique", choices=["video", "clip"], default="video", help="at most one clip a video, or all")
+    add("--exclude", nargs="+", default=[], metavar="FILE", help="lists whose videos must not be in train")
+    add(
+        "--classes", metavar="FILE", help="the label map, one class a line (default: the labels of the lists)"
+    )
+    add("--limit", type=_natural, metavar="N", help="only the first N valid rows")
+    add("--plan", action="store_true", help="say what it would cost, and stop")
+    add("--budget", type=_positive, default=300.0, metavar="VIDEOS_PER_HOUR", help="for --plan (default 300)")
+    add(
+        "--shard-size",
+        type=_natural,
+        default=512,
+        metavar="CLIPS",
+        help="clips a shard (default 512, about 1 GB)",
+    )
+    add("--work", metavar="DIR", help="the work store (default ROOT/work)")
+    add("--clean-work", action="store_true", help="delete the work store after publishing")
+    add(
+        "--keep-sources",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep fetched videos in the work store, so that no later change fetches again "
+        "(default: yes for what comes over a network)",
+    )
+    add(
+        "--retry",
+        choices=["transient", "all", "none"],
+        default="transient",
+        help="which failed rows to take up",
+    )
+    add("--strict", action="store_true", help="exit 1 if any clip failed")
+    add("--ffmpeg", metavar="PATH", help="another encoder than the pinned one, which is another recipe")
+    add("--cookies", metavar="FILE", help="cookies.txt for the site")
+    add("--proxy", metavar="URL", help="proxy for every request")
+    add("--fetch-timeout", type=_positive, default=300.0, metavar="SECONDS", help="a video (default 300)")
+    add("--attempts", type=_natural, default=3, metavar="N", help="tries a video in one run (default 3)")
+    add(
+        "--yt-dlp",
+        nargs="+",
+        default=[],
+        type=_option,
+        metavar="KEY=VALUE",
+        help="further options of yt-dlp by their Python names, values as JSON",
+    )
+
+
+def _natural(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = _positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 1")
+    return value
+
+
+def _option(text: str) -> tuple[str, object]:
+    name, sign, value = text.partition("=")
+    try:
+        if sign and name.isidentifier():
+            return name, json.loads(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not KEY=VALUE with a value in JSON, such as ratelimit=1000000"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""One run of `prepare` in the launching process: from manifests to the next published generation.
+
+Decides what is to do, guards that nobody else does it, runs the job and publishes. The work itself is
+`pipeline.stages`; the graph is `pipeline.prepare`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import clip, dataset, layout, manifest, packing, plan, progress, publish, shards, stages
+from pipeline.flow import device_class
+from pipeline.outcome import FAILED, RETRY_AFTER
+from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
+from pipeline.sources import FetchOptions, parse
+from pipeline.stages import Job
+from pipeline.storage import Busy, Storage
+from pipeline.work import WorkStore
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+VIDEOS_A_PART = 500
+
+
+class CampaignError(Exception):
+    """The campaign cannot start or go on: one sentence with the remedy."""
+
+
+class CallError(ValueError):
+    """The call makes no sense: one sentence with the remedy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked of `prepare`; see its ``--help`` for the meaning of each."""
+
+    manifests: tuple[str, ...]
+    output: str
+    sources: tuple[str, ...] = ("youtube",)
+    exclude: tuple[str, ...] = ()
+    flow: str = "tvl1"
+    flow_device: str = "cpu"
+    plan: plan.PlanOptions = field(default_factory=plan.PlanOptions)
+    work: str | None = None
+    keep_sources: bool | None = None  # None: what comes over a network is kept
+    clean_work: bool = False
+    retry: str = "transient"
+    fetch: FetchOptions = field(default_factory=FetchOptions)
+    ffmpeg: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to: rows by outcome over all generations, and the commonest failure."""
+
+    generation: str | None  # None: there was nothing left to do
+    counts: dict[str, int]
+    failures: dict[str, int]  # by class
+    example: str | None  # a reason of the commonest class
+
+
+def make_plan(settings: Settings) -> pa.Table:
+    """Read the manifests and decide what becomes of every row; touches no network and writes nothing."""
+    tables = [manifest.read(path) for path in manifest.expand(settings.manifests)]
+    exclude = [manifest.read(path) for path in manifest.expand(settings.exclude)]
+    return plan.make(tables, settings.plan, exclude)
+
+
+def read_classes(path: str | None) -> tuple[str, ...] | None:
+    """The label map of ``--classes``, one class a line; None without a file."""
+    if path is None:
+        return None
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CallError(f"{path} is not readable as a label map ({error}); give one class a line.") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names or len(set(names)) != len(names):
+        raise CallError(f"{path} is no label map: it needs distinct class names, one a line.")
+    return names
+
+
+def beam_options(flags: Sequence[str]) -> PipelineOptions:
+    """Beam's options from what is left of the command line; all cores where no runner is named.
+
+    Raises:
+        CallError: an option that neither we nor Beam know.
+    """
+    from apache_beam.options.pipeline_options import (
+        DirectOptions,
+        PipelineOptions,
+        StandardOptions,
+        _BeamArgumentParser,
+    )
+
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    unknown = parser.parse_known_args(list(flags))[1]
+    found = PipelineOptions(list(flags))
+    if found.view_as(StandardOptions).runner is None:
+        if unknown:
+            raise CallError(f"unknown option {unknown[0]}; see python -m pipeline prepare --help.")
+        if "direct_num_workers" not in found.get_all_options(drop_default=True):
+            found.view_as(DirectOptions).direct_num_workers = os.cpu_count() or 1
+    return found
+
+
+def make_recipe(settings: Settings, ffmpeg: str) -> Recipe:
+    """The recipe that these settings mean with this encoder."""
+    encoder = clip.encoder_version(ffmpeg)
+    flow = None
+    if settings.flow != "none":
+        flow = FlowRecipe(device=device_class(settings.flow_device), encoder=encoder)
+    return Recipe(FetchRecipe(), EncodeRecipe(encoder=encoder), flow)
+
+
+def run(settings: Settings, options: PipelineOptions) -> Summary:
+    """Prepare what is still to prepare, and publish it as the next generation.
+
+    Args:
+        settings: what the user asked for.
+        options: Beam's `PipelineOptions`.
+
+    Raises:
+        CampaignError, ManifestError, SourceError, Failed: one sentence each; nothing is half-published.
+    """
+    from pipeline import prepare
+
+    ffmpeg = clip.ffmpeg_binary(settings.ffmpeg)
+    recipe = make_recipe(settings, ffmpeg)
+    sources = [parse(spec) for spec in settings.sources]
+    keep = settings.keep_sources
+    root = Storage(settings.output)
+    store = WorkStore(settings.work or f"{root.url}/work")
+    planned = make_plan(settings)
+    with _only_campaign(store.storage):
+        table = _to_do(planned, recipe, settings, root)
+        if table is None:
+            return _summary(root, None)
+        generation = publish.next_generation(root)
+        job = Job(
+            output=root.url,
+            work=store.storage.url,
+            sources=settings.sources,
+            recipe=recipe,
+            fetch=replace(settings.fetch, recipe=recipe.fetch, ffmpeg=ffmpeg),
+            ffmpeg=ffmpeg,
+            generation=generation,
+            keep_sources=any(s.network for s in sources) if keep is None else keep,
+            launcher=os.getpid() if prepare.is_local(options) else None,
+        )
+        parts = _write_plan(table, generation, store)
+        _work(job, parts, table, options, store)
+        outcomes, packed = _parts(table, generation, store.storage)
+        publish.publish(
+            root,
+            plan=table,
+            outcomes=outcomes,
+            packed=packed,
+            recipe=recipe.as_dict(),
+            classes=plan.classes(planned),
+            generation=generation,
+        )
+    return _summary(root, generation)
+
+
+@contextlib.contextmanager
+def _only_campaign(work: Storage) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(work.lock("campaign.lock"))
+        except Busy:
+            raise CampaignError(
+                f"another prepare is at work in {work.url}; wait for it, or give another --output and --work."
+            ) from None
+        yield
+
+
+def _to_do(table: pa.Table, recipe: Recipe, settings: Settings, root: Storage) -> pa.Table | None:
+    """The rows that the next generation decides, with their shards; None when nothing is due."""
+    if publish.admit(root, recipe.as_dict(), plan.classes(table)) is None:
+        return table
+    outcomes = dataset.open(root).outcomes()
+    if not _same_lists(table, outcomes):
+        raise CampaignError(
+            f"{root.url} was made from other lists or with another choice of rows (--manifest, --exclude, "
+            "--unique, --limit); give the same ones, or another --output."
+        )
+    due = _due(outcomes, settings.retry)
+    return plan.only(table, due.to_numpy(), settings.plan.shard_size) if due.true_count else None
+
+
+def _same_lists(table: pa.Table, outcomes: pa.Table) -> bool:
+    """Whether the plan has the rows that were published, wherever the lists lie now."""
+    if table.num_rows != outcomes.num_rows:
+        return False
+    excluded = pc.equal(table["decision"], "excluded")
+    was_excluded = pc.and_(
+        pc.equal(outcomes["outcome"], "excluded"), pc.not_equal(outcomes["excluded_for"], "removed")
+    )
+    removed = pc.fill_null(pc.equal(outcomes["excluded_for"], "removed"), False)
+    same = pc.or_(pc.equal(excluded, pc.fill_null(was_excluded, False)), removed)
+    return pc.all(same, min_count=0).as_py() and all(
+        table[name].equals(outcomes[name].cast(table[name].type)) for name in ("row", "key", "label", "split")
+    )
+
+
+def _due(outcomes: pa.Table, retry: str) -> pa.BooleanArray:
+    """Which rows this run takes up again: failed ones, as `retry` says (transient, all or none)."""
+    failed = pc.equal(outcomes["outcome"], FAILED)
+    if retry == "transient":
+        transient = pc.is_in(outcomes["failure_class"], pa.array([str(c) for c in RETRY_AFTER]))
+        now = pa.scalar(datetime.now(UTC), outcomes["retry_after"].type)
+        arrived = pc.fill_null(pc.less_equal(outcomes["retry_after"], now), True)
+        chosen = pc.and_(failed, pc.and_(transient, arrived))
+    elif retry == "all":
+        chosen = pc.and_(failed, pc.not_equal(pc.fill_null(outcomes["failure_class"], ""), "manifest"))
+    else:
+        chosen = pc.and_(failed, False)
+    return chosen.combine_chunks()
+
+
+def _write_plan(table: pa.Table, generation: str, store: WorkStore) -> list[str]:
+    """Write the plan and its parts into the work store; the parts' paths."""
+    storage = store.storage
+    plan.write(table, storage, f"plan/{generation}.parquet")
+    videos = pc.count_distinct(table.filter(pc.equal(table["decision"], plan.PROCESS))["video"]).as_py()
+    count = min(1000, -(-videos // VIDEOS_A_PART))
+    paths = [f"plan/{generation}/{number:05d}.parquet" for number in range(count)]
+    for path, part in zip(paths, plan.parts(table, count) if count else (), strict=True):
+        plan.write(part, storage, path)
+    return paths
+
+
+def _work(
+    job: Job, parts: Sequence[str], table: pa.Table, options: PipelineOptions, store: WorkStore
+) -> None:
+    """Run the graph, with a display where it runs on this machine."""
+    from pipeline import prepare
+
+    if not parts:
+        return
+    stages.clear_stop(store, job.generation)
+    progress.clear(store.storage, job.generation)
+    clips = pc.sum(pc.equal(table["decision"], plan.PROCESS)).as_py()
+    show = (
+        contextlib.nullcontext()
+        if job.launcher is None
+        else progress.Display(store.storage, job.generation, clips)
+    )
+    try:
+        with show:
+            prepare.run(job, parts, options)
+    except Exception as error:
+        reason = stages.stop_reason(store, job.generation)
+        if reason is None:
+            raise
+        raise CampaignError(reason) from error
+
+
+def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Table], list[Any]]:
+    """What packing left in the work store: outcomes, and shards with their index rows."""
+    planned = table.filter(pc.equal(table["decision"], plan.PROCESS))
+    numbers = planned.group_by(["split", "shard"]).aggregate([]).to_pylist()
+    names = sorted((row["split"], row["shard"]) for row in numbers)
+    outcomes = [
+        layout.read_table(work, packing.outcome_part(split, generation, number), layout.OUTCOME_SCHEMA)
+        for split, number in names
+    ]
+    found = (shards.read_part(work, packing.index_part(s, generation, n)) for s, n in names)
+    return outcomes, [part for part in found if part is not None]
+
+
+def _summary(root: Storage, generation: str | None) -> Summary:
+    outcomes = dataset.open(root).outcomes()
+    failed = outcomes.filter(pc.equal(outcomes["outcome"], FAILED))
+    failures = Counter(failed["failure_class"].to_pylist())
+    example = None
+    if failures:
+        commonest = failures.most_common(1)[0][0]
+        example = failed.filter(pc.equal(failed["failure_class"], commonest))["reason"][0].as_py()
+    return Summary(generation, dict(Counter(outcomes["outcome"].to_pylist())), dict(failures), example)
+
+
+def text(summary: Summary, output: str) -> str:
+    """What a run came to, for a person."""
+    counts = ", ".join(f"{n} {name}" for name, n in sorted(summary.counts.items(), reverse=True)) or "no rows"
+    lines = [f"{output}: {counts}"]
+    if summary.failures:
+        causes = ", ".join(f"{n} {name}" for name, n in Counter(summary.failures).most_common())
+        lines.append(f"failed: {causes} (each with its reason in {output}/outcomes)")
+    if summary.generation is None:
+        lines.append("nothing is due: no row is left that may succeed now (see --retry)")
+    else:
+        lines.append(f"published as generation {summary.generation}")
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""The Beam graph of the main job: plan parts -> videos -> fetch, encode, flow -> group by shard -> pack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+
+from pipeline.stages import Job
+from pipeline.transforms import PackShards, ProcessVideos, ReadTasks
+
+
+def build(root: beam.Pipeline, job: Job, parts: Sequence[str]) -> beam.PCollection:
+    """Add the main job to `root`.
+
+    Args:
+        root: the pipeline to add to.
+        job: the campaign's settings.
+        parts: paths of the plan's parts in the work store; a few hundred at most, so the graph stays small.
+
+    Returns:
+        Paths of the packed parts in the work store, one a shard.
+    """
+    return (
+        root
+        | "Plan parts" >> beam.Create(parts)
+        | "Read tasks" >> ReadTasks(job.work)
+        | "Fetch, encode, flow" >> ProcessVideos(job)
+        | "Pack shards" >> PackShards(job)
+    )
+
+
+def run(job: Job, parts: Sequence[str], options: PipelineOptions) -> None:
+    """Run the main job to its end on the runner that `options` name; locally on all cores if none."""
+    with beam.Pipeline(runner=_runner(options), options=options) as root:
+        build(root, job, parts)
+
+
+def is_local(options: PipelineOptions) -> bool:
+    """Whether the job runs on this machine alone."""
+    return options.view_as(StandardOptions).runner is None
+
+
+def _runner(options: PipelineOptions):
+    if not is_local(options):
+        return None  # Beam takes the one that the options name
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    direct = options.view_as(DirectOptions)
+    direct.direct_running_mode = "multi_processing"
+    return FnApiRunner()

@@ -1,0 +1,316 @@
+"""The stages of one source video: fetch, then encode and flow of each clip wanted from it.
+
+Each stage leaves a file in the work store and a record beside it; a stage whose record is there does
+nothing. What became of a clip is a record too, so a job that was killed never repeats what it knows.
+Knows nothing of Beam.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import clip, fetch, plan, sources
+from pipeline.flow import coding, tvl1_pairs
+from pipeline.manifest import Clip
+from pipeline.outcome import FAILED, READY, Failed, FailureClass
+from pipeline.recipe import FlowRecipe, Recipe, stage_hash
+from pipeline.sources import Fetched, FetchOptions, Piece, Video
+from pipeline.storage import Storage
+from pipeline.work import Stored, WorkStore
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know; travels to every worker, so it holds plain values only."""
+
+    output: str  # ROOT
+    work: str
+    sources: tuple[str, ...]
+    recipe: Recipe
+    fetch: FetchOptions
+    ffmpeg: str
+    generation: str
+    keep_sources: bool
+    launcher: int | None = None  # process id that local workers must not outlive
+    encode_timeout: float = 300.0  # seconds a clip: 200 times what a clip takes, so only a hang meets it
+
+    @property
+    def clip_hash(self) -> str:
+        """Names the last stage: all that decides a clip's bytes."""
+        return stage_hash(self.recipe.fetch, self.recipe.encode, self.recipe.flow)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One source video with the clips wanted from it, and where the plan puts each of them."""
+
+    video: Video
+    shards: tuple[int, ...]  # number within the clip's split
+    class_indices: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What became of one clip: its members in the work store, or why there are none."""
+
+    clip: Clip
+    shard: int
+    class_index: int | None
+    outcome: str
+    files: dict[str, dict]  # "mp4" and "flow.mp4" -> path, size, sha256
+    meta: dict
+    failure_class: str | None = None
+    reason: str | None = None
+    retry_after: str | None = None  # ISO 8601, UTC
+    attempts: int = 0
+
+
+def read_tasks(part: str, work: str) -> Iterator[Task]:
+    """The tasks of one part of the plan, which has all clips of a video side by side."""
+    rows = plan.read(Storage(work), part).to_pylist()
+    for video, group in itertools.groupby(rows, key=lambda row: row["video"]):
+        found = list(group)
+        clips = tuple(Clip(**{name: row[name] for name in Clip.__dataclass_fields__}) for row in found)
+        yield Task(
+            Video(video, clips),
+            tuple(row["shard"] for row in found),
+            tuple(row["class_index"] for row in found),
+        )
+
+
+def process(task: Task, job: Job, store: WorkStore) -> Iterator[ClipResult]:
+    """Bring every clip of a video to its outcome, from whatever stage an earlier run reached.
+
+    Args:
+        task: one source video with all the clips wanted from it.
+        job: the campaign's settings.
+        store: the work store.
+
+    Yields:
+        One result a clip, in the order of the task's clips.
+
+    Raises:
+        Failed: only with a class that is the machine's and not the clip's (environment, storage);
+            the job must stop then.
+    """
+    video = task.video
+    records = {c.key: _known(store, job, c) for c in video.clips}
+    pending = tuple(c for c in video.clips if records[c.key] is None)
+    if pending:
+        with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
+            scratch = Path(folder)
+            try:
+                fetched = _fetch(replace(video, clips=pending), job, store, scratch)
+            except Failed as failure:
+                fetched = Fetched({c.key: failure for c in pending}, requests=0, whole=False, tool="")
+            for wanted in pending:
+                piece = fetched.pieces[wanted.key]
+                try:
+                    if isinstance(piece, Failed):
+                        raise piece
+                    record = _make(wanted, piece, job, store, scratch)
+                except Failed as failure:
+                    if failure.failure_class in (FailureClass.ENVIRONMENT, FailureClass.STORAGE):
+                        raise
+                    record = _failure_record(failure, fetched.attempts)
+                record["generation"] = job.generation
+                store.write_record("clip", job.clip_hash, wanted.key, record)
+                records[wanted.key] = record
+        if not job.keep_sources:
+            forget_source(video, job, store)
+    for wanted, shard, class_index in zip(video.clips, task.shards, task.class_indices, strict=True):
+        yield _result(wanted, shard, class_index, records[wanted.key] or {})
+
+
+@contextlib.contextmanager
+def stop_on_failure(store: WorkStore, job: Job) -> Iterator[None]:
+    """Leave the sentence of a failure that is the machine's where the launching process finds it."""
+    try:
+        yield
+    except Failed as failure:
+        with contextlib.suppress(Failed):  # the store itself may be what failed
+            store.write_record("stop", job.generation, "reason", {"reason": failure.reason})
+        raise
+
+
+def stop_reason(store: WorkStore, generation: str) -> str | None:
+    """The sentence that `stop_on_failure` left, if any."""
+    record = store.read_record("stop", generation, "reason")
+    return record["reason"] if record else None
+
+
+def clear_stop(store: WorkStore, generation: str) -> None:
+    """Forget the sentence of an earlier run."""
+    store.write_record("stop", generation, "reason", {"reason": None})
+
+
+def _known(store: WorkStore, job: Job, wanted: Clip) -> dict | None:
+    """The clip's record where it still answers the question; a failure answers within its generation."""
+    record = store.read_record("clip", job.clip_hash, wanted.key)
+    if record and record["outcome"] == FAILED and record["generation"] != job.generation:
+        return None
+    return record
+
+
+def _fetch(video: Video, job: Job, store: WorkStore, scratch: Path) -> Fetched:
+    """The pieces of `video`: kept ones from the work store, the others from the sources, then kept."""
+    chosen = tuple(sources.parse(spec) for spec in job.sources)
+    if not any(source.network for source in chosen):
+        return fetch.fetch(video, chosen, scratch, job.fetch)
+    kept = kept_pieces(video, job, store, scratch)
+    missing = tuple(c for c in video.clips if c.key not in kept)
+    if not missing:
+        return Fetched(kept, requests=0, whole=False, tool="")
+    fetched = fetch.fetch(replace(video, clips=missing), chosen, scratch, job.fetch)
+    _keep(video, fetched, job, store)
+    return replace(fetched, pieces=kept | fetched.pieces)
+
+
+def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path) -> dict:
+    """Encode and flow of one clip out of its piece; the record of the clip that is ready."""
+    recipe = job.recipe
+    video_file = scratch / f"{wanted.key}.mp4"
+    cut = clip.cut(
+        piece.path,
+        piece.start,
+        piece.end,
+        recipe.encode,
+        video_file,
+        ffmpeg=job.ffmpeg,
+        timeout=job.encode_timeout,
+    )
+    encode_hash = stage_hash(recipe.fetch, recipe.encode)
+    files = {"mp4": store.put_file("encode", encode_hash, wanted.key, ".mp4", video_file).as_dict()}
+    meta = {
+        "key": wanted.key,
+        "frames": cut.frames,
+        "frames_wanted": cut.wanted,
+        "note": cut.note,
+        "width": cut.width,
+        "height": cut.height,
+        "source": {"kind": piece.kind, **asdict(cut.source)},
+    }
+    if recipe.flow is not None:
+        flow_file = scratch / f"{wanted.key}.flow.mp4"
+        saturation = write_flow(clip.gray(cut.planes), cut.frames, recipe.flow, flow_file, job)
+        files["flow.mp4"] = store.put_file(
+            "flow", job.clip_hash, wanted.key, ".flow.mp4", flow_file
+        ).as_dict()
+        meta["flow"] = {
+            "bound": recipe.flow.coding.bound,
+            "saturation": saturation,
+            "tvl1": asdict(recipe.flow.solver),
+        }
+        flow_file.unlink()
+    video_file.unlink()
+    return {"outcome": READY, "files": files, "meta": meta, "attempts": 1}
+
+
+def write_flow(gray: np.ndarray, frames: int, recipe: FlowRecipe, out: Path, job: Job) -> float:
+    """Solve and store the flow of `gray`, uint8 (frames or frames + 1, H, W), as the video `out`.
+
+    Returns:
+        The share of flow values beyond the bound, in [0, 1]. The last flow is repeated where the
+        source has no frame after the clip's last.
+    """
+    saturated: list[float] = []
+
+    def flows() -> Iterator[np.ndarray]:
+        last = np.zeros((*gray.shape[1:], 2), np.float32)
+        for last in tvl1_pairs(gray, recipe.solver):
+            saturated.append(coding.saturation(last, recipe.coding))
+            yield last
+        for _ in range(frames - len(saturated)):
+            saturated.append(saturated[-1] if saturated else 0.0)
+            yield last
+
+    coding.encode(flows(), out, recipe.coding, ffmpeg=job.ffmpeg, timeout=job.encode_timeout)
+    return round(float(np.mean(saturated)), 6)
+
+
+def kept_pieces(video: Video, job: Job, store: WorkStore, scratch: Path) -> dict[str, Piece | Failed]:
+    """What an earlier run fetched of `video`, by clip key, as local files; and how the rest failed."""
+    record = _source_record(video, job, store)
+    found: dict[str, Piece | Failed] = {}
+    for key, piece in record["pieces"].items():
+        if "failure_class" in piece:
+            if piece["generation"] == job.generation:
+                found[key] = _failure(piece)
+        elif piece["file"] in record["files"]:
+            local = store.local_copy(Stored(**record["files"][piece["file"]]), scratch)
+            found[key] = Piece(local, piece["start"], piece["end"], piece["kind"], piece["trimmed"])
+    return found
+
+
+def _source_record(video: Video, job: Job, store: WorkStore) -> dict:
+    record = store.read_record("source", stage_hash(job.recipe.fetch), video.youtube_id)
+    return record or {"files": {}, "pieces": {}}
+
+
+def _keep(video: Video, fetched: Fetched, job: Job, store: WorkStore) -> None:
+    fetch_hash = stage_hash(job.recipe.fetch)
+    record = _source_record(video, job, store)
+    names: dict[Path, str] = {}
+    for key, piece in fetched.pieces.items():
+        if isinstance(piece, Failed):
+            record["pieces"][key] = {**_failure_record(piece, fetched.attempts), "generation": job.generation}
+            continue
+        if piece.path not in names:
+            names[piece.path] = name = video.youtube_id if fetched.whole else key
+            stored = store.put_file("source", fetch_hash, name, piece.path.suffix, piece.path)
+            record["files"][name] = stored.as_dict()
+        record["pieces"][key] = {
+            "file": names[piece.path],
+            "start": piece.start,
+            "end": piece.end,
+            "kind": piece.kind,
+            "trimmed": piece.trimmed,
+        }
+    store.write_record("source", fetch_hash, video.youtube_id, record)
+
+
+def forget_source(video: Video, job: Job, store: WorkStore) -> None:
+    """Delete the kept source of `video`, once its clips are made and nobody wants it kept."""
+    record = _source_record(video, job, store)
+    if record["files"]:
+        store.write_record("source", stage_hash(job.recipe.fetch), video.youtube_id, {**record, "files": {}})
+        for file in record["files"].values():
+            store.storage.delete(file["path"])
+
+
+def _failure_record(failure: Failed, attempts: int) -> dict:
+    return {
+        "outcome": FAILED,
+        "failure_class": str(failure.failure_class),
+        "reason": failure.reason,
+        "retry_after": failure.retry_after.isoformat() if failure.retry_after else None,
+        "attempts": attempts,
+    }
+
+
+def _failure(record: dict) -> Failed:
+    due = record["retry_after"] and datetime.fromisoformat(record["retry_after"])
+    return Failed(FailureClass(record["failure_class"]), record["reason"], due)
+
+
+def _result(wanted: Clip, shard: int, class_index: int | None, record: dict) -> ClipResult:
+    return ClipResult(
+        clip=wanted,
+        shard=shard,
+        class_index=class_index,
+        outcome=record["outcome"],
+        files=record.get("files", {}),
+        meta=record.get("meta", {}),
+        failure_class=record.get("failure_class"),
+        reason=record.get("reason"),
+        retry_after=record.get("retry_after"),
+        attempts=record.get("attempts", 0),
+    )

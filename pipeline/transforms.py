@@ -1,0 +1,79 @@
+"""The PTransforms of the main job: thin wrappers round plain functions, which are tested without Beam.
+
+Elements carry ids, paths, sizes and hashes; never media.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from pipeline import child, packing, stages
+from pipeline.progress import Tally
+from pipeline.recipe import check_canary
+from pipeline.stages import ClipResult, Job, Task
+from pipeline.work import WorkStore
+
+Shard = tuple[str, int]  # split and number
+
+
+@dataclass(frozen=True)
+class ReadTasks(beam.PTransform):
+    """Paths of plan parts -> `stages.Task`: source videos with the clips wanted from each."""
+
+    work: str
+
+    def expand(self, paths):
+        return paths | beam.FlatMap(stages.read_tasks, self.work) | beam.Reshuffle()
+
+
+@dataclass(frozen=True)
+class ProcessVideos(beam.PTransform):
+    """`stages.Task` -> `(shard, result)`: fetch, encode and flow fused, no barrier between them."""
+
+    job: Job
+
+    def expand(self, tasks):
+        return tasks | beam.ParDo(_Process(self.job))
+
+
+@dataclass(frozen=True)
+class PackShards(beam.PTransform):
+    """`(shard, result)` -> paths of the parts that publishing reads: one shard, index and outcomes each."""
+
+    job: Job
+
+    def expand(self, results):
+        return results | beam.GroupByKey() | beam.MapTuple(packing.pack_shard, job=self.job)
+
+
+class _Process(beam.DoFn):
+    """Runs `stages.process` in a worker that has proven its canary and dies with its launcher."""
+
+    def __init__(self, job: Job):
+        self._job = job
+
+    def setup(self) -> None:
+        self._store = WorkStore(self._job.work)
+        self._tally = None
+        if self._job.launcher is not None:
+            child.die_with(self._job.launcher)
+            self._tally = Tally(self._store.storage, self._job.generation)
+        with stages.stop_on_failure(self._store, self._job):
+            check_canary(self._job.recipe, self._job.ffmpeg, self._store)
+
+    def finish_bundle(self) -> None:
+        if self._tally:
+            self._tally.flush()
+
+    def process(self, task: Task) -> Iterator[tuple[Shard, ClipResult]]:
+        with stages.stop_on_failure(self._store, self._job):
+            for result in stages.process(task, self._job, self._store):
+                name = result.failure_class or result.outcome
+                Metrics.counter("clips", name).inc()
+                if self._tally:
+                    self._tally.count(name)
+                yield (result.clip.split, result.shard), result

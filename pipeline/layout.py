@@ -141,7 +141,7 @@ def read_meta(storage: Storage) -> dict[str, Any] | None:
         return None
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where} is not JSON: {error}") from None
-    problem = _problem_with(meta)
+    problem = problem_with(meta)
     if problem:
         raise DatasetError(f"{where}: {problem}")
     return meta
@@ -185,7 +185,8 @@ def write_table(storage: Storage, path: str, table: pa.Table) -> None:
     storage.write(path, buffer.getvalue())
 
 
-def _problem_with(meta: Any) -> str | None:
+def problem_with(meta: Any) -> str | None:
+    """What is not sane in a dataset.json, None where all is."""
     if not isinstance(meta, dict):
         return "not an object"
     if (found := meta.get("format")) != FORMAT:

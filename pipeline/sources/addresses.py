@@ -1,0 +1,146 @@
+"""Which addresses a fetch may speak to, and how many requests it made: a guard over this process's sockets.
+
+The guard is an audit hook, so it sees every connection that Python code makes, redirects included, whichever
+library makes it. It cannot see ffmpeg's own connections: those are checked by name before ffmpeg starts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import sys
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from pipeline.outcome import Failed, FailureClass
+
+MAX_HOPS = 10
+"""Requests that one address may lead to by redirection."""
+
+_REQUEST_LINE = re.compile(rb"[A-Z]{3,8} \S")
+_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks4": 1080, "socks4a": 1080}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Refused(Exception):
+    """A connection that the guard did not let through."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is of the open internet; one that embeds an IPv4 address counts as that."""
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip.sixtofour is not None:
+            ip = ip.sixtofour
+        elif ip in _NAT64:
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.is_global and not ip.is_multicast
+
+
+def host_and_port(url: str) -> tuple[str, int] | None:
+    """The host and port that `url` names, or None where it names none."""
+    parts = urlsplit(url if "//" in url else f"http://{url}")
+    try:
+        port = parts.port or _PORTS.get(parts.scheme.lower())
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname and port else None
+
+
+class Guard:
+    """Refuses private addresses other than the ones the user named; counts requests and redirections.
+
+    Attributes:
+        refused: why the last connection was refused, or None.
+        looped: whether one address led to more than `MAX_HOPS` requests.
+        requests: HTTP requests sent by this process since `begin`.
+    """
+
+    def __init__(self) -> None:
+        self.refused: str | None = None
+        self.looped = False
+        self.requests = 0
+        self._hops = 0
+        self._trusted: set[tuple[str, int]] = set()
+        self._proxied = False
+        self._active = False
+
+    def install(self) -> None:
+        """Watch this process from now on; it cannot be undone."""
+        sys.addaudithook(self._hook)
+
+    def begin(self, named: Iterable[str], proxy: str | None) -> None:
+        """Start a fetch: the hosts of the URLs in `named`, and of the proxies, may be private."""
+        self._active = False
+        proxies = [proxy] if proxy else [url for name, url in getproxies().items() if name != "no"]
+        self._proxied = bool(proxies)
+        self._trusted = set()
+        for url in (*named, *proxies):
+            place = host_and_port(url)
+            if place is not None:
+                self._trusted.update((address, place[1]) for address in _resolve(*place))
+        self.refused, self.looped, self.requests, self._hops = None, False, 0, 0
+        self._active = True
+
+    def new_address(self) -> None:
+        """The next request is not a redirection of the one before."""
+        self._hops = 0
+
+    def check_url(self, url: str) -> None:
+        """Raise `Failed` (unsafe, or network where its name has no address) unless `url` may be asked for."""
+        parts, place = urlsplit(url), host_and_port(url)
+        if parts.scheme.lower() not in ("http", "https") or place is None:
+            raise Failed(FailureClass.UNSAFE, f"The video refers to {url[:200]!r}, which is not fetched.")
+        if self._proxied:
+            return
+        addresses = _resolve(*place)
+        if not addresses:
+            raise Failed(FailureClass.NETWORK, f"The name {place[0]!r} has no address.")
+        for address in addresses:
+            if not self._allows(address, place[1]):
+                raise Failed(
+                    FailureClass.UNSAFE, f"The video is at the private address {address}:{place[1]}."
+                )
+
+    def _allows(self, address: str, port: int) -> bool:
+        try:
+            return is_public(address) or (address, port) in self._trusted
+        except ValueError:
+            return False
+
+    def _hook(self, event: str, arguments: tuple) -> None:
+        if not self._active:
+            return
+        if event == "socket.connect":
+            self._on_connect(arguments[1])
+        elif event == "http.client.send":
+            self._on_send(arguments[1])
+
+    def _on_connect(self, address: object) -> None:
+        if not isinstance(address, tuple):
+            return  # a local socket: no URL leads there
+        host, port = str(address[0]), int(address[1])
+        for number in _resolve(host, port):  # itself where it is a number already
+            if not self._allows(number, port):
+                self.refused = f"A redirect or reference leads to the private address {number}:{port}."
+                raise Refused(self.refused)
+
+    def _on_send(self, data: object) -> None:
+        if not isinstance(data, bytes | bytearray) or not _REQUEST_LINE.match(data):
+            return
+        self._hops += 1
+        if self._hops > MAX_HOPS:
+            self.looped = True
+            raise Refused(f"redirect loop: given up after {MAX_HOPS} redirections")
+        self.requests += 1
+
+
+def _resolve(host: str, port: int) -> set[str]:
+    try:
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return set()

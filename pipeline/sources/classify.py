@@ -1,0 +1,240 @@
+"""What a failure of yt-dlp or of ffmpeg means: exception or stderr -> `Failed` with its class.
+
+The one place where a site's sentences are read. The table follows yt-dlp 2026.10; more specific sentences
+come before more general ones, since "Sign in" and "Video unavailable" begin many of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+from pipeline.outcome import Failed, FailureClass
+
+LONGEST_WAIT = timedelta(days=30)
+"""A site that names a later time than this is not believed."""
+
+
+class FailedForNow(Failed):
+    """A failure of the network not to be repeated in this run: a redirect loop, or the site said when."""
+
+
+_SENTENCES: tuple[tuple[FailureClass, str], ...] = (
+    (FailureClass.BLOCKED, r"confirm you're not a bot|captcha|ip is likely being blocked"),
+    (FailureClass.AGE, r"confirm your age|age.restricted|inappropriate for some users"),
+    (
+        FailureClass.GEO,
+        r"available in your (country|region|location)|available from your (location|country)|"
+        r"blocked it in your country|geo.?restrict",
+    ),
+    (
+        FailureClass.GONE,
+        r"private video|video is private|removed by the u(ploader|ser)|has been removed|been terminated|"
+        r"(closed|deleted) their youtube account|violati(ng|on of) youtube's|drm protect|copyright claim|"
+        r"blocked it on copyright grounds|no longer exists|does not exist",
+    ),
+    (FailureClass.RATE, r"isn't available,? (please )?try again later|rate.?limited|too many requests"),
+    (
+        FailureClass.ENVIRONMENT,
+        r"no supported javascript runtime|failed to extract any player response|"
+        r"ffmpeg could not be found|ffmpeg is not installed|failed to load cookies|"
+        r"certificate.verify.failed|update yt-dlp|yt-dlp -u\b.*outdated",
+    ),
+    (
+        FailureClass.REFUSED,
+        r"members.only|join this channel|requires payment|rent or buy|music premium|login required|"
+        r"sign in|log in|account cookies|requires authentication",
+    ),
+    (FailureClass.STORAGE, r"no space left|disk quota exceeded|read-only file system|file too large"),
+    (FailureClass.TOO_LARGE, r"larger than max.filesize"),
+    (
+        FailureClass.UNSAFE,
+        r"file:// urls are disabled|unsupported url scheme|no connection adapters were found",
+    ),
+    (
+        FailureClass.NETWORK,
+        r"timed? ?out|bytes read, \d+ more expected|content too short|incomplete ?read|got error:|"
+        r"connection (was )?(reset|refused|aborted|closed)|remote end closed|network is unreachable|"
+        r"name or service not known|temporary failure in name resolution|failed to (establish|resolve)|"
+        r"eof occurred|unable to continue|broken pipe|getaddrinfo|ssl: ",
+    ),
+)
+_COMPILED = tuple((failure_class, re.compile(pattern)) for failure_class, pattern in _SENTENCES)
+_NO_FORMAT = re.compile(r"requested format is not available|no video formats found")
+_NO_VIDEO = re.compile(
+    r"unsupported url|did not get any data blocks|not a valid url|no video|is empty|"
+    r"unsafe .*extension|invalid data"
+)
+_STATUS = re.compile(r"http error (\d{3})", re.IGNORECASE)
+_MEDIA = "unable to download video data"
+
+
+def classify(error: BaseException, *, site: bool = False, media: bool = False) -> Failed:
+    """The class, the sentence and the time to ask again, of anything that yt-dlp raises.
+
+    Args:
+        error: the exception; `yt_dlp.utils.DownloadError` is looked through to what it holds.
+        site: the video belongs to YouTube, whose 403 on media is a matter of tokens and whose missing formats
+            are a matter of our installation; for a plain URL they say that we are refused and that there is
+            no video.
+        media: the error came from the media host, not from the page.
+
+    Returns:
+        `FailedForNow` where repeating it at once is of no use though its class is network.
+    """
+    from yt_dlp.networking.exceptions import HTTPError, NoSupportingHandlers, RequestError, TransportError
+    from yt_dlp.utils import GeoRestrictedError, YoutubeDLError
+
+    if isinstance(error, Failed):
+        return error
+    chain = _chain(error)
+    text = _sentence(chain)
+    plain = text.lower().replace("’", "'")
+    media = media or _MEDIA in plain
+    if any(isinstance(e, GeoRestrictedError) for e in chain):
+        return Failed(FailureClass.GEO, text)
+    for e in chain:
+        if isinstance(e, HTTPError):
+            if e.redirect_loop:
+                return FailedForNow(FailureClass.NETWORK, text)
+            return of_status(e.status, text, e.response.headers, token=site and media)
+    status = _STATUS.search(text)
+    if status:
+        return of_status(int(status[1]), text, {}, token=site and media)
+    for e in chain:
+        if isinstance(e, OSError) and (found := _of_errno(e, text)):
+            return found
+    for failure_class, pattern in _COMPILED:
+        if pattern.search(plain):
+            return Failed(failure_class, text)
+    if _NO_FORMAT.search(plain):
+        return Failed(FailureClass.ENVIRONMENT if site else FailureClass.FORMAT, text)
+    if _NO_VIDEO.search(plain) and not (site and "video unavailable" in plain):
+        return Failed(FailureClass.UNAVAILABLE if site else FailureClass.FORMAT, text)
+    if any(isinstance(e, TransportError | TimeoutError | ConnectionError) for e in chain):
+        return Failed(FailureClass.NETWORK, text)
+    if any(isinstance(e, NoSupportingHandlers) or type(e) is RequestError for e in chain):
+        return Failed(FailureClass.UNSAFE, text)
+    if any(isinstance(e, YoutubeDLError) for e in chain):
+        return Failed(FailureClass.UNAVAILABLE if site else FailureClass.FORMAT, text)
+    return Failed(
+        FailureClass.UNAVAILABLE if site else FailureClass.FORMAT, f"{type(error).__name__}: {text}"
+    )
+
+
+def of_status(status: int, reason: str, headers: Mapping[str, str], *, token: bool = False) -> Failed:
+    """The failure that an HTTP status means.
+
+    Args:
+        status: three digits.
+        reason: the sentence to keep.
+        headers: of the answer; Retry-After (seconds or a date) becomes the time to ask again.
+        token: a 403 here is a matter of client or token, not of the video.
+    """
+    due = retry_after(headers)
+    if status in (404, 410):
+        return Failed(FailureClass.GONE, reason)
+    if status == 429:
+        return Failed(FailureClass.RATE, reason, due)
+    if status == 451:
+        return Failed(FailureClass.GEO, reason)
+    if status == 407:
+        return Failed(FailureClass.ENVIRONMENT, f"{reason} (the proxy wants a name and a password)")
+    if status == 403 and token:
+        return Failed(FailureClass.TOKEN, reason, due)
+    if status in (408, 425) or status >= 500 or status < 400:
+        return (
+            FailedForNow(FailureClass.NETWORK, reason, due) if due else Failed(FailureClass.NETWORK, reason)
+        )
+    return Failed(FailureClass.REFUSED, reason)
+
+
+def retry_after(headers: Mapping[str, str]) -> datetime | None:
+    """The UTC time that a Retry-After header names, not before now; None without one that can be read."""
+    value = next((v for k, v in headers.items() if k.lower() == "retry-after"), "").strip()
+    now = datetime.now(UTC).replace(microsecond=0)
+    if re.fullmatch(r"\d{1,9}", value):
+        return now + min(timedelta(seconds=int(value)), LONGEST_WAIT)
+    try:
+        named = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError):
+        return None
+    if named.tzinfo is None:
+        named = named.replace(tzinfo=UTC)
+    return min(max(named.astimezone(UTC), now), now + LONGEST_WAIT)
+
+
+_FFMPEG: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
+    (FailureClass.STORAGE, re.compile(r"No space left on device|Disk quota exceeded|Read-only file system")),
+    (FailureClass.FORMAT, re.compile(r"Format not on whitelist")),
+    (FailureClass.UNSAFE, re.compile(r"not on whitelist")),
+    (
+        FailureClass.NETWORK,
+        re.compile(
+            r"Stream ends prematurely|Connection (refused|timed out|reset)|Failed to resolve|"
+            r"Operation timed out|Network is unreachable|No route to host|Error in the pull function|"
+            r"partial file|Immediate exit|Broken pipe|error reading|I/O error|Input/output error"
+        ),
+    ),
+)
+_FFMPEG_STATUS = re.compile(r"HTTP error (\d{3})|Server returned (\d{3})\b")
+_FFMPEG_5XX = re.compile(r"Server returned 5XX")
+
+
+def classify_ffmpeg(stderr: str, *, site: bool = False) -> Failed:
+    """The class of a range that ffmpeg could not bring, by what it wrote; a telling line is the reason.
+
+    A class of format means no more than that the range failed on what came: the whole file may still do.
+    """
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    status = _FFMPEG_STATUS.search(stderr)
+    if status:
+        reason = next(line for line in lines if _FFMPEG_STATUS.search(line))
+        return of_status(int(status[1] or status[2]), f"ffmpeg: {_without_prefix(reason)}", {}, token=site)
+    if _FFMPEG_5XX.search(stderr):
+        return Failed(FailureClass.NETWORK, "ffmpeg: Server returned 5XX")
+    for failure_class, pattern in _FFMPEG:
+        for line in lines:
+            if pattern.search(line):
+                return Failed(failure_class, f"ffmpeg: {_without_prefix(line)}")
+    said = next((line for line in lines if "Error" in line or "Invalid" in line), lines[-1] if lines else "")
+    return Failed(FailureClass.FORMAT, f"ffmpeg: {_without_prefix(said)}" if said else "ffmpeg said nothing")
+
+
+def _without_prefix(line: str) -> str:
+    return re.sub(r"^\[[^\]]*\] ", "", line)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """`error` and what it holds or came from, outermost first, each once."""
+    chain: list[BaseException] = []
+    waiting: list[object] = [error]
+    while waiting and len(chain) < 20:
+        e = waiting.pop(0)
+        if not isinstance(e, BaseException) or any(e is seen for seen in chain):
+            continue
+        chain.append(e)
+        held = getattr(e, "exc_info", None)
+        waiting += [held[1] if isinstance(held, tuple) and len(held) > 1 else None]
+        waiting += [getattr(e, "cause", None), getattr(e, "reason", None), e.__cause__]
+        waiting += list(getattr(e, "unsupported_errors", ())) + list(getattr(e, "unexpected_errors", ()))
+    return chain
+
+
+def _sentence(chain: list[BaseException]) -> str:
+    """The site's own words, without yt-dlp's frame, colours and its plea to report a bug."""
+    told = next((e for e in chain if getattr(e, "orig_msg", None)), chain[0])
+    text = str(chain[0]) if _MEDIA in str(chain[0]) else str(getattr(told, "orig_msg", None) or told)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r", "")
+    text = re.split(r"; please report this issue on|\(caused by ", text)[0]
+    text = re.sub(r"^(ERROR: )+", "", text.strip())
+    return text or type(told).__name__
+
+
+def _of_errno(error: OSError, text: str) -> Failed | None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        return Failed(FailureClass.STORAGE, text)
+    return None

@@ -1,0 +1,401 @@
+"""The process in which yt-dlp runs: one JSON line in for a video, one JSON line out for what came of it.
+
+    python -m pipeline.sources.ytdlp      (started by `pipeline.sources.worker`, which kills it when it stalls)
+
+Extracts once, then brings each range with ffmpeg, or the whole file where a range cannot be had. Ends by
+itself, with everything it started, when its standard input closes or its parent is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from yt_dlp import YoutubeDL
+from yt_dlp.networking import Request as YtRequest
+from yt_dlp.utils import ExtractorError
+from yt_dlp.version import __version__
+
+from pipeline import child
+from pipeline.outcome import Failed, FailureClass
+from pipeline.probe import probe
+from pipeline.sources.addresses import Guard
+from pipeline.sources.classify import FailedForNow, classify, classify_ffmpeg
+
+RANGED = ("mp4", "mov", "webm", "mkv")
+"""Containers of which a range keeps its clock; of any other the whole file is taken."""
+
+_DEMUXERS = "mov,matroska"
+_PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto"
+_COOKIES = "cookies.txt"
+_TAIL = 0.5  # seconds that a range may lack at its end before it counts as cut off
+_RANGE_ONLY = (FailureClass.FORMAT, FailureClass.CORRUPT)  # after these, the whole file may still do
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request, as it comes in: a URL and the ranges wanted of it (none: the whole file, once)."""
+
+    url: str
+    site: bool  # YouTube, not a plain URL
+    ranges: list[list[float]]  # low, high, start, end: seconds to ask for, and those that must be there
+    folder: str
+    short_side: int
+    codec: str
+    ffmpeg: str
+    trusted: list[str]  # URLs that the user named: their hosts may be private
+    cookies: str | None
+    proxy: str | None
+    ytdlp: dict[str, Any]
+    max_bytes: int
+    max_duration: float
+    patience: float  # seconds without a byte
+
+
+@dataclass
+class Log:
+    """What yt-dlp has to say; its warnings tell why formats are missing."""
+
+    warnings: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    def debug(self, message: str) -> None:
+        self.lines = [*self.lines[-20:], message]
+
+    info = debug
+
+    def warning(self, message: str) -> None:
+        self.warnings = [*self.warnings[-20:], message]
+        self.debug(message)
+
+    error = debug
+
+
+class _Downloader(YoutubeDL):
+    """yt-dlp, with every request that is no redirection told to the guard."""
+
+    guard: Guard
+
+    def urlopen(self, req):
+        self.guard.new_address()
+        return super().urlopen(req)
+
+
+def options(job: Job, log: Log) -> dict[str, Any]:
+    """yt-dlp's options for `job`: the user's own, then ours, which decide bytes and safety."""
+    reader = [
+        "-seek_timestamp", "1",
+        "-protocol_whitelist", _PROTOCOLS,
+        "-format_whitelist", _DEMUXERS,
+        "-rw_timeout", str(int(job.patience * 1e6)),
+    ]  # fmt: skip
+    if _refuses_redirects(job.ffmpeg):
+        reader += ["-max_redirects", "0"]
+    writer = ["-copyts", "-nostats", "-map", "0:V:0", "-fs", str(job.max_bytes)]
+    defaults = {
+        "format": "bv*/b",
+        "format_sort": [f"+res:{job.short_side}", f"vcodec:{job.codec}", "proto", "br"],
+        "socket_timeout": job.patience,
+        "fragment_retries": 1,
+    }
+    ours = {
+        "allowed_extractors": ["youtube"] if job.site else ["generic"],
+        "noplaylist": True,
+        "playlist_items": "1",
+        "extract_flat": "in_playlist",
+        "logger": log,
+        "noprogress": True,
+        "retries": 0,
+        "extractor_retries": 0,
+        "file_access_retries": 0,
+        "skip_unavailable_fragments": False,
+        "hls_prefer_native": True,
+        "continuedl": False,
+        "updatetime": False,
+        "max_filesize": job.max_bytes,
+        "ffmpeg_location": job.ffmpeg,
+        "external_downloader_args": {"ffmpeg_i": reader, "ffmpeg": writer},
+        "cookiefile": _copy_of(job.cookies, Path(job.folder)),
+        "proxy": job.proxy,
+    }
+    return defaults | job.ytdlp | ours
+
+
+def _copy_of(cookies: str | None, folder: Path) -> str | None:
+    """yt-dlp writes the cookies it was given back: many processes would write one file."""
+    if cookies is None:
+        return None
+    copy = folder / _COOKIES
+    shutil.copyfile(cookies, copy)
+    copy.chmod(0o600)
+    return str(copy)
+
+
+_redirects: dict[str, bool] = {}
+
+
+def _refuses_redirects(ffmpeg: str) -> bool:
+    """Whether this ffmpeg can be told not to follow redirections; older ones follow by themselves."""
+    if ffmpeg not in _redirects:
+        said = child.run([ffmpeg, "-hide_banner", "-h", "protocol=http"], timeout=30).stdout
+        _redirects[ffmpeg] = b"-max_redirects" in said
+    return _redirects[ffmpeg]
+
+
+class Fetch:
+    """One job under way: what was extracted, and the files brought so far."""
+
+    def __init__(self, job: Job, guard: Guard):
+        self.job, self.guard, self.log = job, guard, Log()
+        self.started = 0  # ffmpeg processes, each at least one request
+        self.fallback: str | None = None
+        self.folder = Path(job.folder)
+
+    def run(self) -> dict[str, Any]:
+        """Everything: one answer with a file or a failure for each range, or one failure for all."""
+        answers: list[dict[str, Any]] = []
+        try:
+            with _Downloader(options(self.job, self.log)) as self.ydl:
+                self.ydl.guard = self.guard
+                info = self.extract()
+                answers = self.bring(info)
+        except Exception as error:
+            answers = [_failure(self.explain(error))]
+        finally:
+            (self.folder / _COOKIES).unlink(missing_ok=True)
+        return {
+            "pieces": answers,
+            "requests": self.guard.requests + self.started,
+            "fallback": self.fallback,
+        }
+
+    def extract(self) -> dict[str, Any]:
+        """The video's format, as yt-dlp describes it, checked for what we do not take."""
+        info = self.ydl.extract_info(self.job.url, download=False)
+        if not info or info.get("_type", "video") != "video":
+            raise Failed(FailureClass.FORMAT, "The address leads to a playlist or a page, not to one video.")
+        if info.get("live_status") in ("is_live", "is_upcoming", "post_live"):
+            raise Failed(FailureClass.UNAVAILABLE, f"The video is live or to come ({info['live_status']}).")
+        if not self.job.site and not info.get("direct"):
+            raise Failed(
+                FailureClass.FORMAT, "The address leads to a page or a playlist, not to a video file."
+            )
+        parts = info.get("requested_formats") or [info]
+        video = next((p for p in parts if p.get("vcodec") != "none"), parts[0])
+        return {**info, **video, "requested_formats": None}
+
+    def bring(self, info: dict[str, Any]) -> list[dict[str, Any]]:
+        """A file or a failure for each range, in order; what a range's failure decides for the others."""
+        answers: list[dict[str, Any]] = []
+        whole: dict[str, Any] | None = None
+        duration = info.get("duration")
+        why_whole = self.why_not_ranges(info)
+        self.fallback = why_whole if self.job.ranges else None
+        for number, (low, high, start, end) in enumerate(self.job.ranges or [[0.0, 0.0, 0.0, 0.0]]):
+            if self.job.ranges and duration and start >= duration + 1:
+                reason = f"The clip starts at {start:g} s, the video ends at {duration:g} s."
+                answers.append(_failure(Failed(FailureClass.SHORT, reason)))
+                continue
+            if why_whole is None:
+                try:
+                    answers.append({"file": str(self.range(info, number, low, high, end))})
+                    continue
+                except Exception as error:
+                    failed = self.explain(error, media=True)
+                    if failed.failure_class not in _RANGE_ONLY:
+                        rest = max(1, len(self.job.ranges)) - len(answers)
+                        return answers + [_failure(failed)] * rest
+                    why_whole = self.fallback = failed.reason
+            whole = whole or self.whole(info)
+            answers.append(whole)
+        return answers
+
+    def why_not_ranges(self, info: dict[str, Any]) -> str | None:
+        """None where ranges may be asked for; else the reason for the whole file."""
+        if not self.job.ranges:
+            return "no range is wanted"
+        if info.get("protocol") not in ("http", "https"):
+            return f"a range over {info.get('protocol')} does not keep its clock"
+        if info.get("ext") not in RANGED:
+            return f"a range of .{info.get('ext')} does not keep its clock"
+        return None
+
+    def range(self, info: dict[str, Any], number: int, low: float, high: float, end: float) -> Path:
+        """Bring seconds `low` to `high`, on their own clock, as a file in which all up to `end` is there."""
+        from yt_dlp.downloader.external import FFmpegFD
+
+        path = self.folder / f"{number}.{info['ext']}"
+        section = {**info, "section_start": low, "section_end": high}
+        for turn in range(2):
+            self.guard.check_url(section["url"])
+            self.started += 1
+            said = ""
+            with _stderr() as captured:
+                try:
+                    FFmpegFD(self.ydl, self.ydl.params).download(str(path), section)
+                except Exception as error:
+                    said = captured()
+                    if "exited with code" not in str(error):
+                        raise
+                else:
+                    said = captured()
+                    break
+            if turn or "redirect" not in said.lower():
+                raise classify_ffmpeg(said, site=self.job.site)
+            section["url"] = self.resolve(section)
+        self.check_range(path, said, low, end)
+        return path
+
+    def resolve(self, info: dict[str, Any]) -> str:
+        """Where the media's address leads, found by yt-dlp, whose connections the guard sees."""
+        headers = {**(info.get("http_headers") or {}), "Range": "bytes=0-0"}
+        with self.ydl.urlopen(YtRequest(info["url"], headers=headers)) as answer:
+            return answer.url
+
+    def check_range(self, path: Path, said: str, low: float, end: float) -> None:
+        """Raise `Failed` unless the file holds pictures from `low` to `end`, or to where the source ends."""
+        size = path.stat().st_size
+        if size >= self.job.max_bytes:
+            raise Failed(FailureClass.TOO_LARGE, f"The range is larger than {self.job.max_bytes} bytes.")
+        telling = classify_ffmpeg(said, site=self.job.site)
+        if telling.failure_class not in _RANGE_ONLY:
+            raise telling
+        source = probe(path)
+        match = re.search(r"Duration: (\d+):(\d+):([\d.]+)(?:, start: (-?[\d.]+))?", said)
+        last = end
+        if match:
+            hours, minutes, seconds, begin = match.groups(default="0")
+            last = min(end, int(hours) * 3600 + int(minutes) * 60 + float(seconds) + float(begin))
+        if source.start > low + _TAIL or source.end is None or source.end < last - _TAIL:
+            raise Failed(FailureClass.FORMAT, f"the range came as {source.start:g} to {source.end} s")
+
+    def whole(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Bring the whole file: an answer, which is a failure where it does not come or is no video."""
+        try:
+            duration = info.get("duration")
+            if duration and duration > self.job.max_duration:
+                reason = f"The whole video lasts {duration:g} s, more than {self.job.max_duration:g} s."
+                raise Failed(FailureClass.TOO_LARGE, reason)
+            if info.get("protocol") not in ("http", "https", "m3u8_native", "http_dash_segments"):
+                raise Failed(
+                    FailureClass.FORMAT, f"The video comes over {info.get('protocol')}, which is not read."
+                )
+            ext = info.get("ext") if re.fullmatch(r"[a-z0-9]{1,5}", info.get("ext") or "") else "video"
+            path = self.folder / f"whole.{ext}"
+            self.ydl.add_progress_hook(self.watch_size)
+            done, _ = self.ydl.dl(str(path), {**info, "section_start": None, "section_end": None})
+            if not done or not path.is_file():
+                raise self.why_nothing()
+            if path.stat().st_size > self.job.max_bytes:
+                raise self.too_large()
+            probe(path)
+            return {"file": str(path), "whole": True}
+        except Exception as error:
+            return _failure(self.explain(error, media=True))
+
+    def watch_size(self, progress: dict[str, Any]) -> None:
+        if max(progress.get("downloaded_bytes") or 0, 0) > self.job.max_bytes:
+            raise self.too_large()
+
+    def too_large(self) -> Failed:
+        return Failed(FailureClass.TOO_LARGE, f"The file is larger than {self.job.max_bytes} bytes.")
+
+    def why_nothing(self) -> Failed:
+        if any("larger than max-filesize" in line for line in self.log.lines):
+            return self.too_large()
+        said = next((line for line in reversed(self.log.lines) if line.strip()), "nothing")
+        return classify(ExtractorError(f"The download came to nothing: {said.strip()}"), site=self.job.site)
+
+    def explain(self, error: BaseException, *, media: bool = False) -> Failed:
+        """The failure that `error` means; the guard's refusals and missing runtimes come first."""
+        if self.guard.refused:
+            return Failed(FailureClass.UNSAFE, self.guard.refused)
+        if self.guard.looped:
+            return FailedForNow(FailureClass.NETWORK, "The address leads round in a redirect loop.")
+        failed = classify(error, site=self.job.site, media=media)
+        if failed.failure_class is FailureClass.ENVIRONMENT:
+            runtime = next((w for w in self.log.warnings if "JavaScript runtime" in w), None)
+            remedy = (
+                runtime
+                or "Bring yt-dlp up to date and install a JavaScript runtime (pip install -U yt-dlp deno)."
+            )
+            return Failed(FailureClass.ENVIRONMENT, f"{failed.reason} {remedy}")
+        return failed
+
+
+def _failure(failed: Failed) -> dict[str, Any]:
+    return {
+        "failed": str(failed.failure_class),
+        "reason": failed.reason,
+        "retry_after": failed.retry_after.isoformat() if failed.retry_after else None,
+        "for_now": isinstance(failed, FailedForNow),
+    }
+
+
+@contextmanager
+def _stderr() -> Iterator[Any]:
+    """Catch what children write to standard error; yields a function that reads the last 64 KiB of it."""
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+
+        def read() -> str:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            return file.read().decode("utf-8", "replace")
+
+        try:
+            yield read
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _read_requests(lines: SimpleQueue[bytes]) -> None:
+    """Pass lines on; when there can be no more, or the parent is gone, end the whole process group."""
+    parent, held = os.getppid(), b""
+    while os.getppid() == parent:
+        ready, _, _ = select.select([0], [], [], 1.0)
+        if not ready:
+            continue
+        chunk = os.read(0, 1 << 16)
+        if not chunk:
+            break
+        held += chunk
+        *whole, held = held.split(b"\n")
+        for line in whole:
+            lines.put(line)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> None:
+    """Answer requests until standard input closes. Must lead a process group of its own."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever prints must not print into the answers
+    guard = Guard()
+    guard.install()
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_read_requests, args=(lines,), daemon=True).start()
+    answers.write(json.dumps({"ready": __version__}).encode() + b"\n")
+    while True:
+        job = Job(**json.loads(lines.get()))
+        guard.begin(job.trusted, job.proxy)
+        answers.write(json.dumps(Fetch(job, guard).run()).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    if os.getpgrp() != os.getpid():
+        sys.exit("This program is started by pipeline.sources.worker, in a process group of its own.")
+    main()

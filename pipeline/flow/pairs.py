@@ -1,0 +1,150 @@
+"""TV-L1 optical flow of frames: checks what it is given, and walks pairs, clips and threads.
+
+The solver is Zach, Pock and Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow", DAGM
+2007, as written up by Sanchez, Meinhardt-Llopis and Facciolo, "TV-L1 Optical Flow Estimation", IPOL
+2013, with the parameters and stopping rule of OpenCV's DualTVL1. Results are the same bytes on any
+x86-64-v3 machine, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pipeline.flow.parameters import TVL1
+
+DEFAULTS = TVL1()
+
+_RGB_SHIFT = 15
+_RGB_WEIGHTS = (9798, 19235, 3735)  # OpenCV's COLOR_RGB2GRAY: .299, .587, .114 in 15 bits
+
+
+def tvl1(prev: np.ndarray, next: np.ndarray, params: TVL1 = DEFAULTS) -> np.ndarray:
+    """Flow from `prev` to `next`.
+
+    Args:
+        prev, next: uint8 (H, W) or (H, W, 3 RGB), of one size.
+        params: the solver's parameters.
+
+    Returns:
+        float32 (H, W, 2): how far each pixel of `prev` moves to the right and down, pixels.
+
+    Raises:
+        TypeError: a frame is no uint8 array. ValueError: a frame's shape is wrong, or the two differ.
+    """
+    (flow,) = tvl1_pairs((prev, next), params)
+    return flow
+
+
+def tvl1_pairs(frames: Iterable[np.ndarray], params: TVL1 = DEFAULTS) -> Iterator[np.ndarray]:
+    """Flow of each frame to the one after it, in memory that does not grow with their number.
+
+    Args:
+        frames: uint8 (H, W) or (H, W, 3 RGB), all of one size.
+        params: the solver's parameters.
+
+    Yields:
+        float32 (H, W, 2), pixels, a new array each: one fewer than there are frames.
+
+    Raises:
+        TypeError, ValueError: as for `tvl1`.
+    """
+    from pipeline.flow.solver import Solver
+
+    grays = _grays(frames)
+    first = next(grays, None)
+    if first is None:
+        return
+    height, width = first.shape
+    solver = Solver(width, height, params)
+    earlier, later = solver.empty_pyramid(), solver.empty_pyramid()
+    solver.fill(first, later)
+    for gray in grays:
+        earlier, later = later, earlier
+        solver.fill(gray, later)
+        yield solver.solve(earlier, later)
+
+
+def tvl1_clip(
+    frames: Sequence[np.ndarray] | np.ndarray,
+    params: TVL1 = DEFAULTS,
+    threads: int = 1,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Flow of every pair of a clip.
+
+    Args:
+        frames: T frames, uint8 (H, W) or (H, W, 3 RGB); an array (T, H, W) or (T, H, W, 3) will do.
+        params: the solver's parameters.
+        threads: threads that share the pairs; the bytes do not depend on it.
+        device: "cpu", or a torch device such as "cuda" for the batched backend, whose bytes differ.
+
+    Returns:
+        float32 (T - 1, H, W, 2), pixels.
+
+    Raises:
+        TypeError: as for `tvl1`. ValueError: too, and for fewer than two frames or one thread.
+    """
+    if len(frames) < 2:
+        raise ValueError(f"a clip needs at least two frames, not {len(frames)}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    if device != "cpu":
+        from pipeline.flow.batched import solve_pairs
+
+        return solve_pairs(np.stack(list(_grays(frames))), params, device)
+    pairs = len(frames) - 1
+    height, width = np.shape(frames[0])[:2]
+    flow = np.empty((pairs, height, width, 2), np.float32)
+
+    def run(start: int, stop: int) -> None:
+        for index, one in enumerate(tvl1_pairs(frames[start : stop + 1], params), start):
+            flow[index] = one
+
+    bounds = [pairs * k // threads for k in range(threads + 1)]
+    shares = [(a, b) for a, b in itertools.pairwise(bounds) if a < b]
+    if len(shares) == 1:
+        run(*shares[0])
+        return flow
+    _require_one_size(frames)
+    with ThreadPoolExecutor(len(shares)) as pool:
+        for done in [pool.submit(run, *share) for share in shares]:
+            done.result()
+    return flow
+
+
+def _grays(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames as contiguous uint8 (H, W), checked."""
+    shape = None
+    for index, frame in enumerate(frames):
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+            kind = getattr(frame, "dtype", type(frame).__name__)
+            raise TypeError(f"frame {index} must be a uint8 array, not {kind}")
+        if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] != 3) or 0 in frame.shape:
+            raise ValueError(f"frame {index} must have shape (H, W) or (H, W, 3), not {frame.shape}")
+        if shape is not None and frame.shape[:2] != shape:
+            raise ValueError(f"frame {index} is {_size(frame.shape)}, the one before it {_size(shape)}")
+        shape = frame.shape[:2]
+        yield np.ascontiguousarray(frame if frame.ndim == 2 else _gray(frame))
+
+
+def _require_one_size(frames: Sequence[np.ndarray] | np.ndarray) -> None:
+    """Threads see only their share, so a frame of another size is looked for before they start."""
+    for index, (a, b) in enumerate(itertools.pairwise(iter(frames)), 1):
+        if np.shape(a)[:2] != np.shape(b)[:2]:
+            raise ValueError(f"frame {index} is {_size(np.shape(b))}, the one before it {_size(np.shape(a))}")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape[1::-1]))
+
+
+def _gray(rgb: np.ndarray) -> np.ndarray:
+    """Luma of uint8 (H, W, 3) RGB, equal to cv2.COLOR_RGB2GRAY."""
+    weighted = np.full(rgb.shape[:2], 1 << (_RGB_SHIFT - 1), np.int32)
+    for channel, weight in enumerate(_RGB_WEIGHTS):
+        weighted += weight * rgb[..., channel].astype(np.int32)
+    return (weighted >> _RGB_SHIFT).astype(np.uint8)

@@ -1,0 +1,319 @@
+"""Sixteen float32 values as one LLVM vector that Numba can compute with.
+
+LLVM gives a vector one AVX-512 register, two AVX2 registers or four of SSE and NEON, so the kernels
+are written once. Arithmetic carries no fast-math flag: every operation is the IEEE one and sums
+have a fixed order, so the same input gives the same bits on every target. `+`, `-`, `*` and `/` work lane
+by lane between two vectors; a scalar is made a vector by `broadcast`. Arrays are flat and float32
+unless said otherwise, and an index counts elements.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import extending, types
+from numba.core import cgutils
+from numba.core.typing import signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin, models, register_model
+from numba.np import arrayobj
+
+LANES = 16
+
+_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
+_FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
+
+
+class _Vector(types.Type):
+    def __init__(self) -> None:
+        super().__init__("float32x16")
+
+
+class _IntVector(types.Type):
+    def __init__(self) -> None:
+        super().__init__("int32x16")
+
+
+vector, int_vector = _Vector(), _IntVector()
+
+
+def intrinsic(function: Callable) -> Any:
+    """Numba's decorator for a function that writes LLVM code; what it returns is called from kernels only."""
+    return extending.intrinsic(function)
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, frontend_type):
+        super().__init__(manager, frontend_type, _FLOATS)
+
+
+@register_model(_IntVector)
+class _IntVectorModel(models.PrimitiveModel):
+    def __init__(self, manager, frontend_type):
+        super().__init__(manager, frontend_type, _INTS)
+
+
+def _operator(function: Callable, instruction: str) -> None:
+    """Give a Python operator its meaning between two vectors: one LLVM instruction."""
+
+    @infer_global(function)
+    class _Template(AbstractTemplate):
+        def generic(self, args, kws):
+            return signature(vector, vector, vector) if args == (vector, vector) else None
+
+    @lower_builtin(function, vector, vector)
+    def _lower(context, builder, sig, args):
+        return getattr(builder, instruction)(*args)
+
+
+for _function, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _operator(_function, _instruction)
+
+
+# Memory
+
+
+def _pointer(context, builder, array_type, array, index, vector_type):
+    data = arrayobj.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector_type.as_pointer())
+
+
+def _make_load(alignment: int):
+    @intrinsic
+    def load(typing_context, array, index):
+        def generate(context, builder, sig, args):
+            return builder.load(
+                _pointer(context, builder, sig.args[0], args[0], args[1], _FLOATS), align=alignment
+            )
+
+        return vector(array, types.intp), generate
+
+    return load
+
+
+load = _make_load(4 * LANES)
+"""load(array, index): the 16 values from `index` on, which must lie on a 64-byte boundary."""
+
+load_unaligned = _make_load(4)
+"""load_unaligned(array, index): the 16 values from `index` on, wherever that is."""
+
+
+def _make_store(alignment: int):
+    @intrinsic
+    def store(typing_context, array, index, value):
+        def generate(context, builder, sig, args):
+            pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _FLOATS)
+            builder.store(args[2], pointer, align=alignment)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, vector), generate
+
+    return store
+
+
+store = _make_store(4 * LANES)
+"""store(array, index, value): to a 64-byte boundary."""
+
+store_unaligned = _make_store(4)
+"""store_unaligned(array, index, value)."""
+
+
+@intrinsic
+def store_integers(typing_context, array, index, value):
+    """Store a vector of whole numbers as int32 into an int32 array on a 64-byte boundary."""
+
+    def generate(context, builder, sig, args):
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _INTS)
+        builder.store(builder.fptosi(args[2], _INTS), pointer, align=4 * LANES)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def load_fours(typing_context, array, first, second, third, fourth):
+    """Four values from each of four indices, one group after the other."""
+
+    def generate(context, builder, sig, args):
+        four = ir.VectorType(_FLOAT, 4)
+        groups = [
+            builder.load(_pointer(context, builder, sig.args[0], args[0], index, four), align=4)
+            for index in args[1:]
+        ]
+        eight = ir.Constant(ir.VectorType(_INT, 8), list(range(8)))
+        sixteen = ir.Constant(_INTS, list(range(16)))
+        low = builder.shuffle_vector(groups[0], groups[1], eight)
+        high = builder.shuffle_vector(groups[2], groups[3], eight)
+        return builder.shuffle_vector(low, high, sixteen)
+
+    index = types.intp
+    return vector(array, index, index, index, index), generate
+
+
+# Arithmetic
+
+
+def _make_call(name: str, operands: int):
+    """An LLVM intrinsic such as llvm.fma on vectors."""
+
+    def generate(context, builder, sig, args):
+        function_type = ir.FunctionType(_FLOATS, [_FLOATS] * operands)
+        function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.v{LANES}f32")
+        return builder.call(function, args)
+
+    if operands == 1:
+
+        @intrinsic
+        def call(typing_context, a):
+            return vector(vector), generate
+    else:
+
+        @intrinsic
+        def call(typing_context, a, b, c):
+            return vector(vector, vector, vector), generate
+
+    return call
+
+
+fma = _make_call("fma", 3)
+"""fma(a, b, c): a * b + c, rounded once."""
+
+sqrt = _make_call("sqrt", 1)
+floor = _make_call("floor", 1)
+
+
+def _make_choice(comparison: str):
+    """min and max as x86 has them: the second operand where neither is smaller."""
+
+    @intrinsic
+    def choose(typing_context, a, b):
+        def generate(context, builder, sig, args):
+            return builder.select(builder.fcmp_ordered(comparison, *args), *args)
+
+        return vector(vector, vector), generate
+
+    return choose
+
+
+minimum = _make_choice("<")
+maximum = _make_choice(">")
+
+
+@intrinsic
+def broadcast(typing_context, scalar):
+    """A float32 in all lanes."""
+
+    def generate(context, builder, sig, args):
+        undefined = ir.Constant(_FLOATS, ir.Undefined)
+        first = builder.insert_element(undefined, args[0], _INT(0))
+        return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * LANES))
+
+    return vector(types.float32), generate
+
+
+@intrinsic
+def where_equal(typing_context, a, b, if_equal, otherwise):
+    """Lane by lane, `if_equal` where a == b and `otherwise` elsewhere."""
+
+    def generate(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
+
+    return vector(vector, vector, vector, vector), generate
+
+
+def _make_reduction(make: Callable):
+    """A scalar from 16 lanes, halving: lane i with lane i + 8, then + 4, + 2, + 1."""
+
+    @intrinsic
+    def reduce(typing_context, a):
+        def generate(context, builder, sig, args):
+            value, width = args[0], LANES
+            while width > 1:
+                width //= 2
+                low, high = (
+                    builder.shuffle_vector(
+                        value, value, ir.Constant(ir.VectorType(_INT, width), list(range(s, s + width)))
+                    )
+                    for s in (0, width)
+                )
+                value = make(builder, low, high)
+            return builder.extract_element(value, _INT(0))
+
+        return types.float32(vector), generate
+
+    return reduce
+
+
+total = _make_reduction(lambda builder, a, b: builder.fadd(a, b))
+smallest = _make_reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
+largest = _make_reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+
+# Order of lanes
+
+
+def _make_shuffle(lanes: Sequence[int]):
+    """Lanes 0..15 are the first operand's, 16..31 the second's."""
+
+    @intrinsic
+    def shuffle(typing_context, a, b):
+        def generate(context, builder, sig, args):
+            return builder.shuffle_vector(args[0], args[1], ir.Constant(_INTS, list(lanes)))
+
+        return vector(vector, vector), generate
+
+    return shuffle
+
+
+following = _make_shuffle(range(1, LANES + 1))
+"""following(a, b): a[1], ..., a[15], b[0]: the right neighbours of a, b being the next vector."""
+
+preceding = _make_shuffle(range(LANES - 1, 2 * LANES - 1))
+"""preceding(a, b): a[15], b[0], ..., b[14]: the left neighbours of b, a being the vector before."""
+
+even = _make_shuffle(range(0, 2 * LANES, 2))
+"""even(a, b): a[0], a[2], ..., b[14]."""
+
+odd = _make_shuffle(range(1, 2 * LANES, 2))
+"""odd(a, b): a[1], a[3], ..., b[15]."""
+
+interleave_low = _make_shuffle([k // 2 + LANES * (k % 2) for k in range(LANES)])
+"""interleave_low(a, b): a[0], b[0], a[1], ..., b[7]."""
+
+interleave_high = _make_shuffle([8 + k // 2 + LANES * (k % 2) for k in range(LANES)])
+"""interleave_high(a, b): a[8], b[8], a[9], ..., b[15]."""
+
+
+def _make_spread(group: int):
+    """Lane 4 i + j gets what lane 4 * group + i has: four values, each four times."""
+    return _make_shuffle([4 * group + k // 4 for k in range(LANES)])
+
+
+spread_fours = tuple(_make_spread(group) for group in range(4))
+
+
+# Bits
+
+
+@intrinsic
+def inverse_sqrt_guess(typing_context, a):
+    """1 / sqrt(a) to 3.5 %, by halving the exponent in the bits of a positive float.
+
+    The well-known constant is C. Lomont's, "Fast Inverse Square Root", 2003.
+    """
+
+    def generate(context, builder, sig, args):
+        bits = builder.bitcast(args[0], _INTS)
+        halved = builder.lshr(bits, ir.Constant(_INTS, [1] * LANES))
+        return builder.bitcast(builder.sub(ir.Constant(_INTS, [0x5F375A86] * LANES), halved), _FLOATS)
+
+    return vector(vector), generate

@@ -32,11 +32,11 @@ SHORTEST = 9  # frames: fewer leave less than the two steps that the last pool t
 class Norm:
     """How a network normalises: makes the layer that follows a convolution of so many channels."""
 
-    def __init__(self, momentum: float, scale: bool):
-        self.momentum, self.scale = momentum, scale
+    def __init__(self, momentum: float, scale: bool, frozen: bool):
+        self.momentum, self.scale, self.frozen = momentum, scale, frozen
 
     def __call__(self, channels: int) -> nn.Module:
-        return BatchNorm3d(channels, eps=1e-3, momentum=self.momentum, scale=self.scale)
+        return BatchNorm3d(channels, 1e-3, self.momentum, self.scale, self.frozen)
 
 
 class Unit(nn.Module):
@@ -90,6 +90,7 @@ class I3D(nn.Module):
             trainings need more, for the statistics must move within them.
         bn_scale: batch normalisation with a learned scale, which the published network has not and some
             readers' checkpoints have.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class I3D(nn.Module):
         dropout: float = 0.5,
         bn_momentum: float = 0.001,
         bn_scale: bool = False,
+        bn_frozen: bool = False,
     ):
         super().__init__()
-        norm = Norm(bn_momentum, bn_scale)
+        norm = Norm(bn_momentum, bn_scale, bn_frozen)
         self.conv_1a = Unit(norm, in_channels, 64, (7, 7, 7), (2, 2, 2))
         self.pool_2a = MaxPool3dSame((1, 3, 3), (1, 2, 2))
         self.conv_2b = Unit(norm, 64, 64, (1, 1, 1))

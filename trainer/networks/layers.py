@@ -32,8 +32,10 @@ class Conv3dSame(nn.Conv3d):
         self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1), bias=False
     ):
         # With stride 1 SAME is symmetric and needs no copy; with a larger one it depends on the size.
-        static = tuple(k // 2 for k in kernel) if stride == (1, 1, 1) else (0, 0, 0)
-        super().__init__(in_channels, out_channels, kernel, stride, padding=static, bias=bias)
+        t, h, w = kernel if stride == (1, 1, 1) else (1, 1, 1)
+        super().__init__(
+            in_channels, out_channels, kernel, stride, padding=(t // 2, h // 2, w // 2), bias=bias
+        )
         self.kernel, self.steps = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,15 +64,21 @@ class MaxPool3dSame(nn.Module):
 class BatchNorm3d(nn.BatchNorm3d):
     """Batch normalisation whose scale (gamma) may be fixed at one, as DeepMind's I3D has it.
 
-    Without a scale, `weight` is a constant that stands neither in `parameters()` nor in the state dict.
+    Without a scale, `weight` is a constant that stands neither in `parameters()` nor in the state dict. A
+    frozen one normalises by its running statistics in training too, and leaves them as they are.
     """
 
-    def __init__(self, channels: int, eps: float, momentum: float, scale: bool):
+    def __init__(self, channels: int, eps: float, momentum: float, scale: bool, frozen: bool = False):
         super().__init__(channels, eps=eps, momentum=momentum)
-        self.scale = scale
+        self.scale, self.frozen = scale, frozen
         if not scale:
             del self.weight
             self.register_buffer("weight", torch.ones(channels), persistent=False)
+
+        self.train()
+
+    def train(self, mode: bool = True) -> BatchNorm3d:
+        return super().train(mode and not self.frozen)
 
     def reset_parameters(self) -> None:
         self.reset_running_stats()

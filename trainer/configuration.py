@@ -1,0 +1,192 @@
+"""What a run is set to: the network's default configuration, then ``--config FILE``, then the flags.
+
+Owns reading, merging and comparing; each part is a frozen dataclass beside the code that obeys it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from trainer import networks
+from trainer.data.batch import Input
+from trainer.optimisation import Optimisation
+
+FOLDER = Path(__file__).parent / "configurations"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+FREE = {"workers", "evaluate_every", "checkpoint_every"}
+"""Settings of a run that change nothing in what is learned: a resume may have others."""
+
+
+class ConfigurationError(ValueError):
+    """The settings cannot be run: one sentence with the remedy; the program ends with 2."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network, and the options of its builder (dropout, bn_momentum and whatever else it has)."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long, how much at once, on what, and how often something is kept."""
+
+    batch_size: int = 8  # clips over all ranks
+    epochs: int | None = None  # exactly one of epochs and steps
+    steps: int | None = None
+    seed: int = 0
+    workers: int = 2  # loader processes a rank
+    precision: str = "fp32"  # auto: bf16 where the processor computes in it, else fp32
+    checkpoint_every: int = 500  # steps; also at the end of each epoch
+    evaluate_every: int = 0  # epochs; 0 never
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give the run one length: --epochs N or --steps N")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"there is no precision {self.precision!r}: choose fp32, bf16 or fp16")
+        for name, least in (
+            ("batch_size", 1),
+            ("workers", 0),
+            ("checkpoint_every", 1),
+            ("evaluate_every", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: at least {least}")
+        if min(n for n in (self.epochs, self.steps) if n is not None) < 1:
+            raise ValueError("a run takes at least one step: give --epochs or --steps 1 or more")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Everything that a run is set to; `as_dict` is what RUN/configuration.json holds."""
+
+    network: Network
+    input: Input
+    optimisation: Optimisation
+    run: Run
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values, in the sections of a configuration file."""
+        return {
+            "network": {"name": self.network.name, **self.network.options},
+            "input": asdict(self.input),
+            "optimisation": {**asdict(self.optimisation), "milestones": list(self.optimisation.milestones)},
+            "run": asdict(self.run),
+        }
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The streams that get a tower of their own: ("both",) for a network that takes both at once."""
+        entry = networks.entry(self.network.name)
+        return self.input.streams if entry.two_towers else (self.input.stream,)
+
+
+Sections = Mapping[str, Mapping[str, Any]]
+_PARTS = {"input": Input, "optimisation": Optimisation, "run": Run}
+
+
+def resolve(file: str | None, flags: Sections) -> Configuration:
+    """The settings of a run.
+
+    Args:
+        file: a TOML file of the sections network, input, optimisation and run, or the name of one that comes
+            with the trainer ("i3d", "quick"); None for the network's default alone.
+        flags: sections again; what is None there was not given.
+
+    Raises:
+        ConfigurationError: no such file, section, setting or network, or a value that cannot be.
+    """
+    named = read(file) if file else {}
+    given = {section: {k: v for k, v in values.items() if v is not None} for section, values in flags.items()}
+    name = given.get("network", {}).get("name") or named.get("network", {}).get("name") or "i3d"
+    try:
+        default = read(networks.entry(name).configuration)
+    except KeyError as error:
+        raise ConfigurationError(f"{error.args[0]}") from None
+    merged = default
+    for layer in (named, given):
+        merged = _over(merged, layer)
+    return from_dict(merged)
+
+
+def read(file: str) -> dict[str, dict[str, Any]]:
+    """The sections of a configuration file, or of the one of that name in trainer/configurations."""
+    path = FOLDER / f"{file}.toml" if (FOLDER / f"{file}.toml").is_file() else Path(file)
+    try:
+        with path.open("rb") as stream:
+            sections = tomllib.load(stream)
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read ({error.strerror}): name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is no TOML file: {error}") from None
+    for section, values in sections.items():
+        if section not in ("network", *_PARTS) or not isinstance(values, dict):
+            raise ConfigurationError(
+                f"{file}: there is no section [{section}]; there are network, {', '.join(_PARTS)}"
+            )
+    return sections
+
+
+def from_dict(sections: Sections) -> Configuration:
+    """The configuration of complete `sections`. Raises ConfigurationError."""
+    parts: dict[str, Any] = {}
+    for section, part in _PARTS.items():
+        values = dict(sections.get(section, {}))
+        known = {f.name for f in fields(part)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigurationError(f"[{section}] has no setting {unknown[0]!r}; it has {_listed(known)}")
+        try:
+            parts[section] = part(**values)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"[{section}]: {error}") from None
+    options = dict(sections["network"])
+    configuration = Configuration(network=Network(options.pop("name"), options), **parts)
+    streams = networks.entry(configuration.network.name).streams
+    if configuration.input.stream not in streams:
+        raise ConfigurationError(
+            f"{configuration.network.name} has no stream {configuration.input.stream!r}: "
+            f"choose --stream {_listed(streams)}"
+        )
+    return configuration
+
+
+def difference(mine: Configuration, theirs: Sections) -> str | None:
+    """The first setting in which a resume would not be the run it resumes, as a phrase; else None.
+
+    A longer run is the same run where the rate does not depend on the length.
+    """
+    free = FREE if mine.optimisation.depends_on_length else FREE | {"epochs", "steps"}
+    for section, values in mine.as_dict().items():
+        other = theirs.get(section, {})
+        for name in dict.fromkeys([*values, *other]):
+            if not (section == "run" and name in free) and values.get(name) != other.get(name):
+                return f"{section}.{name} is {values.get(name)!r}, the run's is {other.get(name)!r}"
+    return None
+
+
+def with_flow_bound(configuration: Configuration, bound: float | None) -> Configuration:
+    """The same settings for a data set whose flow is coded with another bound (pixels)."""
+    if bound is None:
+        return configuration
+    return replace(configuration, input=replace(configuration.input, flow_bound=bound))
+
+
+def _over(below: Sections, above: Sections) -> dict[str, dict[str, Any]]:
+    merged = {section: {**values, **above.get(section, {})} for section, values in below.items()}
+    for section in above.keys() - below.keys():
+        merged[section] = dict(above[section])
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):
+        if above.get("run", {}).get(one) is not None and other not in above["run"]:
+            merged["run"].pop(other, None)
+    return merged
+
+
+def _listed(names) -> str:
+    return ", ".join(sorted(names))

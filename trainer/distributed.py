@@ -1,0 +1,89 @@
+"""The group of processes that train together: one under plain Python, as many as torchrun starts.
+
+Wires torch.distributed (nccl on GPUs, gloo on CPUs) and owns nothing of order, data or loss.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place: rank of `world`, and the device that it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` on the device, its gradients averaged over the group; the buffers stay each rank's own."""
+        module.to(self.device)
+        if self.world == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` added up over the group, on every rank."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in the order of ranks, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Returns when every rank has come here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def average_statistics(self, modules: Iterable[nn.Module]) -> None:
+        """Makes the running statistics of batch normalisation the mean over ranks, on every rank.
+
+        Each rank normalises by its own batch, as the published training did. Running statistics are linear in
+        the batches', so averaging them here or there, once or often, gives the same.
+        """
+        if self.world == 1:
+            return
+        for norm in (m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)):
+            for statistic in (norm.running_mean, norm.running_var):
+                if statistic is not None:
+                    self.sum(statistic).div_(self.world)
+
+
+@contextmanager
+def join() -> Iterator[Group]:
+    """Joins the group that torchrun's environment names, or a group of one, for the length of the block."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        yield Group(0, 1, device)
+        return
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(rank, world, device)
+    finally:
+        torch.distributed.destroy_process_group()

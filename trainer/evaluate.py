@@ -1,0 +1,218 @@
+"""Evaluation: the logits of every clip of a split, once, and what they are worth, by stream and joint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import checkpoint as checkpoints
+from trainer import distributed, recording
+from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.data.loader import EvaluationBatches
+from trainer.data.rows import Rows, open_rows
+from trainer.towers import Pictures, Tower, autocast, precision_for, restore
+
+STREAMS = ("rgb", "flow", "joint")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits by stream, float32 (n, num_classes) averaged over time and views, of n clips in key order."""
+
+    keys: tuple[str, ...]
+    target: Tensor  # int64 (n,)
+    logits: Mapping[str, Tensor]
+    failures: tuple[str, ...]  # a sentence for each clip that could not be decoded
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``evaluate``: which checkpoints (with a stream, or None for all it has), which clips."""
+
+    checkpoints: tuple[tuple[str, str | None], ...]
+    data: tuple[str, ...]
+    split: str = "val"
+    views: tuple[int, int] | None = None  # clips and crops; None: the whole clip, its centre
+    repeat_frame: bool = False
+    workers: int = 2
+    precision: str = "fp32"
+
+
+def evaluate(job: Job, group: distributed.Group) -> dict[str, Any]:
+    """The scores of a split, the same on every rank; see `score` for what is in them.
+
+    Raises CheckpointError, RowsError, TooManyFailures.
+    """
+    found = []
+    classes: tuple[str, ...] = ()
+    for path, stream in job.checkpoints:
+        checkpoint = checkpoints.load(path)
+        towers = restore(checkpoint, stream)
+        rows = open_rows(job.data, job.split, tuple(towers) if "both" not in towers else ("rgb", "flow"))
+        _fits(path, checkpoint, rows)
+        found.append(_predict_all(job, group, checkpoint, towers, rows))
+        classes = rows.classes
+    scores = score(merge(found), classes)
+    return {
+        "data": list(job.data),
+        "split": job.split,
+        "views": "x".join(map(str, job.views)) if job.views else "whole clip",
+        "repeat_frame": job.repeat_frame,
+        "checkpoints": [str(checkpoints.find(path)) for path, _ in job.checkpoints],
+        **scores,
+    }
+
+
+def predict(
+    towers: Mapping[str, Tower],
+    batches: EvaluationBatches,
+    group: distributed.Group,
+    *,
+    repeat_frame: bool = False,
+    precision: str = "fp32",
+) -> Predictions:
+    """The logits of all clips of `batches`, gathered over the ranks.
+
+    With `repeat_frame` each clip is its middle frame repeated, whose flow is zero: what is recognised then is
+    not motion.
+    """
+    keys: list[str] = []
+    targets: list[Tensor] = []
+    failures: list[str] = []
+    logits: dict[str, list[Tensor]] = {stream: [] for stream in towers}
+    for batch in batches:
+        pictures = batch.inputs(group.device)
+        if repeat_frame:
+            pictures = still(pictures)
+        there = (batch.weight > 0).nonzero()[:, 0]
+        keys += [batch.keys[i] for i in there.tolist()]
+        targets.append(batch.target[there])
+        failures += batch.failures
+        with torch.inference_mode(), autocast(group.device, precision):
+            for stream, tower in towers.items():
+                by_view = tower(pictures).unflatten(0, (-1, batch.views))
+                logits[stream].append(by_view.mean(1).cpu()[there])
+    mine = (keys, torch.cat(targets), {s: torch.cat(x) for s, x in logits.items()}, failures)
+    return _in_order(group.gather(mine))
+
+
+def still(pictures: Pictures) -> Pictures:
+    """The middle frame of each clip repeated to the clip's length; its flow is zero."""
+    rgb, flow = pictures
+    if rgb is not None:
+        middle = rgb.shape[2] // 2
+        rgb = rgb[:, :, middle : middle + 1].expand_as(rgb)
+    return rgb, None if flow is None else torch.zeros_like(flow)
+
+
+def merge(found: Sequence[Predictions]) -> Predictions:
+    """The predictions of several checkpoints, for the clips that all of them have."""
+    keys = tuple(sorted(set.intersection(*(set(p.keys) for p in found))))
+    places = (
+        [torch.tensor([{k: i for i, k in enumerate(p.keys)}[k] for k in keys]) for p in found] if keys else []
+    )
+    logits = {s: x[at] for p, at in zip(found, places, strict=False) for s, x in p.logits.items()}
+    failures = tuple(dict.fromkeys(f for p in found for f in p.failures))
+    target = found[0].target[places[0]] if keys else found[0].target[:0]
+    return Predictions(keys, target, logits, failures)
+
+
+def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+    """Top-1 and top-5 (shares of 1) by stream and for the sum of the logits, and top-1 by class.
+
+    Raises CheckpointError where there is no clip to score.
+    """
+    if not predictions.keys:
+        raise CheckpointError("no clip could be evaluated: the split has no labelled clip that decodes")
+    logits = dict(predictions.logits)
+    if len(logits) > 1:
+        logits["joint"] = torch.stack(list(logits.values())).sum(0)
+    elif "both" in logits:
+        logits = {"joint": logits["both"]}
+    target, result = predictions.target, {}
+    right: dict[str, Tensor] = {}
+    for stream, values in logits.items():
+        best = values.topk(min(5, values.shape[1]), dim=1).indices == target[:, None]
+        right[stream] = best[:, 0]
+        result[stream] = {"top1": best[:, 0].float().mean().item(), "top5": best.any(1).float().mean().item()}
+    by_class = []
+    for number, name in enumerate(classes):
+        of_class = target == number
+        row: dict[str, Any] = {"class": name, "clips": int(of_class.sum())}
+        row |= {s: r[of_class].float().mean().item() if row["clips"] else None for s, r in right.items()}
+        by_class.append(row)
+    return {
+        "clips": len(predictions.keys),
+        "failures": list(predictions.failures),
+        "chance": 1 / len(classes),
+        **result,
+        "classes": by_class,
+    }
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """The scores as lines for a person, per cent."""
+    lines = [f"{scores['split']}: {scores['clips']} clips, {scores['views']}", "         top-1   top-5"]
+    for stream in (s for s in STREAMS if s in scores):
+        lines.append(f"{stream:<6} {scores[stream]['top1']:7.1%} {scores[stream]['top5']:7.1%}")
+    lines.append(f"chance {scores['chance']:7.1%}")
+    return "\n".join(lines)
+
+
+def output_path(job: Job) -> Path:
+    """RUN/evaluate-<split>.json, RUN being the folder of the first checkpoint."""
+    kind = "-repeat-frame" if job.repeat_frame else ""
+    return checkpoints.find(job.checkpoints[0][0]).parent / f"evaluate-{job.split}{kind}.json"
+
+
+def main(job: Job, output: Path | None) -> dict[str, Any]:
+    """Evaluates in the group that torchrun started, and writes the scores as JSON."""
+    with distributed.join() as group:
+        scores = evaluate(job, group)
+        if group.first:
+            recording.write_json(output or output_path(job), scores)
+    return scores
+
+
+def _predict_all(
+    job: Job, group: distributed.Group, checkpoint: Checkpoint, towers: Mapping[str, Tower], rows: Rows
+) -> Predictions:
+    streams = list(towers)
+    input = replace(checkpoint.input, stream=streams[0] if len(streams) == 1 else "both")
+    clips, crops = job.views or (1, 1)
+    batches = EvaluationBatches(
+        rows,
+        input,
+        rank=group.rank,
+        world=group.world,
+        workers=job.workers,
+        frames=input.frames if job.views else None,
+        clips=clips,
+        crops=crops,
+        pin=group.device.type == "cuda",
+    )
+    for tower in towers.values():
+        tower.to(group.device)
+    precision = precision_for(group.device, job.precision)
+    return predict(towers, batches, group, repeat_frame=job.repeat_frame, precision=precision)
+
+
+def _fits(path: str, checkpoint: Checkpoint, rows: Rows) -> None:
+    if checkpoint.classes != rows.classes:
+        raise CheckpointError(
+            f"{path} knows {len(checkpoint.classes)} classes, the data set has {len(rows.classes)} others or "
+            "in another order: evaluate on a data set prepared with the same --classes"
+        )
+
+
+def _in_order(shares: Sequence[tuple]) -> Predictions:
+    keys = [k for share in shares for k in share[0]]
+    places = sorted(range(len(keys)), key=keys.__getitem__)
+    target = torch.cat([share[1] for share in shares])[places]
+    logits = {s: torch.cat([share[2][s] for share in shares])[places] for s in shares[0][2]}
+    return Predictions(tuple(keys[i] for i in places), target, logits, tuple(f for s in shares for f in s[3]))

@@ -1,0 +1,148 @@
+"""What a run leaves to look at: metrics.jsonl, TensorBoard's events, evaluations.jsonl, a progress line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+CONFIGURATION = "configuration.json"
+
+
+class Recorder:
+    """Writes the records of a run in RUN, from the step after `done` on; lines of later steps are cut away.
+
+    Only the first rank has one.
+    """
+
+    def __init__(self, run: Path, done: int, steps: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            _cut(run / name, done)
+        self.run = run
+        self.metrics = (run / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
+        self.progress = Progress(steps)
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One line a step, written as the step ends."""
+        self.metrics.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if isinstance(value, float):
+                self.board.add_scalar(f"train/{name}", value, record["step"])
+        self.progress.show(record)
+
+    def evaluation(self, step: int, epoch: int, scores: Mapping[str, Any]) -> None:
+        """What an evaluation within training gave: one line in evaluations.jsonl."""
+        with (self.run / "evaluations.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, "epoch": epoch, **scores}) + "\n")
+        for stream_name in ("rgb", "flow", "joint"):
+            for name, value in scores.get(stream_name, {}).items():
+                self.board.add_scalar(f"evaluation/{stream_name}/{name}", value, step)
+
+    def close(self) -> None:
+        self.progress.close()
+        self.metrics.close()
+        self.board.close()
+
+
+class Progress:
+    """One line on standard error that is written over; to no terminal, a line every ten seconds."""
+
+    def __init__(self, steps: int, stream: TextIO | None = None):
+        self.steps = steps
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.shown = 0.0
+        self.rate = 0.0  # steps a second, smoothed
+        self.last = time.monotonic()
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        rate = 1 / max(now - self.last, 1e-6)
+        self.rate, self.last = (0.9 * self.rate + 0.1 * rate if self.rate else rate), now
+        done = record["step"] == self.steps
+        if now - self.shown < (0.2 if self.live else 10) and not done:
+            return
+        self.shown = now
+        left = (self.steps - record["step"]) / self.rate
+        text = (
+            f"step {record['step']}/{self.steps}  epoch {record['epoch']}  loss {record['loss']:.4f}  "
+            f"lr {record['lr']:.3g}  {record['clips_per_second']:.1f} clips/s  {_duration(left)} left"
+        )
+        self.stream.write(f"\r\x1b[K{text}" if self.live else f"{text}\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        if self.live and self.shown:
+            self.stream.write("\n")
+
+
+class Interrupt:
+    """Notes SIGTERM and Ctrl-C, so that the step in hand is finished and kept; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.process = os.getpid()
+
+    def __enter__(self) -> Interrupt:
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a loader's process, which inherited this handler
+            if number == signal.SIGTERM:
+                os._exit(1)
+            return
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(self.process, number)
+        self.requested = True
+
+
+def clear(run: Path) -> None:
+    """Removes the records of an earlier run."""
+    for name in ("metrics.jsonl", "evaluations.jsonl", CONFIGURATION):
+        (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `path` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _cut(path: Path, done: int) -> None:
+    """Drops the lines of steps after `done`, and one that a kill left half written."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= done:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,124 @@
+"""The modules of a run: one tower a stream where the network is trained so, else one for both streams."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer import networks
+from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.data.order import keyed
+from trainer.networks.layers import seed_dropout
+
+Pictures = tuple[Tensor | None, Tensor | None]
+"""(rgb, flow) as `Batch.inputs` gives them."""
+
+
+class Tower(nn.Module):
+    """A network with the stream it sees, in the memory layout that measures fastest."""
+
+    def __init__(self, stream: str, network: nn.Module):
+        super().__init__()
+        self.stream = stream
+        self.network = network.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, pictures: Pictures) -> Tensor:
+        """Logits (N, num_classes) float32 of `pictures`."""
+        seen = {"rgb": pictures[:1], "flow": pictures[1:], "both": pictures}[self.stream]
+        inputs = [x.contiguous(memory_format=torch.channels_last_3d) for x in seen if x is not None]
+        return self.network(*inputs).float()
+
+
+class Objective(nn.Module):
+    """What is minimised, and how often the tower is right: the module that DDP wraps."""
+
+    def __init__(self, tower: Tower):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pictures: Pictures, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the samples, weighted: cross entropy, and correct first choices."""
+        logits = self.tower(pictures)
+        loss = F.cross_entropy(logits, target.clamp(min=0), reduction="none")
+        return (loss * weight).sum(), ((logits.argmax(1) == target) * weight).sum()
+
+
+def build(
+    name: str, options: Mapping, streams: Iterable[str], classes: int, seed: int = 0
+) -> dict[str, Tower]:
+    """Fresh towers by stream; one stream's weights are the same whatever the others.
+
+    Raises TypeError for an option that the network has not.
+    """
+    towers = {}
+    for stream in streams:
+        torch.manual_seed(keyed(seed, list(networks.CHANNELS).index(stream) if stream != "both" else 2) >> 1)
+        channels = {} if stream == "both" else {"in_channels": networks.CHANNELS[stream]}
+        towers[stream] = Tower(stream, networks.build(name, classes, **channels, **options))
+    return towers
+
+
+def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, Tower]:
+    """The towers of a checkpoint, or the one of `stream`, ready to evaluate. Raises CheckpointError."""
+    streams = list(checkpoint.towers) if stream is None else [stream]
+    if missing := [s for s in streams if s not in checkpoint.towers]:
+        raise CheckpointError(
+            f"the checkpoint was trained on {' and '.join(checkpoint.towers)}, not on {missing[0]}"
+        )
+    towers = build(checkpoint.network, checkpoint.options, streams, len(checkpoint.classes))
+    for name, tower in towers.items():
+        tower.network.load_state_dict(checkpoint.towers[name])
+        tower.eval()
+    return towers
+
+
+def initialise(towers: Mapping[str, Tower], checkpoint: Checkpoint, classes: tuple[str, ...]) -> list[str]:
+    """Starts `towers` from a checkpoint's weights; where the classes differ, the last layer stays fresh.
+
+    Returns the names of the weights left fresh. Raises CheckpointError for another network or stream.
+    """
+    fresh: list[str] = []
+    for stream, tower in towers.items():
+        if stream not in checkpoint.towers:
+            raise CheckpointError(
+                f"--init: the checkpoint has no {stream} tower, only {set(checkpoint.towers)}"
+            )
+        given, own = checkpoint.towers[stream], tower.network.state_dict()
+        if given.keys() != own.keys():
+            raise CheckpointError(f"--init: the checkpoint is of {checkpoint.network} with other layers")
+        last = {name for name in own if given[name].shape != own[name].shape}
+        if checkpoint.classes != classes:
+            last |= {name for name in own if name.rsplit(".", 1)[0] == list(own)[-1].rsplit(".", 1)[0]}
+        tower.network.load_state_dict({n: own[n] if n in last else given[n] for n in own})
+        fresh += sorted(last)
+    return fresh
+
+
+def seed_batch(towers: Iterable[Tower], seed: int, epoch: int, keys: Iterable[str]) -> None:
+    """Makes dropout's masks for a batch of `keys` a function of (seed, epoch, key) alone."""
+    words = [keyed(seed, epoch, int.from_bytes(hashlib.sha256(k.encode()).digest()[:8])) for k in keys]
+    seeds = torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64))
+    for tower in towers:
+        seed_dropout(tower, seeds)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Computes in the precision's type where that is safe; nothing for fp32."""
+    if precision == "fp32":
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def precision_for(device: torch.device, wanted: str) -> str:
+    """What "auto" means on `device`: bf16 where it is computed in hardware, else fp32."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"

@@ -1,0 +1,275 @@
+"""The training loop: `train`. Data, towers, checkpoints and records come from their own modules.
+
+python -m trainer train --data ROOT --network i3d --output RUN
+torchrun --nproc-per-node 8 -m trainer train --data ROOT --network i3d --output RUN
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer import checkpoint as checkpoints
+from trainer import distributed, evaluate, recording, towers
+from trainer.checkpoint import Checkpoint
+from trainer.configuration import Configuration, ConfigurationError, difference, with_flow_bound
+from trainer.data import order
+from trainer.data.batch import Batch
+from trainer.data.loader import EvaluationBatches, TrainBatches
+from trainer.data.rows import Rows, open_rows
+from trainer.optimisation import learning_rate, sgd
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; one sentence with the remedy."""
+
+
+class Interrupted(TrainingError):
+    """SIGTERM or Ctrl-C; the run was saved first."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``train``: what, on which data sets, into which folder, from where."""
+
+    configuration: Configuration
+    data: tuple[str, ...]
+    output: Path
+    resume: str = "auto"  # auto | none
+    init: str | None = None  # a checkpoint to start from
+
+
+def train(job: Job) -> Path:
+    """Trains until the run's length is reached, and returns its last checkpoint.
+
+    Raises ConfigurationError, CheckpointError, TrainingError, RowsError, TooManyFailures.
+    """
+    with distributed.join() as group, recording.Interrupt() as interrupt:
+        training = set_up(job, group)
+        run = training.configuration.run
+        recorder = recording.Recorder(job.output, training.done, training.steps) if group.first else None
+        last = time.monotonic()
+        try:
+            for batch in training.batches():
+                record = training.step(batch)
+                now = time.monotonic()
+                record |= {"clips_per_second": run.batch_size / (now - last)}
+                last = now
+                if recorder:
+                    recorder.step(record)
+                epoch_ends = batch.step + 1 == training.steps_per_epoch
+                stop = training.anyone(interrupt.requested)
+                if epoch_ends and run.evaluate_every and (batch.epoch + 1) % run.evaluate_every == 0:
+                    scores = training.evaluate()
+                    if recorder:
+                        recorder.evaluation(training.done, batch.epoch, scores)
+                if training.done % run.checkpoint_every == 0 or epoch_ends or training.finished or stop:
+                    training.save(job.output)
+                if stop and not training.finished:
+                    raise Interrupted(
+                        f"Stopped at step {training.done} of {training.steps}, saved in {job.output}: "
+                        "the same command goes on from there"
+                    )
+        finally:
+            if recorder:
+                recorder.close()
+        return checkpoints.find(job.output)
+
+
+@dataclass
+class Training:
+    """The state of a run on one rank: what a checkpoint holds, and what moves it on by a step."""
+
+    configuration: Configuration
+    group: distributed.Group
+    rows: Rows
+    data: tuple[str, ...]
+    towers: dict[str, towers.Tower]
+    done: int  # steps taken
+    start: tuple[int, int]  # epoch and step within it of the next batch
+
+    def __post_init__(self) -> None:
+        run = self.configuration.run
+        try:
+            self.steps_per_epoch = order.steps_per_epoch(len(self.rows), run.batch_size)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+        self.steps = run.steps or (run.epochs or 0) * self.steps_per_epoch
+        self.objectives = {s: self.group.wrap(towers.Objective(t)) for s, t in self.towers.items()}
+        self.optimiser = sgd(self.towers.values(), self.configuration.optimisation)
+        self.precision = towers.precision_for(self.group.device, run.precision)
+        self.scaler = torch.amp.GradScaler(self.group.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.steps
+
+    def batches(self) -> TrainBatches:
+        """What is left of the run."""
+        run = self.configuration.run
+        return TrainBatches(
+            self.rows,
+            self.configuration.input,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            rank=self.group.rank,
+            world=self.group.world,
+            workers=run.workers,
+            start=self.start,
+            steps=max(0, self.steps - self.done),
+            pin=self.group.device.type == "cuda",
+        )
+
+    def step(self, batch: Batch) -> dict[str, Any]:
+        """One step of every tower; returns the line of metrics.jsonl, without the speed.
+
+        The loss is the mean over the global batch: DDP averages the ranks' gradients, so each rank's sum is
+        divided by the global weight and multiplied by the number of ranks, whatever its share.
+        """
+        group, run = self.group, self.configuration.run
+        rate = learning_rate(self.done, self.steps, self.configuration.optimisation)
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = rate
+        mine = order.share(np.arange(len(batch.keys)), group.rank, group.world)
+        towers.seed_batch(self.towers.values(), run.seed, batch.epoch, [batch.keys[i] for i in mine])
+        pictures = batch.inputs(group.device)
+        target, weight = batch.target.to(group.device), batch.weight.to(group.device)
+        total = max(batch.total_weight, 1.0)
+        sums = []
+        self.optimiser.zero_grad(set_to_none=True)
+        for objective in self.objectives.values():
+            with towers.autocast(group.device, self.precision):
+                loss, correct = objective(pictures, target, weight)
+            self.scaler.scale(loss * group.world / total).backward()
+            sums += [loss.detach(), correct]
+        means = (group.sum(torch.stack(sums)) / total).tolist()
+        losses, accuracies = means[::2], means[1::2]
+        if not np.isfinite(losses).all():
+            raise TrainingError(
+                f"The loss is {sum(losses)} at step {self.done + 1}: lower --lr, or take --precision fp32"
+            )
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.done += 1
+        self.start = (batch.epoch, batch.step + 1)
+        if self.start[1] == self.steps_per_epoch:
+            self.start = (batch.epoch + 1, 0)
+        each = {f"loss_{s}": x for s, x in zip(self.towers, losses, strict=True)}
+        each |= {f"top1_{s}": x for s, x in zip(self.towers, accuracies, strict=True)}
+        return {
+            "step": self.done,
+            "epoch": batch.epoch,
+            "loss": sum(losses) / len(losses),
+            "lr": rate,
+            "order": order.digest(batch.keys),
+            **each,
+        }
+
+    def anyone(self, requested: bool) -> bool:
+        """Whether any rank was told to stop."""
+        return bool(self.group.sum(torch.tensor(float(requested), device=self.group.device)) > 0)
+
+    def save(self, output: Path) -> None:
+        """Writes a checkpoint, after which every rank goes on from the same state."""
+        self.group.average_statistics(self.towers.values())
+        if self.group.first:
+            checkpoints.save(output, self.checkpoint())
+        self.group.wait()
+
+    def checkpoint(self) -> Checkpoint:
+        settings = self.configuration
+        return Checkpoint(
+            network=settings.network.name,
+            options=dict(settings.network.options),
+            input=settings.input,
+            classes=self.rows.classes,
+            generations=self.rows.generations,
+            configuration=settings.as_dict(),
+            state={"seed": settings.run.seed, "epoch": self.start[0], "step": self.start[1]},
+            steps=self.done,
+            towers={s: t.network.state_dict() for s, t in self.towers.items()},
+            optimiser={"sgd": self.optimiser.state_dict(), "scaler": self.scaler.state_dict()},
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        """The scores on the validation split as it is now; the towers are back in training after it."""
+        group, input = self.group, self.configuration.input
+        self.group.average_statistics(self.towers.values())
+        rows = open_rows(self.data, "val", input.streams, self.rows.generations)
+        batches = EvaluationBatches(
+            rows, input, rank=group.rank, world=group.world, workers=self.configuration.run.workers
+        )
+        for tower in self.towers.values():
+            tower.eval()
+        scores = evaluate.score(evaluate.predict(self.towers, batches, group), rows.classes)
+        for tower in self.towers.values():
+            tower.train()
+        return {name: scores[name] for name in ("clips", *evaluate.STREAMS) if name in scores}
+
+
+def set_up(job: Job, group: distributed.Group) -> Training:
+    """The run as it stands in its folder, or at its start."""
+    if group.first:
+        job.output.mkdir(parents=True, exist_ok=True)
+        if job.resume == "none":
+            checkpoints.clear(job.output)
+            recording.clear(job.output)
+    group.wait()
+    before = checkpoints.newest(job.output)
+    streams = job.configuration.input.streams
+    rows = open_rows(job.data, "train", streams, before.generations if before else None)
+    configuration = with_flow_bound(job.configuration, rows.flow_bound)
+    _same_run(job, configuration, before, rows)
+    network, seed = configuration.network, configuration.run.seed
+    try:
+        built = towers.build(network.name, network.options, configuration.towers, len(rows.classes), seed)
+    except TypeError as error:
+        raise ConfigurationError(f"[network]: {error}") from None
+    if before:
+        for stream, tower in built.items():
+            tower.network.load_state_dict(before.towers[stream])
+        training = Training(
+            configuration,
+            group,
+            rows,
+            job.data,
+            built,
+            before.steps,
+            (before.state["epoch"], before.state["step"]),
+        )
+        assert before.optimiser is not None
+        training.optimiser.load_state_dict(before.optimiser["sgd"])
+        training.scaler.load_state_dict(before.optimiser["scaler"])
+    else:
+        if job.init:
+            fresh = towers.initialise(built, checkpoints.load(job.init), rows.classes)
+            if fresh and group.first:
+                print(f"--init: left fresh, the classes being others: {', '.join(fresh)}", file=sys.stderr)
+        training = Training(configuration, group, rows, job.data, built, 0, (0, 0))
+    if group.first:
+        recording.write_json(job.output / recording.CONFIGURATION, configuration.as_dict())
+    group.wait()
+    return training
+
+
+def _same_run(job: Job, configuration: Configuration, before: Checkpoint | None, rows: Rows) -> None:
+    """Raises ConfigurationError where the folder holds another run than this one."""
+    path = job.output / recording.CONFIGURATION
+    if not path.exists() and before is None:
+        return
+    theirs = before.configuration if before else json.loads(path.read_text(encoding="utf-8"))
+    phrase = difference(configuration, theirs)
+    if phrase is None and before and before.classes != rows.classes:
+        phrase = "the data set's classes are others"
+    if phrase:
+        raise ConfigurationError(
+            f"{job.output} holds another run ({phrase}): "
+            "take another --output, or --resume none to start over"
+        )

@@ -1,4 +1,4 @@
-"""Runs a child process that cannot outlive its time limit, its parent or our patience.
+"""Runs a child process, with all that it starts, within limits of time and output.
 
 Owns process groups, pipes and limits; knows nothing of what the child does.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _STDERR_LIMIT = 256 * 1024
+_GRACE = 2.0  # s for the last output of a killed group to be read
 _running: set[int] = set()
 
 
@@ -62,6 +63,7 @@ def run(
         start_new_session=True,
     )
     _running.add(process.pid)
+    started = time.monotonic()
     stdout, stderr = bytearray(), bytearray()
     timed_out, too_large = threading.Event(), threading.Event()
 
@@ -93,8 +95,8 @@ def run(
                 process.stdin.write(chunk)  # type: ignore[union-attr]
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()  # type: ignore[union-attr]
-        for thread in readers:
-            thread.join()
+        for thread in readers:  # past the limit the group is dead; who left the group may still hold a pipe
+            thread.join(max(0.0, started + timeout - time.monotonic()) + _GRACE)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet: its number stays ours
     finally:
         timer.cancel()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import child
-from pipeline.damage import MIN_SECONDS, judge, read_log
+from pipeline.damage import MIN_SECONDS, NO_DAMAGE, examine, find_complaint, judge
 from pipeline.outcome import Failed, FailureClass
 from pipeline.probe import (
     FORMATS,
@@ -113,8 +113,9 @@ def cut(
         finished = _run(argv, timeout, (wanted + 1) * width * height)
         planes = np.frombuffer(finished.stdout, np.uint8)
         planes = planes[: planes.size // (width * height) * (width * height)].reshape(-1, height, width)
-        reading = read_log(finished.stderr, str(Path(source).absolute()))
-        note = judge(info, start, wanted, len(planes), recipe.rate, reading)
+        complaint = find_complaint(finished.stderr, str(Path(source).absolute()))
+        damage = examine(source, info, start, end, timeout) if complaint else NO_DAMAGE
+        note = judge(info, start, wanted, len(planes), recipe.rate, complaint, damage)
         if out is not None and temporary is not None:
             _check_end(finished, min(len(planes), wanted))
             _publish(temporary, out)
@@ -330,12 +331,7 @@ def decode(data: bytes | Path, frames: range | None = None, threads: int = 1) ->
     import av
     from av.video.reformatter import Interpolation, VideoReformatter
 
-    exact = (
-        Interpolation.BILINEAR
-        | Interpolation.ACCURATE_RND
-        | Interpolation.BITEXACT
-        | Interpolation.FULL_CHR_H_INT
-    )
+    exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     reformatter = VideoReformatter()
     source = io.BytesIO(data) if isinstance(data, bytes) else f"file:{Path(data).absolute()}"
     pictures = []

@@ -1,100 +1,152 @@
 """Tells a source that ends early from one that is damaged, by what ffmpeg gave and what it said.
 
 ffmpeg's exit status says nothing (a damaged file exits 0), and its fps filter fills a lost picture by
-repeating the last: so frames are held against the length that the header promises, and pictures
-against the decoder's complaints.
+repeating the last: so frames are held against the length that the header promises, and where the
+decoder complained, the section's pictures are counted one by one.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.outcome import Failed, FailureClass
-from pipeline.probe import SourceInfo
+from pipeline.probe import SourceInfo, main_video, reader_options
 
 MIN_SECONDS = 1.0
-_MAX_DAMAGED = 0.02  # of the source's pictures; beyond it the clip is not worth training on
+_MAX_DAMAGED = 0.02  # of the section's pictures; beyond it the clip is not worth training on
 _SLACK = 0.5  # s that a header may promise too much where something else is wrong too
 _BROKEN_PROMISE = 1.0  # s that the video stream's own header may promise too much at all
-_MIN_DENSITY = 0.8  # of the stated rate, where the container is damaged: else data were lost inside
+_MIN_DENSITY = 0.8  # of the stated rate, where the container is damaged: else pictures were lost with it
 
-_SUMMARY = re.compile(r"Input stream #0:\d+ \(video\): (\d+) packets read .*?; (\d+) frames decoded;")
-_CONCEALED = re.compile(r"corrupt decoded frame")
-_LOST = re.compile(r"Error submitting packet to decoder|Error while decoding stream")
+_PICTURES = re.compile(
+    r"corrupt decoded frame|Error submitting packet to decoder|Error while decoding stream"
+)
 _CONTAINER = re.compile(
     r"partial file|File ended prematurely|[Tt]runcated|[Pp]acket corrupt|corrupt input packet"
-    r"|invalid as first byte|EBML.*(invalid|exceeds|length)|Element.*(exceeds|invalid)|Unknown-sized element",
+    r"|invalid as first byte|EBML.*(invalid|exceeds|length)|Element.*(exceeds|invalid)"
 )
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Counts from ffmpeg's verbose log (``-v repeat+verbose``)."""
+class Damage:
+    """The section's pictures: whole or not decoded in full, and packets that gave none."""
 
-    decoded: int  # pictures
-    concealed: int  # pictures decoded in part
-    lost: int  # packets that gave none
-    complaint: str | None  # the first line about damage, without addresses
+    decoded: int
+    concealed: int = 0
+    lost: int = 0
 
     @property
-    def damaged(self) -> float:
-        """Share of the pictures that are lost or concealed."""
-        return (self.concealed + self.lost) / max(1, self.decoded + self.lost)
+    def pictures(self) -> int:
+        return self.decoded + self.lost
+
+    @property
+    def damaged(self) -> int:
+        return self.concealed + self.lost
 
 
-def read_log(stderr: str, path: str) -> Reading:
-    """Count what the log says; `path` is taken out first, since a file may be named after its damage."""
-    lines = stderr.replace(path, "").splitlines()
-    summary = _SUMMARY.search(stderr)
-    concealed = sum(1 for line in lines if _CONCEALED.search(line))
-    lost = sum(1 for line in lines if _LOST.search(line))
-    marks = (_CONTAINER, _LOST, _CONCEALED)
-    complaint = next(
-        (line for mark in marks for line in lines if line.startswith("[") and mark.search(line)), None
-    )
-    if complaint is not None:
-        complaint = re.sub(r"^(\[[^]]*\] ?)+", "", complaint).strip()
-    return Reading(int(summary.group(2)) if summary else 0, concealed, lost, complaint)
+NO_DAMAGE = Damage(0)
 
 
-def judge(info: SourceInfo, start: float, wanted: int, got: int, rate: int, reading: Reading) -> str | None:
+def find_complaint(stderr: str, path: str) -> str | None:
+    """The log's first line about damage, those about the container before others, without addresses.
+
+    `path` is taken out first, since a file may be named after its damage. That the log complains says
+    only that it is worth looking: reading goes on for a while behind the section's end.
+    """
+    lines = [line for line in stderr.replace(path, "").splitlines() if line.startswith("[")]
+    for mark in (_CONTAINER, _PICTURES):
+        for line in lines:
+            if mark.search(line):
+                return re.sub(r"^(\[[^]]*\] ?)+", "", line).strip()
+    return None
+
+
+def examine(path: Path, info: SourceInfo, start: float, end: float, timeout: float) -> Damage:
+    """Decode the section [start, end) once more and count its pictures: the same count every time.
+
+    Raises:
+        Failed: TOO_LARGE past `timeout` seconds.
+    """
+    import av
+
+    deadline = time.monotonic() + timeout
+    first, last = start + info.origin, end + info.origin
+    decoded = concealed = lost = 0
+    with av.open(f"file:{Path(path).absolute()}", options=reader_options(), timeout=timeout) as container:
+        video = main_video(container)
+        video.codec_context.thread_count = 1
+        if info.container != "mpegts":
+            container.seek(round(start / video.time_base), stream=video, backward=True, any_frame=False)
+        for packet in _packets(container, video):
+            if time.monotonic() > deadline:
+                raise Failed(FailureClass.TOO_LARGE, f"the damaged source was not read within {timeout:g} s")
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            try:
+                pictures = packet.decode()
+            except av.error.FFmpegError:
+                lost += stamp is None or first <= stamp * video.time_base < last
+                continue
+            inside = [p for p in pictures if p.time is not None and first <= p.time < last]
+            decoded += len(inside)
+            concealed += sum(1 for p in inside if p.is_corrupt)
+            if any(p.time is not None and p.time >= last for p in pictures):
+                break
+    return Damage(decoded, concealed, lost)
+
+
+def _packets(container, video):
+    """The packets until the file, or what can be read of it, ends."""
+    import av
+
+    packets = container.demux(video)
+    while True:
+        try:
+            yield next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return
+
+
+def judge(
+    info: SourceInfo,
+    start: float,
+    wanted: int,
+    got: int,
+    rate: int,
+    complaint: str | None = None,
+    damage: Damage = NO_DAMAGE,
+) -> str | None:
     """The note on a clip that may stand: why it has fewer frames than wanted, or what is damaged in it.
 
     Args:
         start: seconds, by the clip's clock.
         wanted: frames of the whole section, at `rate` a second.
         got: frames that came (one more than `wanted` where the source goes on).
+        complaint, damage: from `find_complaint`, and from `examine` where there was one.
 
     Raises:
         Failed: CORRUPT for too many damaged pictures or fewer frames than the header promises, SHORT for
             a source that ends in the section's first second or before.
     """
-    said = f" ({reading.complaint})" if reading.complaint else ""
+    said = f" ({complaint})" if complaint else ""
     got = min(got, wanted)
     promised = wanted if info.end is None else max(0, min(wanted, int((info.end - start) * rate)))
-    missing = (promised - got) / rate
-    if not reading.decoded and promised:
-        raise Failed(FailureClass.CORRUPT, f"no picture of the source can be decoded{said}")
-    if reading.damaged > _MAX_DAMAGED:
-        share = f"{reading.lost + reading.concealed} of {reading.decoded + reading.lost}"
-        raise Failed(FailureClass.CORRUPT, f"{share} pictures of the source are damaged{said}")
-    unkept = _SLACK if reading.complaint else _BROKEN_PROMISE if info.end_is_video else float("inf")
-    if missing > unkept:
+    if damage.damaged > _MAX_DAMAGED * damage.pictures:
+        text = f"{damage.damaged} of the section's {damage.pictures} pictures are damaged{said}"
+        raise Failed(FailureClass.CORRUPT, text)
+    unkept = _SLACK if complaint else _BROKEN_PROMISE if info.end_is_video else float("inf")
+    if (promised - got) / rate > unkept and (info.end is not None or complaint):
         raise Failed(FailureClass.CORRUPT, f"{got} of the {promised} frames that the source promises{said}")
-    container_damaged = reading.complaint is not None and _CONTAINER.search(reading.complaint)
-    if container_damaged and reading.decoded < _MIN_DENSITY * info.rate * got / rate:
-        raise Failed(FailureClass.CORRUPT, f"the source lost pictures inside the section{said}")
+    if complaint and _CONTAINER.search(complaint) and damage.decoded < _MIN_DENSITY * info.rate * got / rate:
+        raise Failed(FailureClass.CORRUPT, f"pictures are missing inside the section{said}")
     if got < MIN_SECONDS * rate:
-        where = (
-            "ends before the section starts"
-            if got == 0
-            else f"ends {got / rate:g} s after the section starts"
-        )
-        raise Failed(FailureClass.SHORT, f"the source {where}")
+        where = "ends before the section starts" if got == 0 else f"ends {got / rate:g} s after its start"
+        raise Failed(FailureClass.SHORT, f"the source {where}: less than a second is there")
     notes = []
     if got < wanted:
         notes.append(f"the source ends at {start + got / rate:g} s: {got} of {wanted} frames")
-    if reading.lost + reading.concealed:
-        notes.append(f"{reading.lost + reading.concealed} of the source's pictures are damaged")
+    if damage.damaged:
+        notes.append(f"{damage.damaged} of the section's {damage.pictures} pictures are damaged")
     return "; ".join(notes) or None

@@ -23,9 +23,9 @@ _PACKETS_TO_FIRST_PICTURE = 300
 _OPEN_SECONDS = 30.0
 
 _CODECS = frozenset(
-    ("h264", "hevc", "vvc", "av1", "vp8", "vp9", "vp6", "vp6f", "vp6a", "theora", "h261", "h263", "flv1")
-    + ("mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "wmv3")
-    + ("vc1", "mjpeg", "dvvideo", "prores", "dnxhd", "ffv1", "rv40", "svq3", "cinepak", "rawvideo")
+    "h264 hevc vvc av1 vp8 vp9 vp6 vp6f vp6a theora h261 h263 flv1 mpeg1video mpeg2video mpeg4 "  # noqa: SIM905
+    "msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 wmv3 vc1 mjpeg dvvideo prores dnxhd ffv1 rv40 svq3 cinepak "
+    "rawvideo".split()
 )
 _TRANSFERS = {1: "bt709", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1"} | {
     14: "bt2020-10",
@@ -139,10 +139,7 @@ def looks_like_video(head: bytes) -> bool:
 
 
 def _describe(container) -> SourceInfo:
-    cover = 0x400  # AV_DISPOSITION_ATTACHED_PIC
-    video = next((s for s in container.streams.video if not int(s.disposition) & cover), None)
-    if video is None:
-        raise Failed(FailureClass.FORMAT, "the source has no video stream")
+    video = main_video(container)
     context = video.codec_context
     codec = "of an unknown codec" if context is None else context.codec.canonical_name
     if codec not in _CODECS:
@@ -169,6 +166,15 @@ def _describe(container) -> SourceInfo:
         transfer=_TRANSFERS.get(int(context.color_trc)),
         matrix=_MATRICES.get(int(context.colorspace)),
     )
+
+
+def main_video(container):
+    """The first video stream that is no cover picture, which ffmpeg calls V:0; Failed(FORMAT) without."""
+    cover = 0x400  # AV_DISPOSITION_ATTACHED_PIC
+    video = next((s for s in container.streams.video if not int(s.disposition) & cover), None)
+    if video is None:
+        raise Failed(FailureClass.FORMAT, "the source has no video stream")
+    return video
 
 
 def check_size(width: int, height: int, sar: Fraction = Fraction(1)) -> None:

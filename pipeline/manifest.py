@@ -66,7 +66,7 @@ _SECONDS = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 _NEGATIVE = re.compile(r"-(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no UTF-8
-_BATCH_ROWS = 32_768
+_BATCH_ROWS = 4_096
 
 
 class ManifestError(ValueError):

@@ -148,3 +148,18 @@ def _gray(rgb: np.ndarray) -> np.ndarray:
     for channel, weight in enumerate(_RGB_WEIGHTS):
         weighted += weight * rgb[..., channel].astype(np.int32)
     return (weighted >> _RGB_SHIFT).astype(np.uint8)
+
+
+def device_class(device: str) -> str:
+    """Which machines give the same flow bytes as this one: "x86-64-v3", "cuda" or "other"."""
+    if device != "cpu":
+        return "cuda" if device.startswith("cuda") else "other"
+    import platform
+
+    from llvmlite import binding
+
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "other"
+    features = binding.get_host_cpu_features()
+    wanted = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+    return "x86-64-v3" if all(features.get(name) for name in wanted) else "other"

@@ -1,0 +1,205 @@
+"""Flow stored as video: 8-bit luma in H.264, u above v in one picture.
+
+A luma value g stands for v = (g - 128) * bound / 127 pixels, so that zero is exact; 0 is not used. Owns
+that law, the encoder's command and the decoding; what a flow means is `pipeline.flow.pairs`'s.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import child
+from pipeline.flow.parameters import FlowCoding
+from pipeline.outcome import Failed, FailureClass
+
+_ZERO, _STEPS = 128, 127
+_DEFAULTS = FlowCoding()
+
+
+def quantise(flow: np.ndarray, coding: FlowCoding = _DEFAULTS) -> np.ndarray:
+    """float32 pixels to uint8 of the same shape: clip(rint(v * 127 / bound) + 128, 1, 255)."""
+    scaled = np.rint(flow * np.float32(_STEPS / coding.bound))
+    return (np.clip(scaled, -_STEPS, _STEPS) + np.float32(_ZERO)).astype(np.uint8)
+
+
+def dequantise(luma: np.ndarray, bound: float = _DEFAULTS.bound) -> np.ndarray:
+    """uint8 to float32 pixels of the same shape: (g - 128) * bound / 127."""
+    table = ((np.arange(256) - _ZERO) * (bound / _STEPS)).astype(np.float32)
+    return table[luma]
+
+
+def saturation(flow: np.ndarray, coding: FlowCoding = _DEFAULTS) -> float:
+    """Share of values in [0, 1] whose magnitude lies beyond the bound and is lost by `quantise`."""
+    return float(np.mean(np.abs(flow) > coding.bound))
+
+
+def encode(
+    flows: Iterable[np.ndarray],
+    out: Path,
+    coding: FlowCoding = _DEFAULTS,
+    rate: int = 25,
+    *,
+    ffmpeg: str,
+    timeout: float,
+) -> None:
+    """Write flows as an mp4 of constant rate, frame by frame as they come.
+
+    Args:
+        flows: float32 (H, W, 2) each, pixels; W even.
+        out: the file; it appears whole or not at all.
+        rate: frames a second.
+        ffmpeg: the encoder's binary; timeout: seconds for all of it, the making of the flows included.
+
+    Raises:
+        ValueError: no flow, flows of different shapes, or an odd width.
+        Failed: ENVIRONMENT when ffmpeg does not run, fails or takes too long, STORAGE when `out` cannot
+            be written.
+    """
+    rest = iter(flows)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError("there is no flow to encode")
+    height, width, _ = first.shape
+    if width % 2:
+        raise ValueError(f"H.264 needs an even width, not {width}")
+    out = Path(out)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
+        os.close(handle)
+    except OSError as error:
+        raise Failed(FailureClass.STORAGE, f"the flow cannot be written: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        argv = command(temporary, width, 2 * height, coding, rate, ffmpeg)
+        _run(argv, _pictures(chain((first,), rest), first.shape, coding), timeout)
+        _publish(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def command(out: Path, width: int, height: int, coding: FlowCoding, rate: int, ffmpeg: str) -> list[str]:
+    """The argument list that makes `out` of raw yuv420p on standard input.
+
+    One thread and mbtree=0 keep the bytes the same on every x86-64 machine; aq-mode=0 spends no bits on
+    the flat areas that flow is full of; filter_units drops the message that names the encoder's build.
+    """
+    import ffmpeg as ffmpeg_python
+
+    source = ffmpeg_python.input(
+        "pipe:0",
+        f="rawvideo",
+        pix_fmt="yuv420p",
+        video_size=(width, height),
+        framerate=rate,
+        color_range="pc",
+    )
+    options = {
+        "c:v": "libx264",
+        "preset": coding.preset,
+        "crf": coding.crf,
+        "g": coding.keyframe_interval,
+        "pix_fmt": "yuv420p",
+        "threads": 1,
+        "x264-params": "threads=1:lookahead-threads=1:mbtree=0:aq-mode=0",
+        "bsf:v": "filter_units=remove_types=6",
+        "flags:v": "+bitexact",
+        "fflags": "+bitexact",
+        "map_metadata": -1,
+        "map_chapters": -1,
+        "color_range": "pc",
+        "write_btrt": 0,
+        "movflags": "+faststart",
+    }
+    arguments = ffmpeg_python.output(source, f"file:{out.absolute()}", f="mp4", **options).get_args()
+    return [ffmpeg, "-hide_banner", "-y", "-v", "error", *arguments]
+
+
+def _pictures(flows: Iterable[np.ndarray], shape: tuple[int, ...], coding: FlowCoding) -> Iterator[bytes]:
+    """Raw yuv420p pictures, u above v, chroma 128."""
+    height, width, _ = shape
+    chroma = bytes([_ZERO]) * (2 * height * (width // 2))
+    for flow in flows:
+        if flow.shape != shape:
+            raise ValueError(f"flow of shape {flow.shape} follows flow of shape {shape}")
+        luma = quantise(flow, coding)
+        yield luma[..., 0].tobytes()
+        yield luma[..., 1].tobytes()
+        yield chroma
+
+
+def _run(argv: list[str], pictures: Iterable[bytes], timeout: float) -> None:
+    try:
+        finished = child.run(argv, timeout=timeout, stdin=pictures)
+    except child.ChildTimeout as error:
+        raise Failed(FailureClass.ENVIRONMENT, f"the flow was not encoded within {timeout:g} s") from error
+    except OSError as error:
+        raise Failed(FailureClass.ENVIRONMENT, f"{argv[0]} does not run: {error.strerror}") from error
+    if finished.returncode:
+        said = (finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"])[0]
+        full = "No space left" in finished.stderr
+        kind = FailureClass.STORAGE if full else FailureClass.ENVIRONMENT
+        raise Failed(kind, f"ffmpeg did not encode the flow: {said}")
+
+
+def _publish(temporary: Path, out: Path) -> None:
+    try:
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, out)
+    except OSError as error:
+        raise Failed(FailureClass.STORAGE, f"the flow cannot be written: {error.strerror}") from error
+
+
+def decode(
+    data: bytes | Path, frames: range | None = None, bound: float = _DEFAULTS.bound, threads: int = 1
+) -> np.ndarray:
+    """Flow of one of our videos, or of a contiguous range of its frames, from the keyframe before.
+
+    Returns:
+        float32 (T, H, W, 2), pixels.
+
+    Raises:
+        Failed: CORRUPT when `data` is no such video. IndexError: a frame of `frames` is not there.
+    """
+    import av
+
+    from pipeline.probe import reader_options
+
+    source = io.BytesIO(data) if isinstance(data, bytes) else f"file:{Path(data).absolute()}"
+    try:
+        with av.open(source, options=reader_options()) as container:
+            lumas = list(_lumas(container, frames, threads))
+    except (av.error.FFmpegError, StopIteration, IndexError) as error:
+        raise Failed(FailureClass.CORRUPT, f"flow cannot be decoded: {error}") from error
+    if frames is not None and len(lumas) != len(frames):
+        raise IndexError(f"frames {frames.start} to {frames.stop} are not all in the flow")
+    if not lumas or lumas[0].shape[0] % 2:
+        raise Failed(FailureClass.CORRUPT, "flow cannot be decoded: no picture of u above v in it")
+    height, width = lumas[0].shape[0] // 2, lumas[0].shape[1]
+    planes = np.stack(lumas).reshape(-1, 2, height, width)
+    return dequantise(np.moveaxis(planes, 1, -1), bound)
+
+
+def _lumas(container, frames: range | None, threads: int) -> Iterator[np.ndarray]:
+    """Luma planes, uint8 (2H, W) each, of the wanted frames."""
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = threads
+    tick = 1 / (stream.average_rate * stream.time_base)  # time stamps a frame
+    if frames is not None and frames.start > 0:
+        container.seek(round(frames.start * tick), stream=stream, backward=True, any_frame=False)
+    for picture in container.decode(stream):
+        index = round(picture.pts / tick)
+        if frames is None or index in frames:
+            plane = picture.planes[0]
+            rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+            yield rows[:, : plane.width].copy()
+        if frames is not None and index >= frames.stop - 1:
+            return

@@ -140,7 +140,7 @@ def read(path: str | os.PathLike[str]) -> pa.Table:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             lines = _lines(file)
             columns = _header(name, lines)
-            return pa.Table.from_batches(_batches(name, _records(lines), columns), SCHEMA)
+            return pa.Table.from_batches(_batches(name, _records(lines, columns.count), columns), SCHEMA)
     except (OSError, ValueError) as error:
         if isinstance(error, ManifestError):
             raise
@@ -239,10 +239,11 @@ def _lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
         yield number, None
 
 
-def _records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, list[str] | str]]:
+def _records(lines: Iterator[tuple[int, str | None]], count: int) -> Iterator[tuple[int, list[str] | str]]:
     """Each record with its first physical line: its fields, or a sentence that says why it has none.
 
-    A quote that is never closed costs its own line only: reading goes on with the line after it.
+    A quote that is never closed costs its own line only: reading goes on with the line after it,
+    also where the quote finds a partner further down but the record then has not ``count`` fields.
     """
     pending: deque[tuple[int, str | None]] = deque()
     while True:
@@ -257,11 +258,11 @@ def _records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, lis
             if not line.isspace():
                 yield number, line.rstrip("\n").split(",")
         else:
-            yield number, _quoted(line, pending, lines)
+            yield number, _quoted(line, count, pending, lines)
 
 
 def _quoted(
-    line: str, pending: deque[tuple[int, str | None]], lines: Iterator[tuple[int, str | None]]
+    line: str, count: int, pending: deque[tuple[int, str | None]], lines: Iterator[tuple[int, str | None]]
 ) -> list[str] | str:
     """The fields of a record with quotes, which may go on over further lines: those are then taken."""
     text = [line]
@@ -280,7 +281,7 @@ def _quoted(
         return (
             'a quote stands in the wrong place; write a field with quotes as "..." and a quote in it as "".'
         )
-    if fields is None:
+    if fields is None or (len(text) > 1 and len(fields) != count):
         return "a quote is opened and never closed."
     for _ in text[1:]:
         pending.popleft()

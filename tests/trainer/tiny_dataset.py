@@ -99,20 +99,17 @@ def moving_texture(clip: int, frame: int, motion: tuple[int, int], size: tuple[i
     return np.roll(texture, shift, (0, 1))
 
 
-def encode(pictures: Sequence[np.ndarray], path: Path, *filters: str) -> None:
-    """uint8 (H, W, 3) pictures -> H.264 at 25 frames a second with a keyframe every 16, limited range, BT.601."""
+def encode(pictures: Sequence[np.ndarray], path: Path, matrix: str = "bt601", tag: str | None = None) -> None:
+    """uint8 (H, W, 3) pictures -> H.264, 25 frames a second, a keyframe every 16, limited range."""
     height, width = pictures[0].shape[:2]
-    colour = ["-vf", "scale=out_color_matrix=bt601:out_range=tv:flags=accurate_rnd+bitexact,format=yuv420p"]
-    _run(
-        ["-pix_fmt", "rgb24", "-s", f"{width}x{height}"],
-        b"".join(p.tobytes() for p in pictures),
-        colour,
-        path,
-    )
+    colour = f"scale=out_color_matrix={matrix}:out_range=tv:flags=accurate_rnd+bitexact,format=yuv420p"
+    picture = ["-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    tags = ["-colorspace", tag] if tag else []
+    _run(picture, b"".join(p.tobytes() for p in pictures), ["-vf", colour, *tags], path)
 
 
 def encode_flow(motions: Sequence[np.ndarray], path: Path, bound: float = 20.0) -> None:
-    """float32 (H, W, 2) in pixels -> the contract's flow video: u above v in full-range luma, 128 for zero."""
+    """float32 (H, W, 2) in pixels -> the contract's flow video: u above v, full range, 128 for zero."""
     height, width = motions[0].shape[:2]
     data = bytearray()
     for flow in motions:
@@ -123,25 +120,10 @@ def encode_flow(motions: Sequence[np.ndarray], path: Path, bound: float = 20.0) 
 
 
 def _run(picture: list[str], data: bytes, options: list[str], path: Path) -> None:
-    subprocess.run(
-        [
-            imageio_ffmpeg.get_ffmpeg_exe(),
-            "-v",
-            "error",
-            "-y",
-            "-f",
-            "rawvideo",
-            *picture,
-            "-r",
-            "25",
-            "-i",
-            "-",
-        ]
-        + [*options, "-c:v", "libx264", "-preset", "fast", "-crf", "12", "-g", "16", "-threads", "1"]
-        + ["-movflags", "+faststart", str(path)],
-        input=data,
-        check=True,
-    )
+    source = ["-f", "rawvideo", *picture, "-r", "25", "-i", "-"]
+    coding = ["-c:v", "libx264", "-preset", "fast", "-crf", "12", "-g", "16", "-threads", "1"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *source, *options, *coding]
+    subprocess.run([*command, "-movflags", "+faststart", str(path)], input=data, check=True)
 
 
 def _sample(

@@ -196,12 +196,12 @@ class _Unfinished:
     def _decode(self, place: int, row: int, cuts: list[Cut], members: dict[str, bytes]) -> None:
         rows, views = self._purpose.rows, self._purpose.views
         size = (int(rows.width[row]), int(rows.height[row]))
-        for view, cut in enumerate(cuts, place * views):
-            if "rgb" in members:
-                decode_rgb(members["rgb"], cut, size, rows.rate, self._pixels["rgb"][view].numpy())
-            if "flow" in members:
-                out = self._pixels["flow"][view].numpy()
-                self._scale[view] = decode_flow(members["flow"], cut, size, rows.rate, out)
+        here = slice(place * views, (place + 1) * views)
+        if "rgb" in members:
+            decode_rgb(members["rgb"], cuts, size, rows.rate, self._pixels["rgb"][here].numpy())
+        if "flow" in members:
+            out = self._pixels["flow"][here].numpy()
+            self._scale[here] = decode_flow(members["flow"], cuts, size, rows.rate, out)
 
 
 def _size(rows: Rows, row: int) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ when shrinking): the same bytes on every x86-64, and nearer to exact BT.601/709 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import av
 import numpy as np
@@ -27,67 +27,68 @@ class Undecodable(ValueError):
     """The bytes are no video of the size and length that the index says."""
 
 
-def decode_rgb(data: bytes, cut: Cut, size: tuple[int, int], rate: int, out: np.ndarray) -> None:
-    """Decode an RGB member.
+def decode_rgb(data: bytes, cuts: Sequence[Cut], size: tuple[int, int], rate: int, out: np.ndarray) -> None:
+    """Decode an RGB member once for all views of a clip.
 
     Args:
         data: the mp4.
-        cut: what to take of it.
+        cuts: V views of it, alike in everything but frames, square and mirroring.
         size: (width, height) that the index promises, in pixels.
         rate: frames a second of the data set.
-        out: uint8 (3, T, side, side), written in place; 0..255.
+        out: uint8 (V, 3, T, side, side), written in place; 0..255.
 
     Raises:
         Undecodable: damaged, of another size, or without one of the frames.
     """
     reformatter = VideoReformatter()
-    crop = np.s_[cut.top : cut.top + cut.side, cut.left : cut.left + cut.side]
-    for number, frame in _frames(data, set(cut.frames), size, rate):
+    places = _places(cuts)
+    for number, frame in _frames(data, places, size, rate):
         rgb = reformatter.reformat(
             frame,
-            cut.width,
-            cut.height,
+            cuts[0].width,
+            cuts[0].height,
             format="gbrp",
             interpolation=_EXACT,
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        for place in _places(cut, number):
-            for channel, plane in enumerate(_RED_GREEN_BLUE):
-                out[channel, place] = _plane(rgb.planes[plane])[crop]
-    _mirror(out, cut)
+        planes = [_plane(rgb.planes[plane]) for plane in _RED_GREEN_BLUE]
+        for view, place in places[number]:
+            for channel, plane in enumerate(planes):
+                out[view, channel, place] = plane[_square(cuts[view])]
+    _mirror(out, cuts)
 
 
 def decode_flow(
-    data: bytes, cut: Cut, size: tuple[int, int], rate: int, out: np.ndarray
-) -> tuple[float, float]:
+    data: bytes, cuts: Sequence[Cut], size: tuple[int, int], rate: int, out: np.ndarray
+) -> list[tuple[float, float]]:
     """Decode a flow member: u above v in the luma plane, which is full range and needs no colour.
 
     Args:
         data: the mp4.
-        cut, rate: as in `decode_rgb`.
+        cuts, rate: as in `decode_rgb`.
         size: (width, height) of the clip; the flow video is twice as high.
-        out: uint8 (2, T, side, side), written in place; 128 stands for zero.
+        out: uint8 (V, 2, T, side, side), written in place; 128 stands for zero.
 
     Returns:
-        What u and v must be multiplied by: the resize, and -1 for a mirrored u.
+        For each view what u and v must be multiplied by: the resize, and -1 for a mirrored u.
 
     Raises:
         Undecodable: as in `decode_rgb`.
     """
     width, height = size
     reformatter = VideoReformatter()
-    crop = np.s_[cut.top : cut.top + cut.side, cut.left : cut.left + cut.side]
-    for number, frame in _frames(data, set(cut.frames), (width, 2 * height), rate):
+    places = _places(cuts)
+    for number, frame in _frames(data, places, (width, 2 * height), rate):
         luma = _plane(frame.planes[0])
         for channel in range(2):
             half = luma[channel * height : (channel + 1) * height]
-            if (cut.width, cut.height) != size:
-                half = _resize_grey(half, cut, reformatter)
-            for place in _places(cut, number):
-                out[channel, place] = half[crop]
-    _mirror(out, cut)
-    return (-cut.width if cut.mirrored else cut.width) / width, cut.height / height
+            if (cuts[0].width, cuts[0].height) != size:
+                half = _resize_grey(half, cuts[0], reformatter)
+            for view, place in places[number]:
+                out[view, channel, place] = half[_square(cuts[view])]
+    _mirror(out, cuts)
+    return [((-c.width if c.mirrored else c.width) / width, c.height / height) for c in cuts]
 
 
 def _frames(
@@ -136,9 +137,17 @@ def _take(frames: list[VideoFrame], left: set[int], unit: float) -> Iterator[tup
             yield number, frame
 
 
-def _places(cut: Cut, number: int) -> list[int]:
-    """Where a frame stands in the cut: more than one place in a looped window."""
-    return [place for place, wanted in enumerate(cut.frames) if wanted == number]
+def _places(cuts: Sequence[Cut]) -> dict[int, list[tuple[int, int]]]:
+    """Frame number -> each (view, place in it) where it stands; several in a looped window."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    for view, cut in enumerate(cuts):
+        for place, number in enumerate(cut.frames):
+            places.setdefault(number, []).append((view, place))
+    return places
+
+
+def _square(cut: Cut) -> tuple[slice, slice]:
+    return slice(cut.top, cut.top + cut.side), slice(cut.left, cut.left + cut.side)
 
 
 def _plane(plane: VideoPlane) -> np.ndarray:
@@ -155,7 +164,8 @@ def _resize_grey(picture: np.ndarray, cut: Cut, reformatter: VideoReformatter) -
     return _plane(resized.planes[0])
 
 
-def _mirror(out: np.ndarray, cut: Cut) -> None:
-    if cut.mirrored:
-        pixels = torch.from_numpy(out)
-        pixels.copy_(pixels.flip(-1))  # ten times faster than numpy's copy from a negative stride
+def _mirror(out: np.ndarray, cuts: Sequence[Cut]) -> None:
+    for view, cut in enumerate(cuts):
+        if cut.mirrored:
+            pixels = torch.from_numpy(out[view])
+            pixels.copy_(pixels.flip(-1))  # ten times faster than numpy's copy from a negative stride

@@ -1,0 +1,356 @@
+"""Batches: the same for every world size, number of workers and restart; honest about what cannot be had."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_dataset
+import torch
+
+from trainer.data.batch import Batch, Input
+from trainer.data.loader import EvaluationBatches, ReadError, TooManyFailures, TrainBatches
+from trainer.data.rows import Rows, RowsError, open_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+INPUT = Input(stream="both", frames=16, short_side=64, crop=48)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """11 training clips of 20 to 40 frames in three shards, 7 for evaluation in two lengths."""
+    folder = tmp_path_factory.mktemp("data")
+    return tiny_dataset.publish(folder / "set", {"train": 11, "val": 7}, frames=(40, 12, 25))
+
+
+@pytest.fixture
+def copy(root, tmp_path) -> Path:
+    """A data set of one's own, to be damaged."""
+    return Path(shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("work")))
+
+
+def rows_of(root: Path | str, split: str = "train", input: Input = INPUT, **options) -> Rows:
+    return open_rows([str(root)], split, input.streams, **options)
+
+
+def take(rows: Rows, steps: int, input: Input = INPUT, **options) -> list[Batch]:
+    return list(TrainBatches(rows, input, **{"batch_size": 4, "seed": 5, "steps": steps, **options}))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    tensors = ("rgb", "flow", "flow_scale", "target", "weight")
+    plain = ("epoch", "step", "keys", "total_weight", "failures")
+    return all(getattr(one, n) == getattr(other, n) for n in plain) and all(
+        torch.equal(getattr(one, n), getattr(other, n)) for n in tensors
+    )
+
+
+def joined(parts: Iterable[Batch]) -> Batch:
+    """The shares of all ranks as the batch of one."""
+    parts = list(parts)
+    tensors = ("rgb", "flow", "flow_scale", "target", "weight")
+    return replace(parts[0], **{n: torch.cat([getattr(p, n) for p in parts]) for n in tensors})
+
+
+def spoil(root: Path, split: str, keys: Iterable[str], stream: str = "rgb") -> None:
+    """Zero the payload of some members: readable as a tar, not as a video."""
+    for key in keys:
+        table = pq.read_table(root / f"index/{split}-00000.parquet").to_pylist()
+        row = next(r for r in table if r["key"] == key)
+        with open(root / row["shard"], "r+b") as file:
+            file.seek(row[f"{stream}_offset"])
+            file.write(bytes(row[f"{stream}_size"]))
+
+
+def remove(root: Path, split: str, keys: set[str]) -> None:
+    """Mark rows as removed, as a takedown does."""
+    path = root / f"index/{split}-00000.parquet"
+    table = pq.read_table(path)
+    removed = [key in keys for key in table["key"].to_pylist()]
+    place = table.schema.get_field_index("removed")
+    pq.write_table(table.set_column(place, table.schema.field("removed"), [removed]), path)
+
+
+@pytest.fixture(scope="module")
+def reference(root) -> list[Batch]:
+    """Five steps of four clips, over two epochs and a bit, by one rank without workers."""
+    return take(rows_of(root), 5)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(root, reference, workers):
+    found = take(rows_of(root), 5, workers=workers)
+    assert len(found) == 5
+    assert all(map(same, found, reference))
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_the_ranks_shares_join_to_the_batches_of_one_rank(root, reference, world):
+    ranks = [take(rows_of(root), 5, rank=rank, world=world) for rank in range(world)]
+    assert all(map(same, map(joined, zip(*ranks, strict=True)), reference))
+
+
+@pytest.mark.parametrize(("done", "workers"), [(1, 0), (2, 1), (3, 3)])
+def test_a_restart_goes_on_exactly_where_it_was(root, reference, done, workers):
+    last = reference[done - 1]
+    batches = TrainBatches(rows_of(root), INPUT, batch_size=4, seed=5)
+    after = divmod(last.epoch * batches.steps_per_epoch + last.step + 1, batches.steps_per_epoch)
+    found = take(rows_of(root), 5 - done, start=after, workers=workers)
+    assert all(map(same, found, reference[done:]))
+
+
+def test_an_epoch_is_the_whole_batches_and_the_next_is_another(reference):
+    assert [(b.epoch, b.step) for b in reference] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    assert len({*reference[0].keys, *reference[1].keys}) == 8
+    assert reference[0].keys != reference[2].keys
+
+
+def test_the_streams_of_a_clip_share_window_crop_and_mirroring(root):
+    """Two textures, each u and v of the flow, that are also the red and green of the picture."""
+
+    def pattern(clip: int, frame: int) -> np.ndarray:
+        y, x = np.mgrid[:64, :96]
+        return np.stack([(x + 3 * frame) % 64 - 32, (y + 2 * frame) % 48 - 24], -1).astype(np.float32) / 2
+
+    def picture(clip: int, frame: int) -> np.ndarray:
+        return np.dstack([128 + 4 * pattern(clip, frame), np.full((64, 96), 128)]).astype(np.uint8)
+
+    folder = root.parent / "pattern"
+    tiny_dataset.publish(folder, {"train": 4}, picture=picture, motion=pattern)
+    (batch,) = take(rows_of(folder), 1, replace(INPUT, frames=8))
+    rgb, flow = batch.inputs()
+    assert set(np.sign(batch.flow_scale[:, 0].tolist())) == {-1, 1}
+    for clip in range(4):
+        sign = torch.sign(batch.flow_scale[clip])[:, None, None, None]
+        red_green = (rgb[clip, :2] * 127.5 + 127.5 - 128) / 4  # pixels, before mirroring negated u
+        error = (flow[clip] * 20 * sign - red_green).abs().flatten().median()
+        assert error < 0.6  # any other window, square or side is wrong by pixels
+
+
+def test_rgb_and_flow_are_fed_between_minus_one_and_one(reference):
+    rgb, flow = reference[0].inputs()
+    assert rgb.dtype == flow.dtype == torch.float32
+    assert -1 <= rgb.min() < -0.5
+    assert 0.5 < rgb.max() <= 1
+    for clip, target in enumerate(reference[0].target.tolist()):
+        u, v = tiny_dataset.MOTIONS[target]
+        mirror = -1 if reference[0].flow_scale[clip, 0] < 0 else 1
+        assert flow[clip].mean((1, 2, 3)).tolist() == pytest.approx([mirror * u / 20, v / 20], abs=0.01)
+
+
+def test_one_stream_reads_and_decodes_that_one_only(copy):
+    input = replace(INPUT, stream="flow")
+    whole = take(rows_of(copy, input=input), 2, input)
+    spoil(copy, "train", rows_of(copy).keys.to_pylist(), "rgb")
+    found = take(rows_of(copy, input=input), 2, input)
+    assert [b.rgb for b in found] == [None, None]
+    assert all(torch.equal(a.flow, b.flow) for a, b in zip(found, whole, strict=True))
+
+
+def test_a_batch_comes_apart_for_gradient_accumulation(reference):
+    parts = list(reference[0].parts(3))
+    assert [len(p.target) for p in parts] == [3, 1]
+    assert same(joined(parts), reference[0])
+
+
+def test_loading_draws_nothing_from_the_generators_that_dropout_uses(root):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    take(rows_of(root), 1, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# What cannot be had
+
+
+def test_a_removed_clip_keeps_its_place_with_weight_zero(copy, reference):
+    gone = reference[0].keys[2]
+    remove(copy, "train", {gone})
+    spoil(copy, "train", [gone])
+    found = take(rows_of(copy), 5)
+    assert [b.keys for b in found] == [b.keys for b in reference]
+    assert found[0].weight.tolist() == [1, 1, 0, 1]
+    assert found[0].total_weight == 3
+    assert not any(b.failures for b in found)
+    for place in (0, 1, 3):
+        assert torch.equal(found[0].rgb[place], reference[0].rgb[place])
+
+
+def test_an_undecodable_clip_is_logged_and_replaced_the_same_way_everywhere(copy, reference, caplog):
+    bad = reference[0].keys[1]
+    spoil(copy, "train", [bad])
+    with caplog.at_level(logging.WARNING):
+        found = take(rows_of(copy), 2, max_failures=0.5)
+    assert [b.keys for b in found] == [b.keys for b in reference[:2]]
+    assert found[0].weight.tolist() == [1, 1, 1, 1]
+    assert found[0].failures[0].startswith(f"{bad}: ")
+    assert bad in caplog.text
+    assert not torch.equal(found[0].rgb[1], torch.zeros_like(found[0].rgb[1]))
+    ranks = [take(rows_of(copy), 1, rank=r, world=2, workers=1, max_failures=0.5) for r in range(2)]
+    again = joined(rank[0] for rank in ranks)
+    assert torch.equal(again.rgb, found[0].rgb)
+    assert torch.equal(again.target, found[0].target)
+
+
+def test_a_run_with_more_failures_than_allowed_stops_and_says_how_many(copy):
+    keys = rows_of(copy).keys.to_pylist()
+    spoil(copy, "train", keys[:6])
+    with pytest.raises(TooManyFailures, match=r"clips could not be had, more than 1\.0%.*pipeline verify"):
+        take(rows_of(copy), 100)
+    remove(copy, "train", set(keys[6:]) - {keys[10]})
+    spoil(copy, "train", [keys[10]])
+    with pytest.raises(ReadError, match="nor any of the clips drawn in its place"):
+        take(rows_of(copy), 100, max_failures=1.0, workers=1)
+
+
+def test_a_missing_shard_stops_the_run_with_one_sentence(copy):
+    shard = copy / "shards/train-00000-00001.tar"
+    rows = rows_of(copy)
+    shard.unlink()
+    with pytest.raises(RowsError, match=r"train-00000-00001\.tar is missing: copy it again"):
+        rows_of(copy)
+    with pytest.raises(ReadError, match=r"train-00000-00001\.tar is missing: bring it back"):
+        take(rows, 100, workers=1)
+
+
+def test_a_truncated_shard_is_noticed_before_and_during_a_run(copy):
+    rows = rows_of(copy)
+    shard = copy / "shards/train-00000-00002.tar"
+    shard.write_bytes(shard.read_bytes()[:2000])
+    with pytest.raises(RowsError, match="has 2000 bytes instead of"):
+        rows_of(copy)
+    with pytest.raises(TooManyFailures, match="ends before it does"):
+        take(rows, 100, max_failures=0)
+
+
+def test_an_index_of_another_state_is_not_trained_on(copy):
+    rows = rows_of(copy)
+    shifted = {stream: np.roll(offsets, 1) for stream, offsets in rows.offsets.items()}
+    with pytest.raises(TooManyFailures, match="the index is of another state"):
+        take(replace(rows, offsets=shifted), 100, max_failures=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 12}, "smaller batch size"),
+        ({"batch_size": 2, "world": 3}, "larger batch size"),
+    ],
+)
+def test_a_batch_that_cannot_be_made_is_refused(root, options, message):
+    with pytest.raises(RowsError, match=message):
+        TrainBatches(rows_of(root), INPUT, **options)
+
+
+def test_data_that_do_not_fit_the_network_are_refused(root, tmp_path):
+    with pytest.raises(RowsError, match=r"flow up to 20\.0 pixels"):
+        TrainBatches(rows_of(root), replace(INPUT, flow_bound=15.0), batch_size=2)
+    with pytest.raises(RowsError, match="no test clips"):
+        rows_of(root, "test")
+    with pytest.raises(RowsError, match="absent"):
+        rows_of(tmp_path / "nothing")
+    plain = tiny_dataset.publish(tmp_path / "rgb", {"train": 2}, frames=(12,), flow=False)
+    with pytest.raises(RowsError, match="prepare it with --flow tvl1"):
+        rows_of(plain)
+    assert take(rows_of(plain, input=Input()), 1, replace(INPUT, stream="rgb"), batch_size=2)
+
+
+# Several data sets, generations, stores
+
+
+def test_a_new_generation_changes_nothing_for_a_run_that_pinned_its_own(copy, reference):
+    pinned = rows_of(copy).generations
+    tiny_dataset.publish(copy, {"train": 3}, frames=(30,), generation="00001", append=True)
+    assert len(rows_of(copy)) == 14
+    assert all(map(same, take(rows_of(copy, generations=pinned), 5), reference))
+    with pytest.raises(RowsError, match="no generation"):
+        rows_of(copy, generations=[["00007"]])
+
+
+def test_several_data_sets_are_one_when_their_classes_agree(root, tmp_path):
+    other = tiny_dataset.publish(tmp_path / "other", {"train": 3}, frames=(30,), generation="00002")
+    rows = open_rows([str(root), str(other)], "train", INPUT.streams)
+    assert len(rows) == 14
+    keys = set(itertools.chain.from_iterable(b.keys for b in take(rows, 7, batch_size=2)))
+    assert keys == set(rows.keys.to_pylist())
+    meta = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**meta, "classes": ["a", "b", "c", "d"]}))
+    with pytest.raises(RowsError, match="differ in their classes"):
+        open_rows([str(root), str(other)], "train", INPUT.streams)
+
+
+def test_an_object_store_gives_the_batches_of_the_local_disk(root, reference):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.put(str(root), "/loader-test", recursive=True)
+    try:
+        found = take(rows_of("memory://loader-test"), 2)
+        assert all(map(same, found, reference[:2]))
+    finally:
+        store.rm("/loader-test", recursive=True)
+
+
+# Evaluation
+
+
+def evaluate(rows: Rows, input: Input = INPUT, world: int = 1, **options) -> list[list[Batch]]:
+    return [
+        list(EvaluationBatches(rows, input, rank=rank, world=world, batch_size=2, **options))
+        for rank in range(world)
+    ]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_evaluation_sees_each_clip_exactly_once_over_all_ranks(root, world):
+    rows = rows_of(root, "val")
+    ranks = evaluate(rows, world=world)
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len(ranks[0]) == len(EvaluationBatches(rows, INPUT, batch_size=2, world=world))
+    seen = {}
+    for batch in itertools.chain.from_iterable(ranks):
+        for key, target, weight in zip(batch.keys, batch.target.tolist(), batch.weight.tolist(), strict=True):
+            if weight:
+                assert key not in seen
+                seen[key] = target
+    assert seen == dict(zip(rows.keys.to_pylist(), rows.target.tolist(), strict=True))
+
+
+def test_whole_clips_are_evaluated_from_first_to_last_frame(root):
+    rows = rows_of(root, "val")
+    length = dict(zip(rows.keys.to_pylist(), rows.frames.tolist(), strict=True))
+    (batches,) = evaluate(rows, workers=1)
+    for batch in batches:
+        assert {length[key] for key in batch.keys} == {batch.rgb.shape[2]} == {batch.flow.shape[2]}
+    assert {batch.rgb.shape[2] for batch in batches} == {40, 12, 25}
+
+
+def test_what_was_removed_or_cannot_be_decoded_does_not_count(copy):
+    keys = rows_of(copy, "val").keys.to_pylist()
+    remove(copy, "val", {keys[0]})
+    spoil(copy, "val", [keys[1]])
+    (batches,) = evaluate(rows_of(copy, "val"), max_failures=0.5)
+    weights = {k: w for b in batches for k, w in zip(b.keys, b.weight.tolist(), strict=True)}
+    assert weights == {key: float(key != keys[1]) for key in keys[1:]}
+    assert [f.split(":")[0] for b in batches for f in b.failures] == [keys[1]]
+
+
+def test_views_lie_side_by_side(root):
+    (batches,) = evaluate(rows_of(root, "val"), frames=8, clips=2, crops=3)
+    assert batches[0].views == 6
+    assert batches[0].rgb.shape == (12, 3, 8, 48, 48)
+    assert len(batches[0].target) == 2
+    (centre,) = evaluate(rows_of(root, "val"), frames=8)
+    three = next(iter(evaluate(rows_of(root, "val"), frames=8, crops=3)))
+    assert torch.equal(three[0].rgb[1::3], centre[0].rgb)
+    with pytest.raises(RowsError, match="1 clip when whole"):
+        evaluate(rows_of(root, "val"), clips=2)

@@ -41,13 +41,15 @@ RATES = ("12", "24", "25", "30000/1001", "30", "50")  # frames a second
 CONTAINERS = ("mp4", "mp4", "webm", "mkv", "ts")  # mp4 twice: it is the commonest
 SHAPES = ((1, 1), (4, 3), (3, 4), (5, 4), (4, 5))  # width to height
 SHORT_SIDES = (256, 288, 320)  # pixels
+SPEEDS = (0.4, 0.65)  # short sides a second, at half a short side from the centre for zooms and turns
 MARGIN = 0.6  # seconds that a video goes on after its last clip
-STILL, MISSING, TRUNCATED = "still-", "missing-", "truncated-"  # what an id may begin with
+MISSING, TRUNCATED = "missing-", "truncated-"  # what an id may begin with
 OUT_OF_RANGE, CUT_OFF = "pastend-", "cutoff-"
 
 _DRAWN_SIDE = 128  # pixels of the short side as drawn; ffmpeg enlarges it
 _LATTICE = 128  # noise values a side, periodic; a power of two
-_OCTAVES = 5  # in sight at a time, from 2 to 64 noise cells a short side
+_COARSEST = 1.5  # noise cells a short side, of the coarsest octave in sight
+_OCTAVES = 4  # in sight at a time
 _LENGTH_OF_SPOILED = 3.0  # seconds, of a video whose rows ask for what it does not have
 
 
@@ -63,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Motion:
-    """What happens in one second; one of the four is not zero (all are, in a still).
+    """What happens in one second; one of the four is not zero.
 
     `right` and `down` are in short sides, `zoom` in octaves (positive makes larger), `turn` in radians,
     positive clockwise on the screen.
@@ -125,7 +127,7 @@ def write(lists: list[Path], folder: Path, seed: int, workers: int | None = None
 
 
 def motion(label: str, speed: float) -> Motion:
-    """The motion of a class; `speed` is in short sides a second, at half a short side from the centre."""
+    """The motion of a class; `speed` as in SPEEDS."""
     return {
         "moving down": Motion(down=speed),
         "moving left": Motion(right=-speed),
@@ -143,11 +145,17 @@ def texture(random: np.random.Generator) -> Texture:
     return Texture(
         lattice=random.standard_normal((_LATTICE, _LATTICE)).astype(np.float32),
         offsets=random.uniform(0, _LATTICE, (64, 2)),
-        palette=random.uniform(16, 240, (4, 3)).astype(np.float32),
+        palette=_palette(random),
         gain=random.uniform(0.6, 1.4),
         angle=random.uniform(0, 2 * math.pi),
         octave=random.uniform(0, 1),
     )
+
+
+def _palette(random: np.random.Generator) -> np.ndarray:
+    """Four colours from dark to light (or light to dark), tinted; float32 (4, 3)."""
+    grey = np.linspace(random.uniform(10, 60), random.uniform(195, 245), 4)[:: random.choice((-1, 1))]
+    return np.clip(grey[:, None] + random.normal(0, 30, (4, 3)), 0, 255).astype(np.float32)
 
 
 def draw(texture: Texture, motion: Motion, time: float, width: int, height: int) -> np.ndarray:
@@ -170,7 +178,7 @@ def _draw(lattice, offsets, palette, gain, angle, level, shift, picture):  # pra
     for i in range(_OCTAVES):
         seen = first + i - level  # 0 to _OCTAVES: how fine it is on the screen
         weights[i] = gain * math.sin(math.pi * seen / _OCTAVES)
-        scale = 2.0 * 2.0**seen  # noise cells a short side
+        scale = _COARSEST * 2.0**seen  # noise cells a short side
         steps[i] = scale * math.cos(angle), scale * math.sin(angle)
         starts[i] = offsets[(first + i) % offsets.shape[0]]
     for y in range(height):
@@ -200,12 +208,10 @@ def _draw(lattice, offsets, palette, gain, angle, level, shift, picture):  # pra
 def _write_video(clips: list[Row], folder: Path, seed: int) -> None:
     """Write the one video that all `clips` are taken from, under a temporary name until it is whole."""
     name = clips[0].youtube_id
-    picked = f"{seed}/{name.replace(STILL, 'val-')}"  # a still is drawn as the video it is a frame of
-    random = np.random.default_rng(list(hashlib.sha256(picked.encode()).digest()))
-    seen, moves = texture(random), motion(clips[0].label, random.uniform(0.28, 0.5))
+    random = np.random.default_rng(list(hashlib.sha256(f"{seed}/{name}".encode()).digest()))
+    seen, moves = texture(random), motion(clips[0].label, random.uniform(*SPEEDS))
     rate, container = str(random.choice(RATES)), str(random.choice(CONTAINERS))
     (across, down), short = SHAPES[random.integers(len(SHAPES))], int(random.choice(SHORT_SIDES))
-    frozen = clips[0].start + random.uniform(0, 1) * (clips[0].end - clips[0].start)
     length = max(clip.end for clip in clips) + MARGIN
     if name.startswith((OUT_OF_RANGE, CUT_OFF)):
         length = _LENGTH_OF_SPOILED
@@ -216,9 +222,8 @@ def _write_video(clips: list[Row], folder: Path, seed: int) -> None:
     size = [2 * round(short * x / min(across, down) / 2) for x in (across, down)]
 
     def pictures() -> Iterator[np.ndarray]:
-        still = draw(seen, moves, frozen, *drawn) if name.startswith(STILL) else None
         for i in range(math.ceil(length * top / bottom)):
-            yield draw(seen, moves, i * bottom / top, *drawn) if still is None else still
+            yield draw(seen, moves, i * bottom / top, *drawn)
 
     path = folder / f"{name}.{container}"
     partial = folder / f"{path.name}.part"

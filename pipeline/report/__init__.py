@@ -1,0 +1,62 @@
+"""A page that shows what a data set holds and what became of every row of its manifests.
+
+``ROOT/report/index.html`` and the pictures and videos beside it need no network and no server: the
+folder can be opened from disk, copied or sent.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
+
+__all__ = ["Limits", "write"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a data set is shown: contact sheets and playing clips (each class in turn)."""
+
+    classes: int = 1000
+    frames_a_class: int = 6
+    clips_a_class: int = 3
+    clips: int = 48
+
+
+def write(root: str | os.PathLike[str] | Storage, limits: Limits | None = None) -> str:
+    """Write the report of the published data set under `root`, in place of an earlier one.
+
+    Returns:
+        where the page is: a path, or a URL in an object store.
+
+    Raises:
+        DatasetError: there is no data set, or a damaged one.
+        Failed: class storage, the report cannot be written; class environment, ffmpeg does not work.
+    """
+    from pipeline import dataset
+    from pipeline.report import counts, gallery, page
+
+    limits = limits or Limits()
+    data = dataset.open(root)
+    with tempfile.TemporaryDirectory(prefix="quovadis-report-") as name:
+        folder = Path(name)
+        shown = gallery.make(data, folder, limits)
+        text = page.render(data, counts.count(data), shown)
+        _publish(data.storage, folder, text)
+    return data.storage.where("report/index.html")
+
+
+def _publish(storage: Storage, folder: Path, text: str) -> None:
+    """Media first, the page that names them next, what the earlier page had last."""
+    for file in sorted(folder.iterdir()):
+        storage.write(f"report/media/{file.name}", file)
+    storage.write("report/index.html", text.encode())
+    there = {file.name for file in folder.iterdir()}
+    for name in storage.names("report/media"):
+        if name not in there:
+            storage.delete(f"report/media/{name}")

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline.storage import Storage
+
 ROWS = 650_000
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
@@ -70,7 +72,7 @@ def measure(paths: list[str]) -> dict:
     table = plan.make(tables, plan.PlanOptions())
     after_make = peak_mib()
     made = time.perf_counter()
-    plan.write(table, Path(paths[0]).with_suffix(".parquet"))
+    plan.write(table, Storage(Path(paths[0]).parent), "plan.parquet")
     digest = plan.digest(table)
     parts = plan.parts(table, 64)
     costs = plan.estimate(table)

@@ -57,11 +57,12 @@ def _sentence(error: Exception) -> str:
     if type(error).__module__.startswith("pipeline.") or isinstance(error, ValueError):
         return text
     last = text.splitlines()[-1] if text else ""
-    return f"the job failed unexpectedly ({type(error).__name__}: {last[:300]}); repeat it with --debug to see where."
+    name = type(error).__name__
+    return f"the job failed unexpectedly ({name}: {last[:300]}); repeat it with --debug to see where."
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from pipeline import campaign, estimate, plan
+    from pipeline import campaign, plan
     from pipeline.outcome import READY
     from pipeline.sources import FetchOptions
 
@@ -89,10 +90,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
         ffmpeg=arguments.ffmpeg,
     )
     if arguments.plan:
-        cost = estimate.estimate(
+        cost = plan.estimate(
             campaign.make_plan(settings), budget=arguments.budget, flow=settings.flow != "none"
         )
-        print(json.dumps(cost) if arguments.json else estimate.text(cost))
+        print(json.dumps(cost) if arguments.json else plan.describe(cost))
         return EXIT_DONE
     if not arguments.debug:
         logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes

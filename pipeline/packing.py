@@ -28,13 +28,13 @@ def outcome_part(split: str, generation: str, number: int) -> str:
     return f"packed/{generation}/{split}-{number:05d}.outcomes.parquet"
 
 
-def pack_shard(shard: tuple[str, int], results: Iterable[ClipResult], job: Job) -> str:
+def pack_shard(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) -> str:
     """Pack the ready clips of one shard into ROOT and leave its parts in the work store.
 
     Args:
+        job: the campaign's settings.
         shard: split and number.
         results: of all clips that the plan put there, in any order.
-        job: the campaign's settings.
 
     Returns:
         The path of the outcome part, relative to the work store.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import manifest
+from pipeline.layout import read_table, write_table
 from pipeline.manifest import SPLITS, ManifestError
 from pipeline.outcome import EXCLUDED, FAILED, FailureClass
+from pipeline.storage import Storage
 from pipeline.uniqueness import REASONS, collisions, column, encode, exclusions
 
 PROCESS = "process"
@@ -142,20 +142,29 @@ def classes(table: pa.Table) -> list[str]:
     return json.loads((table.schema.metadata or {})[b"classes"])
 
 
-def write(table: pa.Table, path: str | os.PathLike[str]) -> None:
-    """Writes a plan as Parquet on the local disk, whole or not at all."""
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+def only(table: pa.Table, chosen: np.ndarray, shard_size: int) -> pa.Table:
+    """The chosen rows of a plan as the plan of a later generation, in shards of its own.
+
+    Args:
+        table: a plan.
+        chosen: bool (rows,); rows that are not to be processed stay as they are.
+        shard_size: clips in a shard, at most.
+    """
+    rows = table.filter(pa.array(chosen)).combine_chunks()
+    planned = pc.equal(rows["decision"], PROCESS).combine_chunks().to_numpy(zero_copy_only=False)
+    split = pc.index_in(column(rows, "split"), pa.array(SPLITS)).fill_null(-1).to_numpy()
+    number = pa.array(_shards(column(rows, "key"), split, planned, shard_size), mask=~planned)
+    return rows.set_column(rows.schema.get_field_index("shard"), SCHEMA.field("shard"), number)
 
 
-def read(path: str | os.PathLike[str]) -> pa.Table:
-    """Reads what `write` wrote."""
-    return pq.read_table(path, schema=SCHEMA).replace_schema_metadata(pq.read_schema(path).metadata)
+def write(table: pa.Table, storage: Storage, path: str) -> None:
+    """Write a plan, or a part of one, as Parquet, whole or not at all."""
+    write_table(storage, path, table)
+
+
+def read(storage: Storage, path: str) -> pa.Table:
+    """Read what `write` wrote."""
+    return read_table(storage, path, SCHEMA, keep_metadata=True)
 
 
 def digest(table: pa.Table) -> str:

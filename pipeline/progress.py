@@ -76,15 +76,15 @@ class Display:
 
     def _run(self) -> None:
         while not self._done.wait(1.0 if self._live else 15.0):
-            self._show("\r\x1b[K", "")
-        self._show("\r\x1b[K" if self._live else "", "\n")
+            self._show(last=False)
+        self._show(last=True)
 
-    def _show(self, before: str, after: str) -> None:
+    def _show(self, last: bool) -> None:
         total = counts(self._storage, self._generation)
         text = line(total, self._clips, time.monotonic() - self._start)
-        if not self._live:
-            before, after = "", "\n"
-        self._stream.write(f"{before}{text}{after}")
+        if self._live:
+            text = f"\r\x1b[K{text}"
+        self._stream.write(text + ("\n" if last or not self._live else ""))
         self._stream.flush()
 
 

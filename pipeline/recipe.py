@@ -89,9 +89,9 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
         source, out = Path(folder) / "canary.mkv", Path(folder) / "canary.mp4"
         height, width = frames.shape[1:]
+        given = ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}", "-r", "30", "-i", "-"]
         child.run(
-            [ffmpeg, "-v", "error", "-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}"]
-            + ["-r", "30", "-i", "-", "-pix_fmt", "yuv420p", "-c:v", "ffv1", str(source)],
+            [ffmpeg, "-v", "error", *given, "-pix_fmt", "yuv420p", "-c:v", "ffv1", str(source)],
             timeout=60,
             stdin=[frames.tobytes()],
         )
@@ -117,8 +117,8 @@ def check_canary(recipe: Recipe, ffmpeg: str, store: WorkStore) -> None:
     if other := [stage for stage in mine if mine[stage] != first.get(stage)]:
         raise Failed(
             FailureClass.ENVIRONMENT,
-            f"{os.uname().nodename} gives other bytes for {' and '.join(other)} than the first worker of this "
-            "data set; use machines of one kind with the same ffmpeg, or another --work and --output",
+            f"{os.uname().nodename} gives other bytes for {' and '.join(other)} than the first worker of "
+            "this data set; use machines of one kind with the same ffmpeg, or another --work and --output",
         )
 
 

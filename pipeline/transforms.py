@@ -5,6 +5,7 @@ Elements carry ids, paths, sizes and hashes; never media.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from pipeline.work import WorkStore
 Shard = tuple[str, int]  # split and number
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: Beam sets the label
 class ReadTasks(beam.PTransform):
     """Paths of plan parts -> `stages.Task`: source videos with the clips wanted from each."""
 
@@ -30,7 +31,7 @@ class ReadTasks(beam.PTransform):
         return paths | beam.FlatMap(stages.read_tasks, self.work) | beam.Reshuffle()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: Beam sets the label
 class ProcessVideos(beam.PTransform):
     """`stages.Task` -> `(shard, result)`: fetch, encode and flow fused, no barrier between them."""
 
@@ -40,14 +41,14 @@ class ProcessVideos(beam.PTransform):
         return tasks | beam.ParDo(_Process(self.job))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: Beam sets the label
 class PackShards(beam.PTransform):
     """`(shard, result)` -> paths of the parts that publishing reads: one shard, index and outcomes each."""
 
     job: Job
 
     def expand(self, results):
-        return results | beam.GroupByKey() | beam.MapTuple(packing.pack_shard, job=self.job)
+        return results | beam.GroupByKey() | beam.MapTuple(functools.partial(packing.pack_shard, self.job))
 
 
 class _Process(beam.DoFn):

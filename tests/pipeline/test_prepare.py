@@ -1,0 +1,224 @@
+"""Promises of the main job: one command from a list to a published data set, the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from campaigns import make_list, make_videos, pipeline, published_bytes
+
+from pipeline import dataset
+
+IDS = ["aaaaaaaaaa1", "-bbbbbbbbb2", "cccc_cccc_3", "ddddddddd-4", "eeeeeeeeee5", "ffffffffff6"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("videos"), IDS)
+
+
+@pytest.fixture(scope="module")
+def list_file(tmp_path_factory) -> Path:
+    rows = [
+        f"class {i % 2},{name},0,{1.6 if i else 1.2},{'val' if i > 3 else 'train'},0"
+        for i, name in enumerate(IDS)
+    ]
+    return make_list(tmp_path_factory.mktemp("list") / "list.csv", rows)
+
+
+def prepare(list_file: Path, videos: Path, root: Path, *more: object, **options):
+    return pipeline(
+        "prepare", "--manifest", list_file, "--output", root, "--source", f"dir:{videos}", *more, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, videos, list_file) -> Path:
+    root = tmp_path_factory.mktemp("data") / "root"
+    done = prepare(list_file, videos, root, "--direct_num_workers", 2)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_one_command_publishes_what_verify_accepts(root):
+    done = pipeline("verify", root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = dataset.open(root)
+    assert data.classes == ["class 0", "class 1"]
+    sample = data.read("-bbbbbbbbb2_000000_000002")
+    assert sample.rgb.shape[0] == 40
+    assert sample.flow.shape[:3] == sample.rgb.shape[:3]
+
+
+def test_one_worker_and_two_give_the_same_bytes(root, videos, list_file, tmp_path):
+    done = prepare(list_file, videos, tmp_path / "root", "--direct_num_workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert published_bytes(tmp_path / "root") == published_bytes(root)
+
+
+def kill_when(process: subprocess.Popen, ready) -> None:
+    """SIGKILL the launching process alone as soon as `ready()`; its workers must end by themselves."""
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def workers_of(root: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"QUOVADIS_TEST_ROOT={root}\0".encode() in entry.read_bytes():
+                found.append(entry.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_killed_run_resumes_to_identical_bytes(root, videos, list_file, tmp_path):
+    target = tmp_path / "root"
+    command = [sys.executable, "-m", "pipeline", "prepare", "--manifest", list_file, "--output", target]
+    process = subprocess.Popen(
+        [*map(str, command), "--source", f"dir:{videos}"],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "QUOVADIS_TEST_ROOT": str(target)},
+    )
+    kill_when(process, lambda: list(target.glob("work/clip/*/*/*.record.json")))
+    deadline = time.monotonic() + 20
+    while workers_of(target):
+        assert time.monotonic() < deadline, "workers outlived their launcher"
+        time.sleep(0.2)
+    assert not (target / "dataset.json").exists()
+    done = prepare(list_file, videos, target)
+    assert done.returncode == 0, done.stderr
+    assert published_bytes(target) == published_bytes(root)
+
+
+def test_what_was_made_is_not_made_again(root, videos, list_file):
+    before = published_bytes(root)
+    done = prepare(list_file, videos, root)
+    assert done.returncode == 0, done.stderr
+    assert "nothing is due" in done.stdout
+    assert published_bytes(root) == before
+
+
+def test_another_recipe_or_list_on_a_published_root_is_refused(root, videos, list_file, tmp_path):
+    before = published_bytes(root)
+    other = prepare(list_file, videos, root, "--flow", "none")
+    assert other.returncode == 1
+    assert "recipe" in other.stderr
+    shorter = make_list(
+        tmp_path / "list.csv", ["class 0,aaaaaaaaaa1,0,1.2,train,0", "class 1,-bbbbbbbbb2,0,1.6,train,0"]
+    )
+    other = prepare(shorter, videos, root)
+    assert other.returncode == 1
+    assert "other lists" in other.stderr
+    assert published_bytes(root) == before
+
+
+def test_every_row_ends_as_one_outcome(real_clips, videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "videos")
+    shutil.copy(real_clips / "corrupted.mp4", tmp_path / "videos" / "corrupted00.mp4")
+    (tmp_path / "videos" / "htmlhtmlht1.mp4").write_text("<html>no video</html>")
+    rows = [
+        "a,aaaaaaaaaa1,0,1.2,train,0",
+        "a,corrupted00,0,10,train,0",
+        "a,missing0000,0,10,train,0",
+        "a,htmlhtmlht1,0,10,train,0",
+        "a,-bbbbbbbbb2,40,50,train,0",
+        "a,cccc_cccc_3,2,1,train,0",
+        'b,"broken',
+    ]
+    done = prepare(
+        make_list(tmp_path / "list.csv", rows), tmp_path / "videos", tmp_path / "root", "--flow", "none"
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes = dataset.open(tmp_path / "root").outcomes().to_pylist()
+    assert [
+        (o["row"], o["outcome"], o["failure_class"]) for o in sorted(outcomes, key=lambda o: o["row"])
+    ] == [
+        (2, "ready", None),
+        (3, "failed", "corrupt"),
+        (4, "failed", "missing"),
+        (5, "failed", "format"),
+        (6, "failed", "short"),
+        (7, "failed", "manifest"),
+        (8, "failed", "manifest"),
+    ]
+    assert all(o["reason"] for o in outcomes if o["outcome"] != "ready")
+    assert pipeline("verify", tmp_path / "root").returncode == 0
+    strict = prepare(
+        tmp_path / "list.csv", tmp_path / "videos", tmp_path / "root", "--flow", "none", "--strict"
+    )
+    assert strict.returncode == 1
+
+
+def test_no_clip_ready_is_published_as_such_and_exits_1(tmp_path):
+    list_file = make_list(tmp_path / "list.csv", ["a,missing0000,0,10,train,0"])
+    (tmp_path / "videos").mkdir()
+    done = prepare(list_file, tmp_path / "videos", tmp_path / "root")
+    assert done.returncode == 1
+    assert "missing0000" in done.stderr
+    meta = json.loads((tmp_path / "root" / "dataset.json").read_text())
+    assert meta["shards"] == []
+    assert dataset.open(tmp_path / "root").outcomes()["failure_class"].to_pylist() == ["missing"]
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_a_full_disk_gives_one_sentence_and_nothing_half_published(videos, list_file, tmp_path):
+    done = prepare(list_file, videos, tmp_path / "root", preexec_fn=limit_file_size)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "large" in done.stderr or "space" in done.stderr
+    assert not (tmp_path / "root" / "dataset.json").exists()
+    assert not list(tmp_path.glob("root/shards/*.tar"))
+
+
+def test_an_output_that_cannot_be_written_gives_one_sentence(videos, list_file, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = prepare(list_file, videos, tmp_path / "file" / "root")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--manifest", "nowhere.csv"], "nowhere.csv"),
+        (["--no-such-option", "1"], "no-such-option"),
+        (["--source", "dir:/nowhere/at/all"], "/nowhere/at/all"),
+        (["--limit", "0"], "limit"),
+        (["--yt-dlp", "ratelimit"], "KEY=VALUE"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence_and_exit_2(arguments, said, list_file, videos, tmp_path):
+    done = prepare(list_file, videos, tmp_path / "root", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("module", ["pipeline", "trainer"])
+def test_help_answers_within_a_second(module):
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", module, "--help"], check=True, capture_output=True, timeout=30)
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 1

@@ -240,6 +240,8 @@ def parse_sample(data: bytes, key: str, where: str) -> dict[str, bytes]:
 def latest(parts: Iterable[pa.Table]) -> pa.Table:
     """Outcome tables, oldest first -> each (manifest, row) once, as the last of them says, in first order."""
     table = pa.concat_tables([OUTCOME_SCHEMA.empty_table(), *parts]).combine_chunks()
-    numbered = table.select(["manifest", "row"]).append_column("number", pa.array(range(table.num_rows)))
+    numbered = table.select(["manifest", "row"]).append_column(
+        "number", pa.array(range(table.num_rows), pa.int64())
+    )
     last = numbered.group_by(["manifest", "row"]).aggregate([("number", "min"), ("number", "max")])
     return table.take(last.sort_by("number_min")["number_max"])

@@ -145,6 +145,8 @@ def judge(
         where = "ends before the section starts" if got == 0 else f"ends {got / rate:g} s after its start"
         raise Failed(FailureClass.SHORT, f"the source {where}: less than a second is there")
     notes = []
+    if info.first is not None and info.first - start > max(1 / rate, 1 / info.rate if info.rate else 0):
+        notes.append(f"the source shows nothing before {info.first:g} s: its first picture stands in")
     if got < wanted:
         notes.append(f"the source ends at {start + got / rate:g} s: {got} of {wanted} frames")
     if damage.damaged:

@@ -53,6 +53,7 @@ class SourceInfo:
     rate: float  # mean frames a second; 0 where the file does not say
     duration: float | None  # seconds of the video stream, else of the file; None where neither says
     start: float  # seconds: the file's first time stamp
+    first: float | None  # seconds by the clip's clock: when the first picture that decodes is shown
     end: float | None  # seconds by the clip's clock: where the header says that the last picture ends
     end_is_video: bool  # whether it says so of the video stream, and not of the longest one
     transfer: str | None  # None: not tagged
@@ -105,6 +106,8 @@ def probe(path: str | Path) -> SourceInfo:
 
     path = Path(path).absolute()
     try:
+        if not path.is_file():
+            raise Failed(FailureClass.MISSING, "the source is no file")
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
@@ -150,18 +153,21 @@ def _describe(container) -> SourceInfo:
     check_size(context.width, context.height, sar)
     name = container.format.name.split(",")[0]
     start = (container.start_time or 0) / 1e6
+    origin = start if name == "mpegts" else 0.0
     duration, is_video = _duration(container, video)
+    rotation, first = _first_picture(container, video)
     return SourceInfo(
         container=name,
         codec=codec,
         width=context.width,
         height=context.height,
         sar=f"{sar.numerator}:{sar.denominator}",
-        rotation=_rotation(container, video),
+        rotation=rotation,
         rate=round(float(video.average_rate or 0), 6),
         duration=duration,
         start=start,
-        end=_end(name, video, start, duration),
+        first=None if first is None else round(first - origin, 6),
+        end=_end(name, video, start, duration, origin),
         end_is_video=is_video,
         transfer=_TRANSFERS.get(int(context.color_trc)),
         matrix=_MATRICES.get(int(context.colorspace)),
@@ -192,20 +198,20 @@ def check_size(width: int, height: int, sar: Fraction = Fraction(1)) -> None:
         )
 
 
-def _rotation(container, video) -> int:
-    """Degrees, from the first picture that decodes: only there PyAV shows the display matrix."""
+def _first_picture(container, video) -> tuple[int, float | None]:
+    """Rotation in degrees, which PyAV shows only with a picture, and time stamp in seconds."""
     import av
 
     video.codec_context.thread_count = 1
     for count, packet in enumerate(container.demux(video)):
         try:
             for frame in packet.decode():
-                return round(frame.rotation / 90) * 90 % 360
+                return round(frame.rotation / 90) * 90 % 360, frame.time
         except av.error.FFmpegError:
-            pass  # `pipeline.clip` judges what can be decoded
+            pass  # `pipeline.damage` judges what can be decoded
         if count >= _PACKETS_TO_FIRST_PICTURE:
             break
-    return 0
+    return 0, None
 
 
 def _duration(container, video) -> tuple[float | None, bool]:
@@ -220,11 +226,11 @@ def _duration(container, video) -> tuple[float | None, bool]:
         return (round(container.duration / 1e6, 6), False) if container.duration else (None, False)
 
 
-def _end(container: str, video, start: float, duration: float | None) -> float | None:
+def _end(container: str, video, start: float, duration: float | None, origin: float) -> float | None:
     if duration is None or container == "matroska":  # its durations count from zero, not from the start
         return duration
     first = float(video.start_time * video.time_base) if video.start_time is not None else start
-    return first + duration - (start if container == "mpegts" else 0.0)
+    return round(first + duration - origin, 6)
 
 
 def _first_words(error: BaseException) -> str:

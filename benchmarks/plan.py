@@ -80,6 +80,7 @@ def measure(paths: list[str]) -> dict:
     return {
         "rows": table.num_rows,
         "seconds": round(done - started, 2),
+        "core_seconds": round(time.process_time(), 2),
         "read_seconds": round(read - started, 2),
         "make_seconds": round(made - read, 2),
         "write_digest_parts_seconds": round(done - made, 2),

@@ -147,6 +147,25 @@ def test_rgb_and_flow_are_fed_between_minus_one_and_one(reference):
         assert flow[clip].mean((1, 2, 3)).tolist() == pytest.approx([mirror * u / 20, v / 20], abs=0.01)
 
 
+def test_bytes_become_inputs_exactly():
+    ends = torch.tensor([0, 1, 128, 255], dtype=torch.uint8).reshape(1, 1, 4, 1, 1)
+    batch = Batch(
+        epoch=0,
+        step=0,
+        keys=("k",),
+        rgb=ends.expand(1, 3, 4, 1, 1),
+        flow=ends.expand(1, 2, 4, 1, 1),
+        flow_scale=torch.tensor([[-1.0, 0.5]]),
+        target=torch.zeros(1, dtype=torch.int64),
+        weight=torch.ones(1),
+        total_weight=1.0,
+    )
+    rgb, flow = batch.inputs()
+    assert rgb[0, 0].flatten().tolist() == pytest.approx([-1, 1 / 127.5 - 1, 128 / 127.5 - 1, 1], abs=1e-6)
+    assert flow[0, 0].flatten().tolist() == [1, 1, 0, -1]
+    assert flow[0, 1].flatten().tolist() == pytest.approx([-128 / 254, -0.5, 0, 0.5])
+
+
 def test_one_stream_reads_and_decodes_that_one_only(copy):
     input = replace(INPUT, stream="flow")
     whole = take(rows_of(copy, input=input), 2, input)
@@ -195,7 +214,7 @@ def test_an_undecodable_clip_is_logged_and_replaced_the_same_way_everywhere(copy
     assert found[0].failures[0].startswith(f"{bad}: ")
     assert bad in caplog.text
     assert not torch.equal(found[0].rgb[1], torch.zeros_like(found[0].rgb[1]))
-    ranks = [take(rows_of(copy), 1, rank=r, world=2, workers=1, max_failures=0.5) for r in range(2)]
+    ranks = [take(rows_of(copy), 1, rank=r, world=4, workers=1, max_failures=0.5) for r in range(4)]
     again = joined(rank[0] for rank in ranks)
     assert torch.equal(again.rgb, found[0].rgb)
     assert torch.equal(again.target, found[0].target)

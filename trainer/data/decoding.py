@@ -107,7 +107,6 @@ def _frames(
                 found = f"{decoder.width}x{decoder.height}"
                 raise Undecodable(f"its pictures are {found}, not {size[0]}x{size[1]} as the index says")
             decoder.thread_count, decoder.thread_type = 1, "NONE"
-            decoder.options = {"err_detect": "explode"}
             if not stream.time_base:
                 raise Undecodable("its frames have no times")
             unit = float(stream.time_base) * rate  # frames a tick

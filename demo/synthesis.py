@@ -189,7 +189,7 @@ def _draw(lattice, offsets, palette, gain, angle, level, shift, picture):  # pra
             for i in range(_OCTAVES):
                 u = steps[i, 0] * right - steps[i, 1] * down + starts[i, 0]
                 v = steps[i, 1] * right + steps[i, 0] * down + starts[i, 1]
-                left, above = int(math.floor(u)), int(math.floor(v))
+                left, above = math.floor(u), math.floor(v)
                 p, q = np.float32(u - left), np.float32(v - above)
                 p, q = p * p * (3 - 2 * p), q * q * (3 - 2 * q)
                 upper, lower = lattice[above & mask], lattice[(above + 1) & mask]
@@ -236,7 +236,7 @@ def _write_video(clips: list[Row], folder: Path, seed: int) -> None:
 def _encode(
     pictures: Iterator[np.ndarray], drawn: list[int], size: list[int], rate: str, container: str, path: Path
 ) -> None:
-    """Write RGB `pictures` of `drawn` (width, height) as a video of `size`; RuntimeError with ffmpeg's words."""
+    """Write RGB `pictures` of `drawn` (width, height) as a video of `size`. RuntimeError: ffmpeg's words."""
     codec = {
         "webm": "-c:v libvpx -deadline realtime -cpu-used 8 -b:v 1500k -g 48",
         "mp4": "-c:v libx264 -preset veryfast -crf 20 -g 48 -bf 2",
@@ -244,14 +244,15 @@ def _encode(
         "ts": "-c:v libx264 -preset veryfast -crf 20 -g 24",
     }[container]
     muxer = {"mkv": "matroska", "ts": "mpegts"}.get(container, container)
-    command = [
-        imageio_ffmpeg.get_ffmpeg_exe(), *"-hide_banner -loglevel error -nostdin -y".split(),
-        *f"-f rawvideo -pix_fmt rgb24 -s {drawn[0]}x{drawn[1]} -r {rate} -i pipe:0".split(),
-        *f"-vf scale={size[0]}:{size[1]}:flags=bicubic,format=yuv420p -threads 1".split(),
-        *codec.split(), "-f", muxer, os.fspath(path),
-    ]  # fmt: skip
+    options = (
+        f"-hide_banner -loglevel error -nostdin -y -f rawvideo -pix_fmt rgb24 -s {drawn[0]}x{drawn[1]} "
+        f"-r {rate} -i pipe:0 -vf scale={size[0]}:{size[1]}:flags=bicubic,format=yuv420p "
+        f"-threads 1 {codec} -f {muxer}"
+    )
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), os.fspath(path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdin and process.stderr
+    assert process.stdin
+    assert process.stderr
     try:
         for picture in pictures:
             process.stdin.write(picture)

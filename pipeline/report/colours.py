@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 _SEGMENTS = ((15, 0, 1), (6, 1, 0), (4, 1, 2), (11, 2, 1), (13, 2, 0), (6, 0, 2))
-"""(steps, the channel that is full, the channel that rises or falls): red, yellow, green, cyan, blue, magenta."""
+"""(steps, the channel that is full, the one that rises or falls): red, yellow, green, cyan, blue, magenta."""
 
 
 def wheel() -> np.ndarray:

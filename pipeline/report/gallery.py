@@ -164,14 +164,13 @@ def _video(path: Path, sample: Sample, longest: float) -> None:
     flow = sample.flow
     assert flow is not None
     frames, height, width, _ = flow.shape
-    command = [
-        clip.ffmpeg_binary(), *"-hide_banner -loglevel error -y -f rawvideo -pix_fmt rgb24".split(),
-        *f"-s {width}x{height} -r 25 -i pipe:0 -frames:v {frames}".split(),
-        *"-vf scale=out_color_matrix=bt709:out_range=tv,format=yuv420p -color_range tv".split(),
-        *"-colorspace bt709 -color_primaries bt709 -color_trc bt709".split(),
-        *"-c:v libx264 -preset veryfast -crf 20 -g 16 -threads 1 -movflags +faststart -f mp4".split(),
-        os.fspath(path),
-    ]  # fmt: skip
+    options = (
+        f"-hide_banner -loglevel error -y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r 25 -i pipe:0 "
+        f"-frames:v {frames} -vf scale=out_color_matrix=bt709:out_range=tv,format=yuv420p -color_range tv "
+        "-colorspace bt709 -color_primaries bt709 -color_trc bt709 "
+        "-c:v libx264 -preset veryfast -crf 20 -g 16 -threads 1 -movflags +faststart -f mp4"
+    )
+    command = [clip.ffmpeg_binary(), *options.split(), os.fspath(path)]
 
     def pictures() -> Iterator[bytes]:
         for frame in flow:

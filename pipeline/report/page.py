@@ -202,8 +202,10 @@ def _sheet(sheet: Sheet) -> str:
     below = ", their optical flow below" if sheet.flow else ""
     name = html.escape(sheet.label or "no label")
     return (
-        f'<figure><figcaption>{_label(sheet.label)}</figcaption><img src="media/{sheet.file}" loading="lazy" '
-        f'width="{sheet.width}" height="{sheet.height}" alt="{sheet.frames} frames of {name}{below}"></figure>'
+        f"<figure><figcaption>{_label(sheet.label)}</figcaption>"
+        f'<img src="media/{sheet.file}" loading="lazy" '
+        f'width="{sheet.width}" height="{sheet.height}" '
+        f'alt="{sheet.frames} frames of {name}{below}"></figure>'
     )
 
 
@@ -213,9 +215,9 @@ def _gallery(shown: Shown) -> str:
     legend = ""
     if any(playing.flow for playing in shown.playing):
         legend = (
-            f'<p class="legend"><img src="media/{LEGEND}" width="64" height="64" alt="The colour wheel: right '
-            'is red, down is yellow, left is cyan, up is violet"> Flow: the hue is where a pixel moves to, '
-            "as on the wheel; white stands still.</p>"
+            f'<p class="legend"><img src="media/{LEGEND}" width="64" height="64" alt="The colour wheel: '
+            'right is red, down is yellow, left is cyan, up is violet"> '
+            "Flow: the hue is where a pixel moves to, as on the wheel; white stands still.</p>"
         )
     return legend + '<div class="clips">' + "".join(map(_clip, shown.playing)) + "</div>"
 
@@ -241,11 +243,13 @@ def _clip(playing: Playing) -> str:
     line = " · ".join(_text(fact) for fact in facts)
     if playing.stored_flow:
         line += (
-            f" · full colour at {playing.longest:.1f} pixels a frame, {100 * (row['flow_saturation'] or 0):.2g}"
-            f'\u202f% beyond the bound · <a href="media/{playing.stored_flow}">as stored</a>'
+            f" · full colour at {playing.longest:.1f} pixels a frame"
+            f", {100 * (row['flow_saturation'] or 0):.2g}\u202f% beyond the bound · "
+            f'<a href="media/{playing.stored_flow}">as stored</a>'
         )
     return (
-        f'<article class="clip" data-rate="25" data-frames="{row["frames"]}"><h3>{_label(row["label"] or "")}</h3>'
+        f'<article class="clip" data-rate="25" data-frames="{row["frames"]}">'
+        f"<h3>{_label(row['label'] or '')}</h3>"
         f'<div class="pair">{elements}</div><p><code>{key}</code> · {line}</p></article>'
     )
 

@@ -151,7 +151,10 @@ def run_in(chromium: str, page: Path, script: str, profile: Path) -> dict:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        send = f"const answer = (value) => fetch('{url}', {{method: 'POST', mode: 'no-cors', body: JSON.stringify(value)}});"
+        send = (
+            f"const answer = (value) => fetch('{url}', "
+            "{method: 'POST', mode: 'no-cors', body: JSON.stringify(value)});"
+        )
         text = re.sub(
             r"script-src '[^']*'", f"connect-src {url}; script-src 'unsafe-inline'", page.read_text()
         )
@@ -277,9 +280,9 @@ def test_in_chromium_both_videos_play_in_step(page: Path, chromium: str, tmp_pat
         forward.click(); forward.click(); back.click();
         while (a.seeking || b.seeking) await wait(20);
         answer({
-          state: [a.readyState, b.readyState, a.error, b.error], played, apart: apart.sort((x, y) => x - y)[36],
+          state: [a.readyState, b.readyState, a.error, b.error], played,
+          apart: apart.sort((x, y) => x - y)[36],
           ended: [a.currentTime, b.currentTime], shown: clip.querySelector("output").textContent,
-          images: [...document.images].map((i) => (i.loading = "eager", i.naturalWidth)).filter((w) => !w).length,
           width: document.documentElement.scrollWidth - innerWidth,
         });
       });

@@ -156,3 +156,18 @@ def test_a_state_dict_makes_the_same_network_again():
     with torch.no_grad():
         assert torch.equal(one(clip), two(clip))
         assert torch.allclose(one(clip), one.logits_over_time(clip).mean(1))
+
+
+def test_short_clips_have_true_weight_gradients_in_bfloat16():
+    torch.manual_seed(0)
+    layer, x = Conv3dSame(16, 32, (3, 3, 3)), torch.randn(4, 16, 2, 4, 4)
+    layer(x).square().mean().backward()
+    expected = layer.weight.grad.clone()
+    for _ in range(10):
+        layer.zero_grad()
+        junk = [torch.full((size,), 1e3) for size in (10**4, 10**5, 3 * 10**5, 10**6)]
+        del junk  # what a layer finds in memory that it does not write
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        y.float().square().mean().backward()
+        assert (layer.weight.grad - expected).norm() < 0.05 * expected.norm()

@@ -185,8 +185,6 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)  # an absolute URL too: the site can be named as a proxy
         site = self.server.site
         how = site.behaviour(path)
-        if how.delay:
-            site.closing.wait(how.delay)
         source, size = self._source(path, how)
         status = how.status if how.status != 200 or source is not None else 404
         if how.redirect is not None:
@@ -204,6 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
                 status,
             )
         )
+        if how.delay:
+            site.closing.wait(how.delay)
         if status not in (200, 206) and how.body is None:
             source, start = f"{status} for {path}\n".encode("utf-8", "replace"), 0
             if how.redirect is not None or self.command == "HEAD":

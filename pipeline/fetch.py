@@ -20,6 +20,9 @@ LONGEST_PAUSE = 30.0
 """Seconds between two attempts, at most (before jitter)."""
 
 
+_LEAST = 1.0  # seconds: with less time left another attempt is in vain
+
+
 def fetch(video: Video, sources: tuple[Source, ...], folder: Path, options: FetchOptions) -> Fetched:
     """Bring `video`'s clips from the first source that has them.
 
@@ -73,7 +76,7 @@ def _patiently(video: Video, source: Source, folder: Path, options: FetchOptions
         again = tuple(clip for clip in video.clips if worth_repeating(pieces[clip.key]))
         pause = min(LONGEST_PAUSE, options.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
         left = deadline - time.monotonic() - pause
-        if not again or left <= 0:
+        if not again or left < _LEAST:
             break
         time.sleep(pause)
         attempt += 1

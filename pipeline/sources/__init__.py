@@ -60,6 +60,8 @@ class Piece:
             of it too is cut at the times of the manifest; 0 and the clip's length where `trimmed`.
         kind: of the source: youtube, url or dir.
         trimmed: the file starts at the clip's own zero.
+        duration: of the source, not of the file, in hundredths of a second, where it was fetched: a section
+            and the whole file say the same here, unlike what a probe of them says.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Piece:
     end: float
     kind: str
     trimmed: bool
+    duration: float | None = None
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ class Guard:
         host, port = str(address[0]), int(address[1])
         for number in _resolve(host, port):  # itself where it is a number already
             if not self._allows(number, port):
+                self._hops = MAX_HOPS  # nor does another of yt-dlp's ways of asking go as far again
                 self.refused = f"A redirect or reference leads to the private address {number}:{port}."
                 raise Refused(self.refused)
 

@@ -176,11 +176,12 @@ _FFMPEG: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
         re.compile(
             r"Stream ends prematurely|Connection (refused|timed out|reset)|Failed to resolve|"
             r"Operation timed out|Network is unreachable|No route to host|Error in the pull function|"
-            r"partial file|Immediate exit|Broken pipe|error reading|I/O error|Input/output error"
+            r"Immediate exit|Broken pipe|Input/output error"
         ),
     ),
 )
 _FFMPEG_STATUS = re.compile(r"HTTP error (\d{3})|Server returned (\d{3})\b")
+_RANGE_REFUSED = (400, 405, 412, 416, 501)
 _FFMPEG_5XX = re.compile(r"Server returned 5XX")
 
 
@@ -192,8 +193,11 @@ def classify_ffmpeg(stderr: str, *, site: bool = False) -> Failed:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     status = _FFMPEG_STATUS.search(stderr)
     if status:
-        reason = next(line for line in lines if _FFMPEG_STATUS.search(line))
-        return of_status(int(status[1] or status[2]), f"ffmpeg: {_without_prefix(reason)}", {}, token=site)
+        reason = f"ffmpeg: {_without_prefix(next(line for line in lines if _FFMPEG_STATUS.search(line)))}"
+        number = int(status[1] or status[2])
+        if number in _RANGE_REFUSED:
+            return Failed(FailureClass.FORMAT, reason)
+        return of_status(number, reason, {}, token=site)
     if _FFMPEG_5XX.search(stderr):
         return Failed(FailureClass.NETWORK, "ffmpeg: Server returned 5XX")
     for failure_class, pattern in _FFMPEG:
@@ -202,6 +206,13 @@ def classify_ffmpeg(stderr: str, *, site: bool = False) -> Failed:
                 return Failed(failure_class, f"ffmpeg: {_without_prefix(line)}")
     said = next((line for line in lines if "Error" in line or "Invalid" in line), lines[-1] if lines else "")
     return Failed(FailureClass.FORMAT, f"ffmpeg: {_without_prefix(said)}" if said else "ffmpeg said nothing")
+
+
+def might_be_redirect(stderr: str) -> bool:
+    """Whether ffmpeg, told not to follow redirections, may have met one: it names no reason then."""
+    return "Error opening input: Input/output error" in stderr and not (
+        _FFMPEG_STATUS.search(stderr) or re.search(r"Connection|timed out|resolve|prematurely", stderr)
+    )
 
 
 def _without_prefix(line: str) -> str:

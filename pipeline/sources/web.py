@@ -162,7 +162,7 @@ def _fetch(
         try:
             answer, version = workers.ask(request, max(0.1, deadline - monotonic()))
         except workers.Timeout:
-            reason = f"The video did not come within {options.timeout:g} s."
+            reason = f"The video did not come in time: {options.timeout:.3g} s were left for it."
             answer = {
                 "pieces": [_failed(Failed(FailureClass.NETWORK, reason))],
                 "requests": 1,
@@ -227,4 +227,4 @@ def _piece(clip: Clip, result: dict[str, Any], kind: str, trimmed: bool) -> Piec
         failed = FailedForNow if result["for_now"] else Failed
         return failed(FailureClass(result["failed"]), result["reason"], due or None)
     times = (0.0, clip.time_end - clip.time_start) if trimmed else (clip.time_start, clip.time_end)
-    return Piece(Path(result["file"]), *times, kind, trimmed)
+    return Piece(Path(result["file"]), *times, kind, trimmed, result["duration"])

@@ -61,7 +61,7 @@ class Worker:
             self.kill()
             raise Failed(
                 FailureClass.ENVIRONMENT,
-                f"yt-dlp does not start ({self._last_words() or error}): reinstall it (pip install -U yt-dlp).",
+                f"yt-dlp does not start ({self._last_words() or error}): pip install -U yt-dlp.",
             ) from error
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The process in which yt-dlp runs: one JSON line in for a video, one JSON line out for what came of it.
 
-    python -m pipeline.sources.ytdlp      (started by `pipeline.sources.worker`, which kills it when it stalls)
+    python -m pipeline.sources.ytdlp     (started by `pipeline.sources.worker`, which kills it when it stalls)
 
 Extracts once, then brings each range with ffmpeg, or the whole file where a range cannot be had. Ends by
 itself, with everything it started, when its standard input closes or its parent is gone.
@@ -31,9 +31,9 @@ from yt_dlp.version import __version__
 
 from pipeline import child
 from pipeline.outcome import Failed, FailureClass
-from pipeline.probe import probe
+from pipeline.probe import probe, reader_options
 from pipeline.sources.addresses import Guard
-from pipeline.sources.classify import FailedForNow, classify, classify_ffmpeg
+from pipeline.sources.classify import FailedForNow, classify, classify_ffmpeg, might_be_redirect
 
 RANGED = ("mp4", "mov", "webm", "mkv")
 """Containers of which a range keeps its clock; of any other the whole file is taken."""
@@ -195,7 +195,9 @@ class Fetch:
             )
         parts = info.get("requested_formats") or [info]
         video = next((p for p in parts if p.get("vcodec") != "none"), parts[0])
-        return {**info, **video, "requested_formats": None}
+        if video.get("vcodec") == "none":
+            raise Failed(FailureClass.FORMAT, "There is sound and no video at the address.")
+        return {key: value for key, value in {**info, **video}.items() if key != "requested_formats"}
 
     def bring(self, info: dict[str, Any]) -> list[dict[str, Any]]:
         """A file or a failure for each range, in order; what a range's failure decides for the others."""
@@ -211,13 +213,15 @@ class Fetch:
                 continue
             if why_whole is None:
                 try:
-                    answers.append({"file": str(self.range(info, number, low, high, end))})
+                    path, lasts = self.range(info, number, low, high, end)
+                    answers.append({"file": str(path), "duration": lasts})
                     continue
                 except Exception as error:
+                    for rest in self.folder.glob(f"{number}.*"):
+                        rest.unlink()
                     failed = self.explain(error, media=True)
                     if failed.failure_class not in _RANGE_ONLY:
-                        rest = max(1, len(self.job.ranges)) - len(answers)
-                        return answers + [_failure(failed)] * rest
+                        return answers + [_failure(failed)] * (len(self.job.ranges) - len(answers))
                     why_whole = self.fallback = failed.reason
             whole = whole or self.whole(info)
             answers.append(whole)
@@ -233,8 +237,14 @@ class Fetch:
             return f"a range of .{info.get('ext')} does not keep its clock"
         return None
 
-    def range(self, info: dict[str, Any], number: int, low: float, high: float, end: float) -> Path:
-        """Bring seconds `low` to `high`, on their own clock, as a file in which all up to `end` is there."""
+    def range(
+        self, info: dict[str, Any], number: int, low: float, high: float, end: float
+    ) -> tuple[Path, float | None]:
+        """Bring seconds `low` to `high`, on their own clock, as a file in which all up to `end` is there.
+
+        Returns:
+            The file, and the duration of the video that it was taken from, in seconds.
+        """
         from yt_dlp.downloader.external import FFmpegFD
 
         path = self.folder / f"{number}.{info['ext']}"
@@ -253,34 +263,38 @@ class Fetch:
                 else:
                     said = captured()
                     break
-            if turn or "redirect" not in said.lower():
-                raise classify_ffmpeg(said, site=self.job.site)
-            section["url"] = self.resolve(section)
-        self.check_range(path, said, low, end)
-        return path
+            if turn or not might_be_redirect(said) or not self.follow(section):
+                raise self.explain_ffmpeg(said)
+            info["url"] = section["url"]
+        return path, self.check_range(path, said, low, end)
 
-    def resolve(self, info: dict[str, Any]) -> str:
-        """Where the media's address leads, found by yt-dlp, whose connections the guard sees."""
+    def follow(self, info: dict[str, Any]) -> bool:
+        """Put in the address that the media's redirects to, if it does; yt-dlp asks, so the guard sees it."""
         headers = {**(info.get("http_headers") or {}), "Range": "bytes=0-0"}
         with self.ydl.urlopen(YtRequest(info["url"], headers=headers)) as answer:
-            return answer.url
+            moved = answer.url != info["url"]
+            info["url"] = answer.url
+        return moved
 
-    def check_range(self, path: Path, said: str, low: float, end: float) -> None:
-        """Raise `Failed` unless the file holds pictures from `low` to `end`, or to where the source ends."""
+    def check_range(self, path: Path, said: str, low: float, end: float) -> float | None:
+        """The source's duration (s); `Failed` unless the file goes to `end`, or as far as the source."""
         size = path.stat().st_size
         if size >= self.job.max_bytes:
             raise Failed(FailureClass.TOO_LARGE, f"The range is larger than {self.job.max_bytes} bytes.")
-        telling = classify_ffmpeg(said, site=self.job.site)
+        telling = self.explain_ffmpeg(said)
         if telling.failure_class not in _RANGE_ONLY:
             raise telling
         source = probe(path)
         match = re.search(r"Duration: (\d+):(\d+):([\d.]+)(?:, start: (-?[\d.]+))?", said)
-        last = end
+        lasts, last = None, end
         if match:
             hours, minutes, seconds, begin = match.groups(default="0")
-            last = min(end, int(hours) * 3600 + int(minutes) * 60 + float(seconds) + float(begin))
-        if source.start > low + _TAIL or source.end is None or source.end < last - _TAIL:
+            lasts = round(int(hours) * 3600 + int(minutes) * 60 + float(seconds), 2)
+            last = min(end, lasts + float(begin))
+        late = low > 0 and source.start > low + _TAIL
+        if late or source.end is None or source.end < last - _TAIL:
             raise Failed(FailureClass.FORMAT, f"the range came as {source.start:g} to {source.end} s")
+        return lasts
 
     def whole(self, info: dict[str, Any]) -> dict[str, Any]:
         """Bring the whole file: an answer, which is a failure where it does not come or is no video."""
@@ -296,15 +310,21 @@ class Fetch:
             ext = info.get("ext") if re.fullmatch(r"[a-z0-9]{1,5}", info.get("ext") or "") else "video"
             path = self.folder / f"whole.{ext}"
             self.ydl.add_progress_hook(self.watch_size)
-            done, _ = self.ydl.dl(str(path), {**info, "section_start": None, "section_end": None})
+            done, _ = self.ydl.dl(str(path), info)
             if not done or not path.is_file():
                 raise self.why_nothing()
             if path.stat().st_size > self.job.max_bytes:
                 raise self.too_large()
             probe(path)
-            return {"file": str(path), "whole": True}
+            return {"file": str(path), "duration": _duration(path)}
         except Exception as error:
             return _failure(self.explain(error, media=True))
+
+    def explain_ffmpeg(self, said: str) -> Failed:
+        declared = re.search(r"ends prematurely at \d+, should be (\d+)", said)
+        if declared and int(declared[1]) > self.job.max_bytes:
+            return self.too_large()
+        return classify_ffmpeg(said, site=self.job.site)
 
     def watch_size(self, progress: dict[str, Any]) -> None:
         if max(progress.get("downloaded_bytes") or 0, 0) > self.job.max_bytes:
@@ -334,6 +354,14 @@ class Fetch:
             )
             return Failed(FailureClass.ENVIRONMENT, f"{failed.reason} {remedy}")
         return failed
+
+
+def _duration(path: Path) -> float | None:
+    """Seconds, rounded as ffmpeg writes them, of a file that `probe` has let through."""
+    import av
+
+    with av.open(f"file:{path}", options=reader_options()) as container:
+        return None if container.duration is None else (container.duration + 5000) // 10000 / 100
 
 
 def _failure(failed: Failed) -> dict[str, Any]:

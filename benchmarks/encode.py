@@ -66,7 +66,9 @@ def measure(source: Path, runs: int, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("videos", nargs="+", type=Path)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--json", action="store_true")
@@ -76,11 +78,10 @@ def main() -> None:
     if arguments.json:
         json.dump(rows, sys.stdout, indent=1)
         return
-    print(f"{'video':32} {'size':>9} {'frames':>6} {'bare s':>7} {'ours s':>7} {'ratio':>6}")
+    columns = {"video": 30, "size": 9, "frames": 7, "bare": 8, "ours": 8, "ratio": 7}
+    print(*(f"{name:>{width}}" for name, width in columns.items()))
     for row in rows:
-        print(
-            f"{row['video']:32} {row['size']:>9} {row['frames']:>6} {row['bare']:>7} {row['ours']:>7} {row['ratio']:>6}"
-        )
+        print(*(f"{row[name]!s:>{width}}" for name, width in columns.items()))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def cut(
     """Bring seconds [start, end) of `source` to the recipe's rate and size, in one pass.
 
     Frame i shows what is on screen at start + i / rate, by the clock of the file (of its first time
-    stamp for mpegts), within one source frame. `out` (None: none is wanted) appears whole or not at all.
+    stamp for mpegts), within one source frame (within 20 ms, where the source has more than 50 a second).
+    `out` (None: none is wanted) appears whole or not at all.
 
     Raises:
         Failed: SHORT with less than a second inside the source, CORRUPT for an undecodable source or
@@ -107,6 +108,8 @@ def cut(
         raise Failed(
             FailureClass.TOO_LARGE, f"{end - start:g} s are too many to hold; ask for a shorter section"
         )
+    if out is not None and not out.absolute().parent.is_dir():
+        raise Failed(FailureClass.STORAGE, "the clip cannot be written: its folder is not there")
     temporary = None if out is None else out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         argv = command(source, info, start, wanted, recipe, temporary, ffmpeg)

@@ -7,6 +7,7 @@ decoder complained, the section's pictures are counted one by one.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def examine(path: Path, info: SourceInfo, start: float, end: float, timeout: flo
         video = main_video(container)
         video.codec_context.thread_count = 1
         if info.container != "mpegts":
-            container.seek(round(start / video.time_base), stream=video, backward=True, any_frame=False)
+            with contextlib.suppress(av.error.FFmpegError):  # then from the beginning
+                container.seek(round(start / video.time_base), stream=video, backward=True, any_frame=False)
         for packet in _packets(container, video):
             if time.monotonic() > deadline:
                 raise Failed(FailureClass.TOO_LARGE, f"the damaged source was not read within {timeout:g} s")

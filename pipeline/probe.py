@@ -175,9 +175,15 @@ def _describe(container) -> SourceInfo:
 
 
 def main_video(container):
-    """The first video stream that is no cover picture, which ffmpeg calls V:0; Failed(FORMAT) without."""
+    """The first video stream that is no cover picture, which ffmpeg calls V:0.
+
+    Raises:
+        Failed: FORMAT where there is only sound, CORRUPT where there is nothing.
+    """
     cover = 0x400  # AV_DISPOSITION_ATTACHED_PIC
     video = next((s for s in container.streams.video if not int(s.disposition) & cover), None)
+    if video is None and not container.streams.audio:
+        raise Failed(FailureClass.CORRUPT, "the source is damaged: its header names no stream")
     if video is None:
         raise Failed(FailureClass.FORMAT, "the source has no video stream")
     return video
@@ -186,7 +192,7 @@ def main_video(container):
 def check_size(width: int, height: int, sar: Fraction = Fraction(1)) -> None:
     """Raise Failed where a picture is nothing, or too large to be decoded or scaled."""
     if width <= 0 or height <= 0 or sar <= 0:
-        raise Failed(FailureClass.CORRUPT, "the source's video stream has no picture size")
+        raise Failed(FailureClass.CORRUPT, "the source's pictures have no size that can be decoded")
     if width * height > MAX_PIXELS:
         raise Failed(
             FailureClass.TOO_LARGE, f"a picture of {width} x {height} is more than {MAX_PIXELS} pixels"

@@ -34,13 +34,13 @@ def constant(rate: Fraction | float, seconds: float, start: float = 0.0) -> list
 
 
 def variable(seconds: float, start: float = 0.0, hole: tuple[float, float] | None = None) -> list[Fraction]:
-    """Times of a variable rate (15 to 60 frames a second, drawn with a fixed seed); none inside `hole`."""
+    """Times of a variable rate (15 to 48 frames a second, drawn with a fixed seed); none inside `hole`."""
     random = np.random.default_rng(7)
     times, now = [], start
     while now < start + seconds:
         if hole is None or not hole[0] < now < hole[1]:
             times.append(Fraction(round(now * 1000), 1000))
-        now += random.uniform(1 / 60, 1 / 15)
+        now += random.uniform(1 / 48, 1 / 15)
     return times
 
 

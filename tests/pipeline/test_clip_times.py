@@ -1,0 +1,122 @@
+"""Output frame i is what the source shows at start + i / 25 s, within one source frame."""
+
+from __future__ import annotations
+
+import subprocess
+
+import numpy as np
+import pytest
+import timestamped
+
+from pipeline.clip import cut, decode, ffmpeg_binary, gray
+from pipeline.outcome import Failed, FailureClass
+from pipeline.recipe import EncodeRecipe
+
+FFMPEG = ffmpeg_binary()
+RECIPE = EncodeRecipe()
+PLAIN = timestamped.plain_cases()
+
+
+def make(path, start, end, out=None):
+    return cut(path, start, end, RECIPE, out, ffmpeg=FFMPEG, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Writes a named source once."""
+    folder, written = tmp_path_factory.mktemp("timestamped"), {}
+
+    def get(name: str) -> timestamped.Source:
+        if name not in written:
+            suffix, times, audio_from = PLAIN[name]
+            written[name] = timestamped.write(folder / f"{name}.{suffix}", times, audio_from=audio_from)
+        return written[name]
+
+    return get
+
+
+@pytest.mark.parametrize("start", [0.0, 2.34567])
+@pytest.mark.parametrize("name", list(PLAIN))
+def test_every_plane_shows_its_time(sources, name, start):
+    source = sources(name)
+    piece = make(source.path, start, start + 3.2)
+    assert piece.frames == 80
+    assert len(piece.planes) == 81
+    assert source.worst_error(piece.planes, start) <= 1
+
+
+@pytest.mark.parametrize("container", timestamped.CONTAINERS)
+def test_the_mp4_has_the_same_frames_as_the_planes(sources, tmp_path, container):
+    source = sources(f"{container}-variable")
+    piece = make(source.path, 1.1, 5.1, tmp_path / "clip.mp4")
+    rgb = decode(tmp_path / "clip.mp4")
+    assert rgb.shape == (100, piece.height, piece.width, 3)
+    assert source.worst_error(rgb, 1.1) <= 1
+    np.testing.assert_array_equal(timestamped.read_times(rgb), timestamped.read_times(piece.planes[:100]))
+    assert gray(piece.planes).shape == (101, 256, 342)
+
+
+@pytest.mark.parametrize("start", [2.0, 4.0, 4.8])
+@pytest.mark.parametrize("container", timestamped.CONTAINERS)
+def test_a_start_inside_a_hole_shows_the_picture_before_it(sources, container, start):
+    source = sources(f"{container}-hole")  # nothing between 1.7 and 4.9 s
+    piece = make(source.path, start, start + 2)
+    assert len(piece.planes) == 51
+    assert source.worst_error(piece.planes, start) <= 1
+
+
+@pytest.mark.parametrize("container", timestamped.CONTAINERS)
+def test_a_hole_across_the_end_is_filled(sources, container):
+    piece = make(sources(f"{container}-hole").path, 0.5, 2.5)
+    assert len(piece.planes) == 51
+    assert piece.note is None
+
+
+@pytest.mark.parametrize("container", timestamped.CONTAINERS)
+def test_a_source_that_ends_inside_gives_the_frames_there_and_says_so(sources, container):
+    source = sources(f"{container}-29.97")  # 6 s
+    piece = make(source.path, 3.0, 13.0)
+    assert abs(piece.frames - 75) <= 1
+    assert len(piece.planes) == piece.frames
+    assert piece.wanted == 250
+    assert "the source ends at" in piece.note
+    assert source.worst_error(piece.planes, 3.0) <= 1
+
+
+@pytest.mark.parametrize("container", timestamped.CONTAINERS)
+@pytest.mark.parametrize("start", [5.4, 5.98, 6.5, 60.0])
+def test_less_than_a_second_or_a_start_beyond_the_end_is_short(sources, container, start):
+    with pytest.raises(Failed) as failed:
+        make(sources(f"{container}-29.97").path, start, start + 10)
+    assert failed.value.failure_class == FailureClass.SHORT
+
+
+def test_a_source_that_ends_exactly_at_the_end_gives_no_extra_plane(sources):
+    piece = make(sources("ts-50").path, 1.0, 6.0)
+    assert (piece.frames, len(piece.planes), piece.note) == (125, 125, None)
+
+
+@pytest.mark.parametrize("name", ["mp4-late-start", "mkv-audio-first"])
+def test_pictures_that_start_late_are_said_to(sources, name):
+    source = sources(name)
+    piece = make(source.path, 0.0, 3.0)
+    assert len(piece.planes) == 76
+    assert "its first picture stands in" in piece.note
+    assert source.worst_error(piece.planes, 0.0) <= 1
+
+
+@pytest.mark.parametrize("container", ["mp4", "webm", "mkv"])
+@pytest.mark.parametrize("kind", ["constant", "hole"])
+def test_a_section_that_kept_its_clock_gives_the_same_bytes_as_the_whole_file(tmp_path, container, kind):
+    times = {"constant": timestamped.constant(30, 30), "hole": timestamped.variable(30, hole=(11.0, 14.5))}[
+        kind
+    ]
+    source = timestamped.write(tmp_path / f"whole.{container}", times, audio_from=0.1)
+    section = tmp_path / f"section.{container}"
+    command = [FFMPEG, "-v", "error", "-nostdin", "-copyts", "-ss", "10.2", "-t", "9"]
+    subprocess.run([*command, "-i", str(source.path), "-c", "copy", str(section)], check=True)
+    whole = make(source.path, 13.2, 18.2, tmp_path / "whole-clip.mp4")
+    part = make(section, 13.2, 18.2, tmp_path / "part-clip.mp4")
+    assert source.worst_error(part.planes, 13.2) <= 1
+    np.testing.assert_array_equal(whole.planes, part.planes)
+    assert (tmp_path / "whole-clip.mp4").read_bytes() == (tmp_path / "part-clip.mp4").read_bytes()

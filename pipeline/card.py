@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.outcome import EXCLUDED, FAILED, READY
 
+TITLE = "# A data set made by Quovadis"
 TERMS = """\
 The lists of Kinetics-400, 600, 700 and 700-2020 are published by Google under CC BY 4.0. The videos are
 their uploaders': this data set gives no right to them, and whoever passes it on must hold one. A video
@@ -27,7 +28,7 @@ def text(meta: dict[str, Any], outcomes: pa.Table) -> str:
     size = sum(shard["size"] for shard in meta["shards"])
     samples = sum(shard["samples"] for shard in meta["shards"])
     sections = [
-        "# A data set made by Quovadis",
+        TITLE,
         f"{samples} clips in {len(meta['shards'])} shards, {size / 1e9:.3f} GB, "
         f"{len(meta['classes'])} classes, generations {', '.join(meta['generations'])}.\n\n"
         "The shards are plain tar files in WebDataset's layout: each sample has `<key>.cls` (class index), "

@@ -54,11 +54,17 @@ def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -
         dataset.json as it is now, None where nothing is published yet.
 
     Raises:
-        PublishError: it was made by another recipe, or with other classes.
+        PublishError: it was made by another recipe, or with other classes; or somebody else's README.md
+            lies where the card would.
         DatasetError: what lies there is no data set of this format.
     """
     meta = read_meta(storage)
     if meta is None:
+        with contextlib.suppress(FileNotFoundError):
+            if storage.read_range(CARD_FILE, 0, len(card.TITLE)) != card.TITLE.encode():
+                raise PublishError(
+                    f"{storage.where(CARD_FILE)} is not ours and would be lost; choose an empty folder"
+                )
         return None
     for name, given in (("recipe", _plain(recipe)), ("classes", list(classes))):
         if meta[name] != given:
@@ -159,7 +165,7 @@ def _publish(
                 write_table(storage, written[-1], rows.sort_by(order))
         written.append(outcome_path(generation))
         write_table(storage, written[-1], outcomes)
-        if meta is None:
+        if meta is None and not storage.exists(CARD_FILE):
             written.append(CARD_FILE)
         storage.write(CARD_FILE, card.text(new, everything).encode())
         content = canonical_json(new)

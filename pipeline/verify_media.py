@@ -17,7 +17,8 @@ RATE = 25  # frames a second
 SHORT_SIDE = 256  # pixels
 KEYFRAME_INTERVAL = 16  # frames
 _SOURCE_FIELDS = ("kind", "codec", "width", "height", "rate", "duration")
-_LIMITED, _FULL = 1, 2  # AVColorRange
+_FULL = 2  # AVColorRange; 1 is limited, 0 is not told, which for yuv420p means limited
+_MAX_PIXELS = 1 << 24  # of a picture: a hostile header must not fill the memory
 _CHROMA_TOLERANCE = 1  # steps: the encoder's transform rounds
 
 
@@ -101,6 +102,9 @@ def inspect(data: bytes) -> Video:
             videos = container.streams.video
             if not videos:
                 raise ValueError("has no video stream")
+            declared = videos[0].codec_context
+            if declared.width * declared.height > _MAX_PIXELS:
+                raise ValueError(f"declares {declared.width}x{declared.height} pixels")
             frames, places = _decoded(container, videos[0])
             gaps = [b - a for a, b in zip(places, [*places[1:], len(frames)], strict=True)]
             context = videos[0].codec_context

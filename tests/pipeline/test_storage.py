@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -152,6 +153,19 @@ def test_a_full_disk_leaves_no_part_and_no_temporary_file(tmp_path):
     assert all("file too large; raise the limit" in line for line in lines)
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_file_system_without_hard_links_creates_as_safely(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage = Storage(tmp_path)
+    storage.create("dataset.json", b"first")
+    with pytest.raises(AlreadyExists):
+        storage.create("dataset.json", b"second")
+    assert storage.read_bytes("dataset.json") == b"first"
+    assert os.listdir(tmp_path) == ["dataset.json"]
 
 
 def _create(root: str, start, queue) -> None:

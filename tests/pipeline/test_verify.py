@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import subprocess
+import tarfile
 from pathlib import Path
 
+import imageio_ffmpeg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from published import ROWS, key, prepare, sample, video
 
-from pipeline import shards
+from pipeline import dataset, shards
 from pipeline.layout import INDEX_SCHEMA, OUTCOME_SCHEMA
 from pipeline.verify import verify
 from pipeline.verify_media import flow_breaches, inspect, rgb_breaches
@@ -259,10 +264,6 @@ def test_a_video_that_breaks_a_promise_is_found(tmp_path, monkeypatch, suffix, o
 
 
 def test_audio_is_found(tmp_path, monkeypatch):
-    import subprocess
-
-    import imageio_ffmpeg
-
     loud = tmp_path / "loud.mp4"
     tone = ["-f", "lavfi", "-t", "2", "-i", "sine"]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video(0)), *tone, "-c:v", "copy"]
@@ -310,3 +311,49 @@ def test_what_is_promised_of_a_video_is_seen_in_one(published):
     row = {"frames": 50, "width": 320, "height": 256}
     assert rgb_breaches(inspect(video(0).read_bytes()), row) == []
     assert flow_breaches(inspect(video(0, True).read_bytes()), row) == []
+
+
+def _take_down(root: Path, split: str, number: int) -> str:
+    """What a takedown leaves: members of the same size named __removed__, zeroed; offsets as they were."""
+    index = root / "index" / f"{split}-00000.parquet"
+    row = pq.read_table(index).to_pylist()[number]
+    path = root / row["shard"]
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        members = [m for m in tar.getmembers() if m.name.startswith(row["key"])]
+    for member in members:
+        member.name = "__removed__"
+        data[member.offset : member.offset_data] = member.tobuf(tarfile.USTAR_FORMAT)
+        data[member.offset_data : member.offset_data + member.size] = bytes(member.size)
+    path.write_bytes(data)
+
+    def remove(rows):
+        return [r | {"removed": True} if r["key"] == row["key"] else r for r in rows]
+
+    def exclude(rows):
+        gone = {"outcome": "excluded", "excluded_for": "removed", "reason": "its owner withdrew it"}
+        return [r | gone if r["key"] == row["key"] and r["outcome"] == "ready" else r for r in rows]
+
+    _edit_table(index, INDEX_SCHEMA, remove)
+    _edit_table(root / "outcomes" / "00000.parquet", OUTCOME_SCHEMA, exclude)
+
+    def say_so(meta):
+        (shard,) = (s for s in meta["shards"] if s["path"] == row["shard"])
+        shard["sha256"] = hashlib.sha256(data).hexdigest()
+        counts = meta["counts"][split]
+        counts["ready"] -= 1
+        counts["excluded"] = counts.get("excluded", 0) + 1
+
+    _edit_meta(root, say_so)
+    return row["key"]
+
+
+def test_a_takedown_that_keeps_offsets_passes_and_its_key_is_gone(root):
+    removed = _take_down(root, "train", 0)
+    assert _breaches(root) == ""
+    opened = dataset.open(root)
+    assert opened.index("train").num_rows == 3
+    with pytest.raises(KeyError):
+        opened.read(removed)
+    read = webdataset.WebDataset(sorted(map(str, root.glob("shards/train-*"))), shardshuffle=False)
+    assert len([s["__key__"] for s in read]) == 2

@@ -5,12 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import multiprocessing
+import pickle
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_dataset
@@ -75,9 +81,8 @@ def remove(root: Path, split: str, keys: set[str]) -> None:
     """Mark rows as removed, as a takedown does."""
     path = root / f"index/{split}-00000.parquet"
     table = pq.read_table(path)
-    removed = [key in keys for key in table["key"].to_pylist()]
-    place = table.schema.get_field_index("removed")
-    pq.write_table(table.set_column(place, table.schema.field("removed"), [removed]), path)
+    rows = [row | {"removed": row["key"] in keys} for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +263,17 @@ def test_an_index_of_another_state_is_not_trained_on(copy):
         take(replace(rows, offsets=shifted), 100, max_failures=0)
 
 
+@pytest.mark.parametrize(("column", "value"), [("frames", 0), ("width", 2**30), ("class_index", 4)])
+def test_an_index_with_impossible_numbers_is_refused(copy, column, value):
+    path = copy / "index/train-00000.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0][column] = value
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    with pytest.raises(RowsError, match=f"has a {column} outside"):
+        rows_of(copy)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -281,6 +297,51 @@ def test_data_that_do_not_fit_the_network_are_refused(root, tmp_path):
     with pytest.raises(RowsError, match="prepare it with --flow tvl1"):
         rows_of(plain)
     assert take(rows_of(plain, input=Input()), 1, replace(INPUT, stream="rgb"), batch_size=2)
+
+
+# Workers
+
+
+def test_workers_end_with_the_iteration_that_made_them(root):
+    batches = iter(TrainBatches(rows_of(root), INPUT, batch_size=4, workers=2))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    batches.close()
+    for worker in workers:
+        worker.join(10)
+    assert not multiprocessing.active_children()
+
+
+def test_a_spawned_worker_makes_the_same_batches(root, reference):
+    """Where processes are not forked (macOS) all that a worker needs is sent to it."""
+    batches = TrainBatches(rows_of(root), INPUT, batch_size=4, seed=5)
+    sent = pickle.loads(pickle.dumps(batches))
+    assert same(next(iter(sent)), reference[0])
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_trainer_is_killed(root):
+    code = f"""
+import multiprocessing, time
+from trainer.data.batch import Input
+from trainer.data.loader import TrainBatches
+from trainer.data.rows import open_rows
+input = Input(stream="both", frames=16, short_side=64, crop=48)
+rows = open_rows([{str(root)!r}], "train", input.streams)
+batches = iter(TrainBatches(rows, input, batch_size=4, workers=2))
+next(batches)
+print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+time.sleep(100)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as trainer:
+        workers = [int(pid) for pid in trainer.stdout.readline().split()]
+        trainer.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 # Several data sets, generations, stores

@@ -20,6 +20,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from trainer.data.augmentation import Cut
 
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+_FORMATS = ("yuv420p", "yuvj420p")
 _RED_GREEN_BLUE = (2, 0, 1)  # their planes in the pixel format gbrp
 
 
@@ -116,21 +117,26 @@ def _frames(
                 if packet.pts is None:
                     break
                 to_feed.discard(round(packet.pts * unit))
-                yield from _take(decoder.decode(packet), left, unit)
+                yield from _take(decoder.decode(packet), left, size, unit)
                 if not to_feed:  # what these frames refer to comes before them: nothing more is needed
                     break
-            yield from _take(decoder.decode(None), left, unit)
+            yield from _take(decoder.decode(None), left, size, unit)
     except av.FFmpegError as error:
         raise Undecodable(f"it does not decode: {error.strerror or error}") from None
     if left:
         raise Undecodable(f"frame {min(left)} is not in it")
 
 
-def _take(frames: list[VideoFrame], left: set[int], unit: float) -> Iterator[tuple[int, VideoFrame]]:
+def _take(
+    frames: list[VideoFrame], left: set[int], size: tuple[int, int], unit: float
+) -> Iterator[tuple[int, VideoFrame]]:
     for frame in frames:
         number = round((frame.pts or 0) * unit)
         if frame.is_corrupt:
             raise Undecodable(f"frame {number} is damaged")
+        if (frame.width, frame.height) != size or frame.format.name not in _FORMATS:
+            found = f"{frame.width}x{frame.height} {frame.format.name}"
+            raise Undecodable(f"frame {number} is {found}, not {size[0]}x{size[1]} yuv420p")
         if number in left:
             left.discard(number)
             yield number, frame

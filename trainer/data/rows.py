@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import dataset
 from pipeline.dataset import Dataset, DatasetError
@@ -15,6 +16,8 @@ from trainer.data.batch import Input
 
 MEDIA = {"rgb": "mp4", "flow": "flow.mp4"}
 """Streams and the suffix of their members."""
+
+_MOST_FRAMES, _LONGEST_SIDE = 100_000, 16_384
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ def open_rows(
         tables = [d.index(split, g) for d, g in zip(opened, pinned, strict=True)]
         for data in opened:
             _check_shards(data, split)
-    except (DatasetError, Failed, ValueError) as error:
+    except Failed as error:
+        raise RowsError(error.reason) from None
+    except (DatasetError, ValueError) as error:
         raise RowsError(str(error)) from None
     _check_alike(opened)
     shards = [(n, path) for n, d in enumerate(opened) for path, s in d.shards.items() if s.split == split]
@@ -81,6 +86,7 @@ def open_rows(
     table = pa.concat_tables(tables)
     if not len(table):
         raise RowsError(f"{' and '.join(roots)} has no {split} clips: choose another --split or --data")
+    _check_columns(table, len(opened[0].classes), " and ".join(roots))
     if "flow" in streams and table["flow_offset"].null_count:
         raise RowsError(
             f"{' and '.join(roots)} has clips without flow: prepare it with --flow tvl1, or use --stream rgb"
@@ -130,6 +136,18 @@ def _check_alike(opened: Sequence[Dataset]) -> None:
                     f"{opened[0].storage.url} and {data.storage.url} differ in their {what}: "
                     "prepare them with the same recipe and --classes"
                 )
+
+
+def _check_columns(table: pa.Table, classes: int, where: str) -> None:
+    """Numbers that memory is allocated by, or that a loss indexes with, are not taken on trust."""
+    limits = {"frames": (1, _MOST_FRAMES), "width": (1, _LONGEST_SIDE), "height": (1, _LONGEST_SIDE)}
+    for name, (low, high) in {**limits, "class_index": (0, classes - 1)}.items():
+        found = pc.min_max(table[name]).as_py()
+        if found["min"] is not None and not low <= found["min"] <= found["max"] <= high:
+            raise RowsError(
+                f"the index of {where} has a {name} outside {low} to {high}: "
+                "copy it again from where it was published"
+            )
 
 
 def _check_shards(data: Dataset, split: str) -> None:

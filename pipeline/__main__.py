@@ -62,7 +62,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from pipeline import campaign, plan
+    from pipeline import campaign, manifest, plan
     from pipeline.outcome import READY
     from pipeline.sources import FetchOptions
 
@@ -74,7 +74,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
         flow=arguments.flow,
         flow_device=arguments.flow_device,
         plan=plan.PlanOptions(
-            arguments.unique, arguments.limit, arguments.shard_size, campaign.read_classes(arguments.classes)
+            arguments.unique,
+            arguments.limit,
+            arguments.shard_size,
+            manifest.read_classes(arguments.classes) if arguments.classes else None,
         ),
         work=arguments.work,
         keep_sources=arguments.keep_sources,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -75,20 +76,6 @@ def make_plan(settings: Settings) -> pa.Table:
     tables = [manifest.read(path) for path in manifest.expand(settings.manifests)]
     exclude = [manifest.read(path) for path in manifest.expand(settings.exclude)]
     return plan.make(tables, settings.plan, exclude)
-
-
-def read_classes(path: str | None) -> tuple[str, ...] | None:
-    """The label map of ``--classes``, one class a line; None without a file."""
-    if path is None:
-        return None
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CallError(f"{path} is not readable as a label map ({error}); give one class a line.") from None
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names or len(set(names)) != len(names):
-        raise CallError(f"{path} is no label map: it needs distinct class names, one a line.")
-    return names
 
 
 def beam_options(flags: Sequence[str]) -> PipelineOptions:
@@ -198,8 +185,10 @@ def _to_do(table: pa.Table, recipe: Recipe, settings: Settings, root: Storage) -
             f"{root.url} was made from other lists or with another choice of rows (--manifest, --exclude, "
             "--unique, --limit); give the same ones, or another --output."
         )
-    due = _due(outcomes, settings.retry)
-    return plan.only(table, due.to_numpy(), settings.plan.shard_size) if due.true_count else None
+    due = _due(outcomes, settings.retry).to_numpy(zero_copy_only=False)
+    # A row keeps the name it was published under: a list that has moved makes no new rows.
+    table = table.set_column(table.column_names.index("manifest"), "manifest", outcomes["manifest"])
+    return plan.only(table, due, settings.plan.shard_size) if due.any() else None
 
 
 def _same_lists(table: pa.Table, outcomes: pa.Table) -> bool:
@@ -255,19 +244,46 @@ def _work(
     stages.clear_stop(store, job.generation)
     progress.clear(store.storage, job.generation)
     clips = pc.sum(pc.equal(table["decision"], plan.PROCESS)).as_py()
-    show = (
-        contextlib.nullcontext()
-        if job.launcher is None
-        else progress.Display(store.storage, job.generation, clips)
-    )
+    log = f"log/{job.generation}.txt"
     try:
-        with show:
+        with contextlib.ExitStack() as stack:
+            if prepare.is_local(options):
+                stack.enter_context(progress.Display(store.storage, job.generation, clips))
+                stack.enter_context(_stderr_to(store.storage.local(log)))
             prepare.run(job, parts, options)
     except Exception as error:
         reason = stages.stop_reason(store, job.generation)
+        if reason is None and prepare.is_local(options):
+            reason = f"a worker failed unexpectedly ({_last_line(error)}); see {store.storage.where(log)}."
         if reason is None:
             raise
         raise CampaignError(reason) from error
+
+
+@contextlib.contextmanager
+def _stderr_to(path: Path | None) -> Iterator[None]:
+    """Send what Beam and its workers say to a file; what this process says through `sys.stderr` stays."""
+    try:
+        assert path is not None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    except OSError:
+        log = os.open(os.devnull, os.O_WRONLY)
+    terminal, before = os.dup(2), sys.stderr
+    sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
+    os.dup2(log, 2)
+    os.close(log)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        sys.stderr = before
+        os.close(terminal)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Table], list[Any]]:

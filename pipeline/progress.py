@@ -60,8 +60,8 @@ class Display:
 
     def __init__(self, storage: Storage, generation: str, clips: int, stream: TextIO | None = None):
         self._storage, self._generation, self._clips = storage, generation, clips
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._stream = stream
+        self._live = (stream or sys.stderr).isatty()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -84,8 +84,9 @@ class Display:
         text = line(total, self._clips, time.monotonic() - self._start)
         if self._live:
             text = f"\r\x1b[K{text}"
-        self._stream.write(text + ("\n" if last or not self._live else ""))
-        self._stream.flush()
+        stream = self._stream or sys.stderr  # asked for at each use: it may be redirected meanwhile
+        stream.write(text + ("\n" if last or not self._live else ""))
+        stream.flush()
 
 
 def line(total: Counter[str], clips: int, seconds: float) -> str:

@@ -90,11 +90,14 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
         source, out = Path(folder) / "canary.mkv", Path(folder) / "canary.mp4"
         height, width = frames.shape[1:]
         given = ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}", "-r", "30", "-i", "-"]
-        child.run(
+        made = child.run(
             [ffmpeg, "-v", "error", *given, "-pix_fmt", "yuv420p", "-c:v", "ffv1", str(source)],
             timeout=60,
             stdin=[frames.tobytes()],
         )
+        if made.returncode:
+            said = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
+            raise Failed(FailureClass.ENVIRONMENT, f"{ffmpeg} cannot write to {folder}: {said}")
         clip.cut(source, 0.5, 1.5, recipe.encode, out, ffmpeg=ffmpeg, timeout=60)
         found["encode"] = hashlib.sha256(out.read_bytes()).hexdigest()
     if recipe.flow is not None:

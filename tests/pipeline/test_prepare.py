@@ -163,6 +163,30 @@ def test_every_row_ends_as_one_outcome(real_clips, videos, tmp_path):
     assert strict.returncode == 1
 
 
+def test_a_later_run_takes_up_what_failed_and_changes_no_published_byte(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "videos")
+    late = tmp_path / "videos" / f"{IDS[1]}.mp4"
+    late.rename(tmp_path / "late.mp4")
+    list_file = make_list(
+        tmp_path / "list.csv",
+        [f"a,{IDS[0]},0,1.2,train,0", f"a,{IDS[1]},0,1.2,train,0", "a,missing0000,0,9,val,0"],
+    )
+    root = tmp_path / "root"
+    assert prepare(list_file, tmp_path / "videos", root, "--flow", "none").returncode == 0
+    before = published_bytes(root)
+    (tmp_path / "late.mp4").rename(late)
+    moved = list_file.rename(tmp_path / "moved.csv")
+    done = prepare(moved, tmp_path / "videos", root, "--flow", "none", "--retry", "all")
+    assert done.returncode == 0, done.stderr
+    data = dataset.open(root)
+    assert data.generations == ["00000", "00001"]
+    assert data.index("train")["key"].to_pylist() == [f"{name}_000000_000001" for name in IDS[:2]]
+    assert data.meta["counts"] == {"train": {"ready": 2}, "val": {"failed": 1}}
+    after = published_bytes(root)
+    assert all(after[name] == digest for name, digest in before.items() if name != "dataset.json")
+    assert pipeline("verify", root).returncode == 0
+
+
 def test_no_clip_ready_is_published_as_such_and_exits_1(tmp_path):
     list_file = make_list(tmp_path / "list.csv", ["a,missing0000,0,10,train,0"])
     (tmp_path / "videos").mkdir()

@@ -145,8 +145,7 @@ def _mux(path: Path, times: list[Fraction], look: Look, audio_from: float | None
             audio = container.add_stream(name, rate=48000, layout="mono")
         packets = []
         for time in times:
-            frame = av.VideoFrame.from_ndarray(_planes(float(time), look), format="gray")
-            frame = frame.reformat(format=look.pixel_format, src_color_range=1, dst_color_range=1)
+            frame = _frame(float(time), look)
             frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
             packets.extend(video.encode(frame))
         packets.extend(video.encode(None))
@@ -182,8 +181,18 @@ def _video_stream(container, suffix: str, look: Look):
     return video
 
 
-def _planes(time: float, look: Look) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(picture(time, look.width, look.height), -look.rotation // 90))
+def _frame(time: float, look: Look) -> av.VideoFrame:
+    """The picture of `time`, turned as it is stored: luma exactly as drawn, chroma neutral."""
+    luma = np.rot90(picture(time, look.width, look.height), -look.rotation // 90)
+    height, width = luma.shape
+    frame = av.VideoFrame(width, height, look.pixel_format)
+    depth, kind = (2, np.dtype("<u2")) if look.pixel_format.endswith("10le") else (0, np.dtype(np.uint8))
+    for i, plane in enumerate(frame.planes):
+        padded = np.full((plane.height, plane.line_size // kind.itemsize), 128 << depth, kind)
+        if i == 0:
+            padded[:, :width] = luma.astype(kind) << depth
+        plane.update(padded.tobytes())
+    return frame
 
 
 def _silence(audio, start: float, end: float) -> list:

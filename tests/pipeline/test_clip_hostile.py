@@ -202,12 +202,13 @@ def spoil(good: Path, path: Path, how: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", ["cut", "zeros", "noise"])
-@pytest.mark.parametrize("container", ["mp4", "mkv", "avi"])
+DAMAGE = [(c, h) for c in ("mp4", "mkv", "avi") for h in ("cut", "zeros", "noise")]
+DAMAGE.remove(("avi", "cut"))  # its length is told by the file's size: cut short, it is short
+
+
+@pytest.mark.parametrize(("container", "how"), DAMAGE)
 def test_damaged_footage_is_corrupt_every_time(tmp_path, real_clips, container, how):
     path = spoil(real_clips / "test_340x256_30fps.mp4", tmp_path / f"damaged.{container}", how)
-    if (container, how) == ("avi", "cut"):
-        pytest.skip("an AVI file's length is told by its size: cut short, it is short")
     outcomes = [failure(path, 0.0, 10.0, tmp_path / "out.mp4") for _ in range(2)]
     assert {o.failure_class for o in outcomes} == {FailureClass.CORRUPT}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -56,6 +56,13 @@ def test_the_mp4_has_the_same_frames_as_the_planes(sources, tmp_path, container)
     assert gray(piece.planes).shape == (101, 256, 342)
 
 
+def test_sixty_frames_a_second_are_met_within_half_a_frame_of_ours(tmp_path):
+    source = timestamped.write(tmp_path / "60.mp4", timestamped.constant(60, 4))
+    piece = make(source.path, 1.234, 3.234)
+    times = 1.234 + np.arange(51) / 25
+    assert np.abs(timestamped.read_times(piece.planes) - times).max() <= 0.0205
+
+
 @pytest.mark.parametrize("start", [2.0, 4.0, 4.8])
 @pytest.mark.parametrize("container", timestamped.CONTAINERS)
 def test_a_start_inside_a_hole_shows_the_picture_before_it(sources, container, start):

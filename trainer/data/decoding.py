@@ -116,7 +116,10 @@ def _frames(
             for packet in container.demux(stream):
                 if packet.pts is None:
                     break
-                to_feed.discard(round(packet.pts * unit))
+                number = round(packet.pts * unit)
+                to_feed.discard(number)
+                # On the way from the keyframe, what no other frame refers to need not be decoded.
+                decoder.skip_frame = "NONREF" if number < first else "DEFAULT"
                 yield from _take(decoder.decode(packet), left, size, unit)
                 if not to_feed:  # what these frames refer to comes before them: nothing more is needed
                     break

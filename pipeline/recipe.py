@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,8 +97,10 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
             stdin=[frames.tobytes()],
         )
         if made.returncode:
-            said = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
-            raise Failed(FailureClass.ENVIRONMENT, f"{ffmpeg} cannot write to {folder}: {said}")
+            code = made.returncode
+            ended = f"exit status {code}" if code > 0 else signal.Signals(-code).name
+            said = (made.stderr.strip().splitlines() or [ended])[-1]
+            raise Failed(FailureClass.STORAGE, f"{ffmpeg} cannot write to {folder}: {said}")
         clip.cut(source, 0.5, 1.5, recipe.encode, out, ffmpeg=ffmpeg, timeout=60)
         found["encode"] = hashlib.sha256(out.read_bytes()).hexdigest()
     if recipe.flow is not None:

@@ -203,13 +203,37 @@ def limit_file_size() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
-def test_a_full_disk_gives_one_sentence_and_nothing_half_published(videos, list_file, tmp_path):
+def sentences(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if not line.startswith("prepare: ")]
+
+
+def test_a_limit_on_file_size_gives_one_sentence_and_nothing_half_published(videos, list_file, tmp_path):
     done = prepare(list_file, videos, tmp_path / "root", preexec_fn=limit_file_size)
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "large" in done.stderr or "space" in done.stderr
+    assert len(sentences(done)) == 1, done.stderr
+    assert "SIGXFSZ" in done.stderr or "too large" in done.stderr
     assert not (tmp_path / "root" / "dataset.json").exists()
     assert not list(tmp_path.glob("root/shards/*.tar"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_gives_one_sentence_and_nothing_half_published(videos, list_file, small_disk):
+    done = prepare(list_file, videos, small_disk / "root")
+    assert done.returncode == 1
+    assert len(sentences(done)) == 1, done.stderr
+    assert "no space left" in done.stderr
+    assert not (small_disk / "root" / "dataset.json").exists()
+    assert not list(small_disk.glob("root/shards/*.tar"))
 
 
 def test_an_output_that_cannot_be_written_gives_one_sentence(videos, list_file, tmp_path):

@@ -2,7 +2,8 @@
 
 Owns decoding, colour, resize, crop and mirroring of pixels; which frames and which square is decided in
 `trainer.data.augmentation`. Resizing and colour are swscale's with its exact settings (bilinear, widened
-when shrinking): the same bytes on every x86-64, and nearer to exact BT.601/709 than one grey level.
+when shrinking): the same bytes on every x86-64, and within half a grey level of exact BT.601/709. Its
+quick path would save a seventh of the time and makes pictures one level darker.
 """
 
 from __future__ import annotations

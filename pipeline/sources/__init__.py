@@ -6,6 +6,7 @@ Owns the specifications users write after ``--source`` and the types that travel
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +154,7 @@ class Source(Protocol):
         """
 
 
+@functools.lru_cache(maxsize=64)
 def parse(spec: str) -> Source:
     """The source that `spec` names.
 

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from pipeline.outcome import Failed, FailureClass
 
@@ -21,6 +21,7 @@ MAX_HOPS = 10
 
 _REQUEST_LINE = re.compile(rb"[A-Z]{3,8} \S")
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks4": 1080, "socks4a": 1080}
+_PROXY_NAMES = ("http", "https", "all")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -66,6 +67,7 @@ class Guard:
         self.requests = 0
         self._hops = 0
         self._trusted: set[tuple[str, int]] = set()
+        self._proxy: str | None = None
         self._proxied = False
         self._active = False
 
@@ -76,8 +78,9 @@ class Guard:
     def begin(self, named: Iterable[str], proxy: str | None) -> None:
         """Start a fetch: the hosts of the URLs in `named`, and of the proxies, may be private."""
         self._active = False
-        proxies = [proxy] if proxy else [url for name, url in getproxies().items() if name != "no"]
-        self._proxied = bool(proxies)
+        named_by_environment = {name: url for name, url in getproxies().items() if name in _PROXY_NAMES}
+        proxies = [proxy] if proxy else list(named_by_environment.values())
+        self._proxy, self._proxied = proxy, bool(proxies)
         self._trusted = set()
         for url in (*named, *proxies):
             place = host_and_port(url)
@@ -95,8 +98,8 @@ class Guard:
         parts, place = urlsplit(url), host_and_port(url)
         if parts.scheme.lower() not in ("http", "https") or place is None:
             raise Failed(FailureClass.UNSAFE, f"The video refers to {url[:200]!r}, which is not fetched.")
-        if self._proxied:
-            return
+        if self._proxy or (self._proxied and not proxy_bypass(place[0])):
+            return  # the proxy looks the name up
         addresses = _resolve(*place)
         if not addresses:
             raise Failed(FailureClass.NETWORK, f"The name {place[0]!r} has no address.")

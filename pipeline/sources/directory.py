@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.sources import Failed, Fetched, FetchOptions, Piece, SourceError, Video, missing
+from pipeline.sources import (
+    Failed,
+    FailureClass,
+    Fetched,
+    FetchOptions,
+    Piece,
+    SourceError,
+    Video,
+    all_failed,
+    missing,
+)
 
 if TYPE_CHECKING:
     from pipeline.manifest import Clip
@@ -53,7 +63,11 @@ class DirectorySource:
 
     def fetch(self, video: Video, folder: Path, options: FetchOptions) -> Fetched:
         """The pieces of `video`'s clips, where they lie; nothing is copied."""
-        files = index(self.pattern)
+        try:
+            files = index(self.pattern)
+        except OSError as error:
+            failure = Failed(FailureClass.STORAGE, f"{self.pattern} cannot be listed: {error.strerror}.")
+            return Fetched(all_failed(video, failure), requests=0, whole=False, tool="")
         pieces = {clip.key: self._piece(clip, files) for clip in video.clips}
         paths = {None if isinstance(p, Failed) or p.trimmed else p.path for p in pieces.values()}
         return Fetched(pieces, requests=0, whole=len(paths) == 1 and None not in paths, tool="")

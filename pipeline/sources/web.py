@@ -4,8 +4,10 @@ Both go through yt-dlp, in a process of its own (`pipeline.sources.worker`). One
 range for each clip; the whole file where ranges cannot be had.
 
 What is refused: addresses that are not of the open internet (save those the template or the proxy names),
-schemes other than http and https, playlists. Redirections are followed and checked by us; an ffmpeg older
-than version 8 follows those of the media host by itself, still with http and https only.
+schemes other than http and https, playlists. Redirections are followed and checked by us. What is not seen:
+ffmpeg looks up the media host's name once more by itself; one that cannot be told otherwise (before version
+8) follows the media host's redirections by itself, still over http and https only; behind a proxy, names are
+the proxy's to look up.
 """
 
 from __future__ import annotations

@@ -84,12 +84,16 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        if self._process.returncode is not None:
+            return False
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not reaped: the number must stay ours for `kill`
+        return os.waitid(os.P_PID, self._process.pid, options) is None
 
     def kill(self) -> None:
         """End the process and everything it started."""
-        child.kill_group(self._process.pid)
-        self._process.wait()
+        if self._process.returncode is None:  # else its number may be another's by now
+            child.kill_group(self._process.pid)
+            self._process.wait()
 
     def _read(self, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
@@ -151,6 +155,7 @@ def _take() -> Worker | None:
             worker = _idle.pop()
             if worker.alive:
                 return worker
+            worker.kill()
     return None
 
 

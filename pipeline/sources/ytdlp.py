@@ -12,14 +12,12 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -29,59 +27,17 @@ from yt_dlp.networking import Request as YtRequest
 from yt_dlp.utils import ExtractorError
 from yt_dlp.version import __version__
 
-from pipeline import child
 from pipeline.outcome import Failed, FailureClass
 from pipeline.probe import probe, reader_options
 from pipeline.sources.addresses import Guard
 from pipeline.sources.classify import FailedForNow, classify, classify_ffmpeg, might_be_redirect
+from pipeline.sources.job import COOKIES, Job, Log, options
 
 RANGED = ("mp4", "mov", "webm", "mkv")
 """Containers of which a range keeps its clock; of any other the whole file is taken."""
 
-_DEMUXERS = "mov,matroska"
-_PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto"
-_COOKIES = "cookies.txt"
 _TAIL = 0.5  # seconds that a range may lack at its end before it counts as cut off
 _RANGE_ONLY = (FailureClass.FORMAT, FailureClass.CORRUPT)  # after these, the whole file may still do
-
-
-@dataclass(frozen=True)
-class Job:
-    """One request, as it comes in: a URL and the ranges wanted of it (none: the whole file, once)."""
-
-    url: str
-    site: bool  # YouTube, not a plain URL
-    ranges: list[list[float]]  # low, high, start, end: seconds to ask for, and those that must be there
-    folder: str
-    short_side: int
-    codec: str
-    ffmpeg: str
-    trusted: list[str]  # URLs that the user named: their hosts may be private
-    cookies: str | None
-    proxy: str | None
-    ytdlp: dict[str, Any]
-    max_bytes: int
-    max_duration: float
-    patience: float  # seconds without a byte
-
-
-@dataclass
-class Log:
-    """What yt-dlp has to say; its warnings tell why formats are missing."""
-
-    warnings: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-
-    def debug(self, message: str) -> None:
-        self.lines = [*self.lines[-20:], message]
-
-    info = debug
-
-    def warning(self, message: str) -> None:
-        self.warnings = [*self.warnings[-20:], message]
-        self.debug(message)
-
-    error = debug
 
 
 class _Downloader(YoutubeDL):
@@ -92,67 +48,6 @@ class _Downloader(YoutubeDL):
     def urlopen(self, req):
         self.guard.new_address()
         return super().urlopen(req)
-
-
-def options(job: Job, log: Log) -> dict[str, Any]:
-    """yt-dlp's options for `job`: the user's own, then ours, which decide bytes and safety."""
-    reader = [
-        "-seek_timestamp", "1",
-        "-protocol_whitelist", _PROTOCOLS,
-        "-format_whitelist", _DEMUXERS,
-        "-rw_timeout", str(int(job.patience * 1e6)),
-    ]  # fmt: skip
-    if _refuses_redirects(job.ffmpeg):
-        reader += ["-max_redirects", "0"]
-    writer = ["-copyts", "-nostats", "-map", "0:V:0", "-fs", str(job.max_bytes)]
-    defaults = {
-        "format": "bv*/b",
-        "format_sort": [f"+res:{job.short_side}", f"vcodec:{job.codec}", "proto", "br"],
-        "socket_timeout": job.patience,
-        "fragment_retries": 1,
-    }
-    ours = {
-        "allowed_extractors": ["youtube"] if job.site else ["generic"],
-        "noplaylist": True,
-        "playlist_items": "1",
-        "extract_flat": "in_playlist",
-        "logger": log,
-        "noprogress": True,
-        "retries": 0,
-        "extractor_retries": 0,
-        "file_access_retries": 0,
-        "skip_unavailable_fragments": False,
-        "hls_prefer_native": True,
-        "continuedl": False,
-        "updatetime": False,
-        "max_filesize": job.max_bytes,
-        "ffmpeg_location": job.ffmpeg,
-        "external_downloader_args": {"ffmpeg_i": reader, "ffmpeg": writer},
-        "cookiefile": _copy_of(job.cookies, Path(job.folder)),
-        "proxy": job.proxy,
-    }
-    return defaults | job.ytdlp | ours
-
-
-def _copy_of(cookies: str | None, folder: Path) -> str | None:
-    """yt-dlp writes the cookies it was given back: many processes would write one file."""
-    if cookies is None:
-        return None
-    copy = folder / _COOKIES
-    shutil.copyfile(cookies, copy)
-    copy.chmod(0o600)
-    return str(copy)
-
-
-_redirects: dict[str, bool] = {}
-
-
-def _refuses_redirects(ffmpeg: str) -> bool:
-    """Whether this ffmpeg can be told not to follow redirections; older ones follow by themselves."""
-    if ffmpeg not in _redirects:
-        said = child.run([ffmpeg, "-hide_banner", "-h", "protocol=http"], timeout=30).stdout
-        _redirects[ffmpeg] = b"-max_redirects" in said
-    return _redirects[ffmpeg]
 
 
 class Fetch:
@@ -175,7 +70,7 @@ class Fetch:
         except Exception as error:
             answers = [_failure(self.explain(error))]
         finally:
-            (self.folder / _COOKIES).unlink(missing_ok=True)
+            (self.folder / COOKIES).unlink(missing_ok=True)
         return {
             "pieces": answers,
             "requests": self.guard.requests + self.started,

@@ -62,6 +62,21 @@ def test_a_section_and_the_whole_file_give_the_same_bytes_with_every_frame_at_it
     assert (section.frames, len(section.planes)) == (50, 51)
 
 
+@pytest.mark.parametrize("name", ["arm_wrestling.mp4", "flipping_pancake.mkv"])
+def test_real_footage_gives_the_same_bytes_by_section_and_by_file(real_clips, name, tmp_path):
+    stem, suffix = name.split(".")
+    wanted = clip(stem, 5, 7)
+    with Site(real_clips) as site:
+        fetched = get(f"{site.url}/{{youtube_id}}.{suffix}", tmp_path, FetchOptions(), wanted)
+    piece = fetched.pieces[wanted.key]
+    assert isinstance(piece, Piece)
+    assert not fetched.whole
+    section, section_bytes = make(piece.path, 5, 7, tmp_path / "section.out.mp4")
+    whole, whole_bytes = make(real_clips / name, 5, 7, tmp_path / "whole.out.mp4")
+    assert section_bytes == whole_bytes
+    assert np.array_equal(section.planes, whole.planes)
+
+
 @pytest.mark.parametrize(
     ("start", "end"), [(0.0, 1.5), (2.0, 4.0), (12.5, 14.5)], ids=["first", "early", "over-the-end"]
 )

@@ -132,17 +132,19 @@ def footage(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def youtube(tmp_path, monkeypatch):
-    """Sets the script of the plug-in that answers for YouTube, in fresh processes."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    script = tmp_path / "script.json"
-    monkeypatch.setenv("PYTHONPATH", str(install_plugin(tmp_path)))
-    monkeypatch.setenv("SCRIPTED_VIDEOS", str(script))
-    worker.close()
-    yield lambda videos: script.write_text(json.dumps({as_id(k): v for k, v in videos.items()}), "utf-8")
-    worker.close()
+@pytest.fixture(scope="module")
+def youtube(tmp_path_factory):
+    """Sets the script of the plug-in that answers for YouTube, in processes that know the plug-in."""
+    folder = tmp_path_factory.mktemp("youtube")
+    script = folder / "script.json"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("PYTHONPATH", str(install_plugin(folder)))
+        patch.setenv("SCRIPTED_VIDEOS", str(script))
+        worker.close()
+        yield lambda videos: script.write_text(json.dumps({as_id(k): v for k, v in videos.items()}), "utf-8")
+        worker.close()
 
 
 def fetched(name: str, folder: Path, *clips, **options):
@@ -240,6 +242,69 @@ def test_a_clip_beyond_the_videos_end_is_short_and_a_live_video_is_unavailable(y
     )
     assert failure("short", tmp_path).failure_class is FailureClass.SHORT
     assert failure("live", tmp_path).failure_class is FailureClass.UNAVAILABLE
+
+
+def test_the_smallest_format_that_serves_is_taken_h264_first_and_over_plain_http(youtube, tmp_path, footage):
+    def offer(name: str, height: int, codec: str, **more) -> dict:
+        width = height * 16 // 9
+        form = {"format_id": name, "url": f"http://media.example/{name}.mp4", "ext": "mp4", "vcodec": codec}
+        return form | {"acodec": "none", "height": height, "width": width} | more
+
+    plain = [
+        offer("240", 240, "avc1", tbr=100),
+        offer("360-vp9", 360, "vp9", tbr=900),
+        offer("360-hls", 360, "avc1", tbr=990, protocol="m3u8_native"),
+        offer("360", 360, "avc1", tbr=300),
+        offer("720", 720, "avc1", tbr=2000),
+    ]
+    small = [offer("144", 144, "avc1"), offer("240", 240, "avc1")]
+    tall = [offer("tall-256", 454, "avc1", width=256), offer("tall-144", 256, "avc1", width=144)]
+    vp9 = [offer("480-vp9", 480, "vp9"), offer("1080", 1080, "avc1")]
+    offers = {
+        "plain": (plain, "360"),
+        "small": (small, "240"),
+        "tall": (tall, "tall-256"),
+        "vp9": (vp9, "480-vp9"),
+    }
+    youtube({name: {"formats": formats} for name, (formats, _) in offers.items()})
+    with Site(footage) as site:
+        for name, (_, expected) in offers.items():
+            site.clear()
+            failure(name, tmp_path, proxy=site.url)
+            assert {r.path for r in site.requests} == {f"/{expected}.mp4"}, name
+
+
+def test_a_stream_in_fragments_comes_whole_and_a_missing_fragment_fails_it(youtube, tmp_path, footage):
+    timestamped.write(footage / "part.ts", timestamped.constant(25, 9))
+    lists = {
+        name: f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{part}\n#EXT-X-ENDLIST\n".encode()
+        for name, part in {"good": "part.ts", "lost": "none.ts"}.items()
+    }
+    youtube({n: {"formats": media(f"http://media.example/{n}.m3u8", protocol="m3u8_native")} for n in lists})
+    with Site(footage, {f"/{n}.m3u8": Behaviour(body=body) for n, body in lists.items()}) as site:
+        got = fetched("good", tmp_path, proxy=site.url)
+        assert got.whole
+        assert len(got.fallbacks) == 1
+        piece = got.pieces[clip(as_id("good"), 6, 8).key]
+        assert isinstance(piece, Piece)
+        assert piece.path.read_bytes() == (footage / "part.ts").read_bytes()
+        lost = failure("lost", tmp_path, proxy=site.url)
+        assert lost.failure_class in (FailureClass.GONE, FailureClass.NETWORK)
+
+
+def test_a_long_video_gives_sections_but_is_not_downloaded_whole(youtube, tmp_path, footage):
+    long = {"duration": 8 * 3600}
+    youtube(
+        {
+            "section": {"formats": media("http://media.example/media.mp4")} | long,
+            "whole": {"formats": media("http://media.example/media.mp4", protocol="m3u8_native")} | long,
+        }
+    )
+    with Site(footage) as site:
+        assert isinstance(next(iter(fetched("section", tmp_path, proxy=site.url).pieces.values())), Piece)
+        site.clear()
+        assert failure("whole", tmp_path, proxy=site.url).failure_class is FailureClass.TOO_LARGE
+        assert site.requests == []
 
 
 def test_sound_alone_is_no_video(youtube, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -55,7 +57,7 @@ MISBEHAVIOUR: dict[str, tuple[Behaviour | list[Behaviour], str | None, int]] = {
     "concat": (Behaviour(body=b"ffconcat version 1.0\nfile /etc/passwd\n", headers=VIDEO), "format", 4),
     "playlist-as-video": (Behaviour(body=PLAYLIST, headers=VIDEO), "format", 4),
     "playlist": (Behaviour(body=PLAYLIST, headers={"Content-Type": "application/x-mpegurl"}), "format", 4),
-    "loop": (Behaviour(redirect="/loop.mp4"), "network", 11),
+    "loop": (Behaviour(redirect="ITSELF"), "network", 11),
     "to-file": (Behaviour(redirect="file:///etc/passwd"), "unsafe", 1),
     "to-ftp": (Behaviour(redirect="ftp://127.0.0.1/x.mp4"), "unsafe", 1),
     "to-private": (Behaviour(redirect="PRIVATE/good.mp4"), "unsafe", 1),
@@ -92,9 +94,7 @@ def files(folder: Path) -> list[Path]:
 
 def test_every_misbehaviour_has_one_right_outcome_within_its_requests(footage, tmp_path):
     with Site(footage) as private, Site(footage) as site:
-        for name, (script, _, _) in MISBEHAVIOUR.items():
-            parts = script if isinstance(script, list) else [script]
-            site.behaviours[f"/{name}.mp4"] = [_towards(private, part) for part in parts]
+        site.behaviours |= _scripts(private, {name: name for name in MISBEHAVIOUR})
         wrong = []
         for name, (_, expected, most) in MISBEHAVIOUR.items():
             folder = tmp_path / name
@@ -111,10 +111,16 @@ def test_every_misbehaviour_has_one_right_outcome_within_its_requests(footage, t
         assert private.requests == []
 
 
-def _towards(private: Site, how: Behaviour) -> Behaviour:
-    if how.redirect and how.redirect.startswith("PRIVATE"):
-        return Behaviour(redirect=how.redirect.replace("PRIVATE", private.url))
-    return how
+def _scripts(private: Site, kinds: dict[str, str]) -> dict[str, list[Behaviour]]:
+    """Path -> script, for names and the kind of misbehaviour of each; redirections lead where they must."""
+    scripts = {}
+    for name, kind in kinds.items():
+        script = MISBEHAVIOUR[kind][0]
+        parts = script if isinstance(script, list) else [script]
+        for word, place in {"PRIVATE": private.url, "ITSELF": f"/{name}.mp4"}.items():
+            parts = [replace(p, redirect=p.redirect and p.redirect.replace(word, place)) for p in parts]
+        scripts[f"/{name}.mp4"] = parts
+    return scripts
 
 
 @pytest.mark.parametrize(
@@ -250,6 +256,40 @@ def test_processes_are_started_once_and_a_crashed_one_is_replaced(footage, tmp_p
         assert first.asked == asked + 1
         first.kill()
         assert all(isinstance(p, Piece) for p in get(template, tmp_path, QUICK, *two("good")).pieces.values())
+
+
+def test_many_threads_fetch_at_once_each_through_a_process_of_its_own(footage, tmp_path):
+    with Site(footage) as site, ThreadPoolExecutor(4) as pool:
+
+        def one(number: int):
+            wanted = clip("good", number, number + 1)
+            return get(f"{site.url}/{{youtube_id}}.mp4", tmp_path, QUICK, wanted).pieces[wanted.key]
+
+        pieces = list(pool.map(one, range(12)))
+    assert len({p.path for p in pieces if isinstance(p, Piece)}) == 12
+    assert len(worker._idle) <= 4
+
+
+@pytest.mark.slow
+def test_five_hundred_videos_that_misbehave_each_end_in_the_one_right_outcome(footage, tmp_path):
+    kinds = {f"{name}-{i}": name for i in range(500 // len(MISBEHAVIOUR) + 1) for name in MISBEHAVIOUR}
+    assert len(kinds) >= 500
+    with Site(footage) as private, Site(footage) as site, ThreadPoolExecutor(4) as pool:
+        site.behaviours |= _scripts(private, kinds)
+
+        def one(name: str):
+            return name, get(f"{site.url}/{{youtube_id}}.mp4", tmp_path, QUICK, *two(name))
+
+        wrong = []
+        for name, fetched in pool.map(one, kinds):
+            _, expected, most = MISBEHAVIOUR[kinds[name]]
+            got = [str(p.failure_class) if isinstance(p, Failed) else None for p in fetched.pieces.values()]
+            if got != [expected] * 2 or site.count(f"/{name}.mp4") > most:
+                wrong.append((name, expected, fetched))
+        assert not wrong
+        assert private.requests == []
+        kept = {f.parent for f in files(tmp_path)}
+        assert len(kept) == sum(MISBEHAVIOUR[kind][1] is None for kind in kinds.values())
 
 
 def test_a_process_whose_parent_is_gone_ends_with_all_it_started(footage, tmp_path):

@@ -58,7 +58,9 @@ class Places:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m demo", description="The main job from end to end.")
-    parser.add_argument("--seed", type=int, default=0, help="of textures, speeds, weights and order (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of textures, speeds, weights and order (default 0)"
+    )
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where it works (default .demo)")
     options = parser.parse_args(arguments)
     places = Places((options.folder / f"seed-{options.seed}").resolve())
@@ -86,9 +88,10 @@ def prepare(places: Places, seed: int) -> None:
     files = {path.stem: path.name for path in places.videos.iterdir()}
     pages = {f"/{name}": Behaviour(file=file) for name, file in files.items()}
     with Site(places.videos, pages) as site:
+        lists = [path.relative_to(ROOM.parent) for path in LISTS]
         _pipeline(
-            "prepare", "--manifest", *LISTS, "--source", f"{site.url}/{{youtube_id}}", "--output", places.root,
-            "--shard-size", "32",
+            "prepare", "--manifest", *lists, "--source", f"{site.url}/{{youtube_id}}",
+            "--output", places.root, "--shard-size", "32",
         )  # fmt: skip
     _pipeline("verify", places.root)
     _pipeline("report", places.root)

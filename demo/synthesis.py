@@ -41,7 +41,7 @@ RATES = ("12", "24", "25", "30000/1001", "30", "50")  # frames a second
 CONTAINERS = ("mp4", "mp4", "webm", "mkv", "ts")  # mp4 twice: it is the commonest
 SHAPES = ((1, 1), (4, 3), (3, 4), (5, 4), (4, 5))  # width to height
 SHORT_SIDES = (256, 288, 320)  # pixels
-SPEEDS = (0.4, 0.65)  # short sides a second, at half a short side from the centre for zooms and turns
+SPEEDS = (0.45, 0.75)  # short sides a second, at half a short side from the centre for zooms and turns
 MARGIN = 0.6  # seconds that a video goes on after its last clip
 MISSING, TRUNCATED = "missing-", "truncated-"  # what an id may begin with
 OUT_OF_RANGE, CUT_OFF = "pastend-", "cutoff-"
@@ -146,16 +146,16 @@ def texture(random: np.random.Generator) -> Texture:
         lattice=random.standard_normal((_LATTICE, _LATTICE)).astype(np.float32),
         offsets=random.uniform(0, _LATTICE, (64, 2)),
         palette=_palette(random),
-        gain=random.uniform(0.6, 1.4),
+        gain=random.uniform(0.9, 1.1),
         angle=random.uniform(0, 2 * math.pi),
         octave=random.uniform(0, 1),
     )
 
 
 def _palette(random: np.random.Generator) -> np.ndarray:
-    """Four colours from dark to light (or light to dark), tinted; float32 (4, 3)."""
-    grey = np.linspace(random.uniform(10, 60), random.uniform(195, 245), 4)[:: random.choice((-1, 1))]
-    return np.clip(grey[:, None] + random.normal(0, 30, (4, 3)), 0, 255).astype(np.float32)
+    """Four colours from dark to light (or light to dark), slightly tinted; float32 (4, 3)."""
+    grey = np.linspace(20, 235, 4)[:: random.choice((-1, 1))]
+    return np.clip(grey[:, None] + random.normal(0, 12, (4, 3)), 0, 255).astype(np.float32)
 
 
 def draw(texture: Texture, motion: Motion, time: float, width: int, height: int) -> np.ndarray:

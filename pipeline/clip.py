@@ -6,12 +6,14 @@ at all is `pipeline.probe`'s; flow is `pipeline.flow`'s.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import re
 import signal
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +45,7 @@ _GRAY = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.ui
 class Cut:
     """What one pass gave.
 
-    `planes` is uint8 (frames + 1 or frames, height, width): the clip's luma before encoding, limited
+    `planes` is uint8 (frames + 1 or frames, height, width), read-only: the clip's luma before encoding, limited
     range, one more than `frames` where the source goes on. `note` says why there are fewer frames than
     `wanted`, or that some of the source was damaged.
     """
@@ -106,11 +108,11 @@ def cut(
     width, height = info.output_size(recipe.short_side)
     if (wanted + 1) * width * height > _MAX_PLANE_BYTES:
         raise Failed(
-            FailureClass.TOO_LARGE, f"{end - start:g} s are too many to hold; ask for a shorter section"
+            FailureClass.TOO_LARGE, f"{end - start:g} s are too long to hold: ask for less at a time"
         )
     if out is not None and not out.absolute().parent.is_dir():
         raise Failed(FailureClass.STORAGE, "the clip cannot be written: its folder is not there")
-    temporary = None if out is None else out.with_name(f".{out.name}.{os.getpid()}.partial")
+    temporary = None if out is None else out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         argv = command(source, info, start, wanted, recipe, temporary, ffmpeg)
         finished = _run(argv, timeout, (wanted + 1) * width * height)
@@ -124,7 +126,8 @@ def cut(
             _publish(temporary, out)
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
     return Cut(min(len(planes), wanted), wanted, width, height, planes, info, note)
 
 

@@ -69,8 +69,17 @@ def examine(path: Path, info: SourceInfo, start: float, end: float, timeout: flo
     """Decode the section [start, end) once more and count its pictures: the same count every time.
 
     Raises:
-        Failed: TOO_LARGE past `timeout` seconds.
+        Failed: TOO_LARGE past `timeout` seconds, CORRUPT where it cannot be opened again.
     """
+    import av
+
+    try:
+        return _count(path, info, start, end, timeout)
+    except av.error.FFmpegError as error:
+        raise Failed(FailureClass.CORRUPT, f"the source cannot be read: {error.strerror}") from error
+
+
+def _count(path: Path, info: SourceInfo, start: float, end: float, timeout: float) -> Damage:
     import av
 
     deadline = time.monotonic() + timeout

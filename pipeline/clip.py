@@ -45,8 +45,8 @@ _GRAY = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.ui
 class Cut:
     """What one pass gave.
 
-    `planes` is uint8 (frames + 1 or frames, height, width), read-only: the clip's luma before encoding, limited
-    range, one more than `frames` where the source goes on. `note` says why there are fewer frames than
+    `planes` is uint8 (frames + 1 or frames, height, width), read-only: the clip's luma before encoding,
+    limited range, one more than `frames` where the source goes on. `note` says why there are fewer frames than
     `wanted`, or that some of the source was damaged.
     """
 

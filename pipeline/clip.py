@@ -46,8 +46,8 @@ class Cut:
     """What one pass gave.
 
     `planes` is uint8 (frames + 1 or frames, height, width), read-only: the clip's luma before encoding,
-    limited range, one more than `frames` where the source goes on. `note` says why there are fewer frames than
-    `wanted`, or that some of the source was damaged.
+    limited range, one more than `frames` where the source goes on. `note` says why there are fewer frames
+    than `wanted`, or that some of the source was damaged.
     """
 
     frames: int

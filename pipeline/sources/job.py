@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import child
+from pipeline.outcome import Failed, FailureClass
 
 COOKIES = "cookies.txt"
 """Name of the copy of the user's cookies in a job's folder, while it runs."""
@@ -103,7 +104,11 @@ def _copy_of(cookies: str | None, folder: Path) -> str | None:
     if cookies is None:
         return None
     copy = folder / COOKIES
-    shutil.copyfile(cookies, copy)
+    try:
+        shutil.copyfile(cookies, copy)
+    except OSError as error:
+        reason = f"The cookies file {cookies!r} cannot be read on this machine ({error.strerror})."
+        raise Failed(FailureClass.ENVIRONMENT, reason) from error
     copy.chmod(0o600)
     return str(copy)
 

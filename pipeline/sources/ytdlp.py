@@ -36,18 +36,31 @@ from pipeline.sources.job import COOKIES, Job, Log, options
 RANGED = ("mp4", "mov", "webm", "mkv")
 """Containers of which a range keeps its clock; of any other the whole file is taken."""
 
+_MAX_PAGE = 64 << 20  # bytes of a page or a playlist
 _TAIL = 0.5  # seconds that a range may lack at its end before it counts as cut off
 _RANGE_ONLY = (FailureClass.FORMAT, FailureClass.CORRUPT)  # after these, the whole file may still do
 
 
 class _Downloader(YoutubeDL):
-    """yt-dlp, with every request that is no redirection told to the guard."""
+    """yt-dlp, with new requests told to the guard, and a limit to the pages that it reads into memory."""
 
     guard: Guard
 
     def urlopen(self, req):
         self.guard.new_address()
-        return super().urlopen(req)
+        answer = super().urlopen(req)
+        read = answer.read
+
+        def limited(amount: int | None = None) -> bytes:
+            if amount is not None and amount >= 0:
+                return read(amount)
+            data = read(_MAX_PAGE + 1)  # after decompression, so that a small answer cannot fill the memory
+            if len(data) > _MAX_PAGE:
+                raise Failed(FailureClass.FORMAT, f"The page is larger than {_MAX_PAGE >> 20} MiB.")
+            return data
+
+        answer.read = limited
+        return answer
 
 
 class Fetch:
@@ -213,6 +226,8 @@ class Fetch:
             probe(path)
             return {"file": str(path), "duration": _duration(path)}
         except Exception as error:
+            for rest in self.folder.glob("whole.*"):
+                rest.unlink()
             return _failure(self.explain(error, media=True))
 
     def explain_ffmpeg(self, said: str) -> Failed:

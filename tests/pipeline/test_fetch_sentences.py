@@ -367,6 +367,10 @@ def test_cookies_and_other_options_reach_the_site_and_the_file_is_left_alone(you
     assert isinstance(next(iter(got.pieces.values())), Piece)
     assert cookies.read_bytes() == before
     assert not [p for p in tmp_path.rglob("cookies.txt") if p != cookies]
+    lost = FetchOptions(cookies=str(cookies))
+    cookies.unlink()
+    got = get("youtube", tmp_path, lost, clip(as_id("good"), 6, 8))
+    assert {p.failure_class for p in got.pieces.values()} == {FailureClass.ENVIRONMENT}
 
 
 def test_an_installation_without_ytdlp_says_so(tmp_path, monkeypatch):

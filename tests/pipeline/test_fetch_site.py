@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sys
 import time
@@ -22,6 +23,8 @@ from pipeline.sources import FetchOptions, Piece, worker
 VIDEO = {"Content-Type": "video/mp4"}
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
 PAGE = b"<!doctype html><html><title>x</title><body><video src='/good.mp4'></video></body></html>"
+GZIPPED = {"Content-Type": "text/html", "Content-Encoding": "gzip"}
+BOMB = gzip.compress(b"<html>" + bytes(300 << 20), 1)
 GOOD = Behaviour(file="good.mp4")
 QUICK = FetchOptions(timeout=30, backoff=0.01)
 
@@ -49,6 +52,7 @@ MISBEHAVIOUR: dict[str, tuple[Behaviour | list[Behaviour], str | None, int]] = {
     "no-ranges": (Behaviour(file="good.mp4", ranges=False), None, 4),
     "ranges-refused": ([GOOD, Behaviour(status=416), GOOD], None, 4),
     "html": (Behaviour(body=PAGE, headers={"Content-Type": "text/html"}), "format", 2),
+    "bomb": (Behaviour(body=BOMB, headers=GZIPPED), "format", 2),
     "html-as-video": (Behaviour(body=PAGE, headers=VIDEO), "format", 4),
     "json": (Behaviour(body=b'{"a": 1}', headers=VIDEO), "format", 4),
     "empty": (Behaviour(body=b"", headers=VIDEO), "format", 4),

@@ -196,7 +196,14 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path)
         "note": cut.note,
         "width": cut.width,
         "height": cut.height,
-        "source": {"kind": piece.kind, **asdict(cut.source)},
+        "source": {
+            "kind": piece.kind,
+            "codec": cut.source.codec,
+            "width": cut.source.width,
+            "height": cut.source.height,
+            "rate": cut.source.rate,
+            "duration": cut.source.duration,
+        },
     }
     if recipe.flow is not None:
         flow_file = scratch / f"{wanted.key}.flow.mp4"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.flow import coding
+
 _SEGMENTS = ((15, 0, 1), (6, 1, 0), (4, 1, 2), (11, 2, 1), (13, 2, 0), (6, 0, 2))
 """(steps, the channel that is full, the one that rises or falls): red, yellow, green, cyan, blue, magenta."""
 
@@ -43,6 +45,13 @@ def colour(flow: np.ndarray, longest: float) -> np.ndarray:
     hue = (1 - part) * hues[step] + part * hues[(step + 1) % len(hues)]
     shade = np.where(radius <= 1, 1 - radius * (1 - hue), hue * 0.75)
     return (255 * shade).astype(np.uint8)
+
+
+def code_table(longest: float) -> np.ndarray:
+    """The colour of every flow that stored flow can hold: uint8 (256, 256, 3), by the codes of v and u."""
+    steps = coding.dequantise(np.arange(256, dtype=np.uint8))
+    v, u = np.meshgrid(steps, steps, indexing="ij")
+    return colour(np.stack([u, v], axis=-1), longest)
 
 
 def legend(side: int = 128) -> np.ndarray:

@@ -19,8 +19,9 @@ import numpy as np
 
 from pipeline import child, clip
 from pipeline.dataset import Dataset, Sample, decode_flow
+from pipeline.flow import coding
 from pipeline.outcome import Failed, FailureClass
-from pipeline.report.colours import colour, legend
+from pipeline.report.colours import code_table, colour, legend
 
 if TYPE_CHECKING:
     from pipeline.report import Limits
@@ -172,9 +173,12 @@ def _video(path: Path, sample: Sample, longest: float) -> None:
     )
     command = [clip.ffmpeg_binary(), *options.split(), os.fspath(path)]
 
+    shown = code_table(longest)
+
     def pictures() -> Iterator[bytes]:
         for frame in flow:
-            yield colour(frame, longest).tobytes()
+            codes = coding.quantise(frame)
+            yield shown[codes[..., 1], codes[..., 0]].tobytes()
 
     done = child.run(command, timeout=_ENCODE_SECONDS, stdin=pictures())
     if done.returncode:

@@ -1,0 +1,48 @@
+"""A network that trains in milliseconds, entered in the registry; as a program, the trainer that knows it."""
+
+from __future__ import annotations
+
+import sys
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.networks.layers import BatchNorm3d, Conv3dSame, Dropout
+from trainer.networks.registry import names, register
+
+
+class Small(nn.Module):
+    """Two convolutions, with the layers of I3D: all that training keeps a state of."""
+
+    def __init__(self, num_classes: int, in_channels: int, dropout=0.5, bn_momentum=0.1, bn_frozen=False):
+        super().__init__()
+        self.first = Conv3dSame(in_channels, 16, (3, 7, 7), (1, 4, 4))
+        self.first_norm = BatchNorm3d(16, 1e-3, bn_momentum, scale=False, frozen=bn_frozen)
+        self.second = Conv3dSame(16, 32, (3, 3, 3), (2, 2, 2))
+        self.second_norm = BatchNorm3d(32, 1e-3, bn_momentum, scale=True, frozen=bn_frozen)
+        self.dropout = Dropout(dropout)
+        self.logits = nn.Conv3d(32, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first_norm(self.first(x)))
+        x = F.relu(self.second_norm(self.second(x)))
+        return self.logits(self.dropout(x)).mean(dim=(2, 3, 4))
+
+
+if "small" not in names():
+
+    @register(
+        "small",
+        streams=("both", "rgb", "flow"),
+        configuration="quick",
+        sizes=(9, 32, 32),
+        two_towers=True,
+    )
+    def small(num_classes: int = 400, in_channels: int = 3, **options) -> Small:
+        return Small(num_classes, in_channels, **options)
+
+
+if __name__ == "__main__":
+    from trainer.__main__ import main
+
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Promises of training: the record it leaves, resuming to the same bits, ranks that see the same samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import small_network
+import tiny_dataset
+import torch
+
+from trainer import checkpoint as checkpoints
+from trainer import train as training
+from trainer.configuration import Configuration, ConfigurationError, from_dict, resolve
+from trainer.data.rows import RowsError
+
+PROGRAM = str(Path(small_network.__file__))
+TINY = ["--network", "small", "--frames", "9", "--short-side", "32", "--crop", "32", "--workers", "0"]
+TINY += ["--batch-size", "4", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """The same sums in this process as in those it starts, and no waiting for busy cores."""
+    before, threads = os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tiny_dataset.publish(tmp_path_factory.mktemp("data"), frames=(30,))
+
+
+def tiny(stream: str = "rgb", steps: int = 4, network: dict | None = None, **run) -> Configuration:
+    flags = {
+        "network": {"name": "small", **(network or {})},
+        "input": {"stream": stream, "frames": 9, "short_side": 32, "crop": 32},
+        "run": {"batch_size": 4, "workers": 0, "precision": "fp32", "steps": steps, **run},
+    }
+    return resolve(None, flags)
+
+
+def changed(configuration: Configuration, **optimisation) -> Configuration:
+    sections = configuration.as_dict()
+    return from_dict({**sections, "optimisation": {**sections["optimisation"], **optimisation}})
+
+
+def train(root: Path, output: Path, configuration: Configuration, **options) -> checkpoints.Checkpoint:
+    return checkpoints.load(training.train(training.Job(configuration, (str(root),), output, **options)))
+
+
+def lines(run: Path, *dropped: str) -> list[dict]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("clips_per_second", *dropped)} for r in records]
+
+
+def same_bits(one: checkpoints.Checkpoint, two: checkpoints.Checkpoint) -> bool:
+    return one.towers.keys() == two.towers.keys() and all(
+        torch.equal(value, two.towers[stream][name])
+        for stream, tower in one.towers.items()
+        for name, value in tower.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root, tmp_path_factory) -> tuple[Path, checkpoints.Checkpoint]:
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return run, train(root, run, tiny(steps=90))
+
+
+def command(root: Path, run: Path, *more: str) -> list[str]:
+    call = ["train", "--data", str(root), "--output", str(run), *TINY, "--stream", "rgb", "--steps", "90"]
+    return [sys.executable, PROGRAM, *call, *more]
+
+
+def stopped_after(root: Path, run: Path, step: int, number: int) -> subprocess.CompletedProcess:
+    """Starts the undisturbed run's command, and sends it a signal once it has recorded `step`."""
+    process = subprocess.Popen(
+        command(root, run, "--checkpoint-every", "2"), stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+    try:
+        metrics, end = run / "metrics.jsonl", time.monotonic() + 120
+        while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+            assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess([], process.returncode, "", said)
+
+
+def test_metrics_have_one_line_a_step_from_step_one_and_events_for_tensorboard(undisturbed):
+    run, checkpoint = undisturbed
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == list(range(1, 91))
+    assert [r["epoch"] for r in records] == [step // 3 for step in range(90)]
+    for record in records:
+        assert {"step", "epoch", "loss", "lr", "clips_per_second", "order"} <= record.keys()
+        assert len(record["order"]) == 16
+    assert len({r["order"] for r in records}) == 90
+    assert list((run / "tensorboard").glob("events*"))
+    assert checkpoint.steps == 90
+    assert dict(checkpoint.state) == {"seed": 0, "epoch": 30, "step": 0}
+
+
+def test_a_killed_run_resumes_to_identical_bits(root, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    assert stopped_after(root, run, 3, signal.SIGKILL).returncode == -signal.SIGKILL
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 80, "epoch": 26, "lo')  # what a kill in mid-line leaves
+    resumed = train(root, run, tiny(steps=90))
+    assert same_bits(resumed, undisturbed[1])
+    assert lines(run) == lines(undisturbed[0])
+
+
+def test_sigterm_saves_the_step_in_hand_and_says_how_to_go_on(root, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    ended = stopped_after(root, run, 4, signal.SIGTERM)
+    assert ended.returncode == 1
+    assert "the same command goes on from there" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    newest = checkpoints.load(run)
+    assert newest.steps == len(lines(run))
+    assert newest.steps < 90
+    assert same_bits(train(root, run, tiny(steps=90)), undisturbed[1])
+    assert lines(run) == lines(undisturbed[0])
+
+
+def test_two_ranks_see_the_same_samples_and_take_the_same_steps_as_one(root, tmp_path):
+    """A batch of 5 over 2 ranks, dropout on; statistics frozen, for they alone are each rank's own."""
+    file = tmp_path / "frozen.toml"
+    file.write_text("[network]\nbn_frozen = true\n[optimisation]\nschedule = 'constant'\nlr = 0.05\n")
+    call = ["train", "--data", str(root), *TINY, "--config", str(file), "--stream", "flow"]
+    call += ["--batch-size", "5", "--steps", "6", "--output"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, PROGRAM, *call, str(tmp_path / "two")], check=True)
+    subprocess.run([sys.executable, PROGRAM, *call, str(tmp_path / "one")], check=True)
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert [r["order"] for r in one] == [r["order"] for r in two]
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-4)
+    assert [r["top1_flow"] for r in two] == [r["top1_flow"] for r in one]
+    ours, theirs = checkpoints.load(tmp_path / "one"), checkpoints.load(tmp_path / "two")
+    for name, value in ours.towers["flow"].items():
+        torch.testing.assert_close(theirs.towers["flow"][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_towers_trained_together_are_those_trained_alone(root, tmp_path):
+    both = train(root, tmp_path / "both", tiny("both", 3))
+    for stream in ("rgb", "flow"):
+        alone = train(root, tmp_path / stream, tiny(stream, 3))
+        assert all(torch.equal(v, both.towers[stream][n]) for n, v in alone.towers[stream].items())
+    assert [r["loss_rgb"] for r in lines(tmp_path / "both")] == [r["loss"] for r in lines(tmp_path / "rgb")]
+
+
+def test_another_setting_than_the_runs_is_refused_by_name(root, tmp_path):
+    train(root, tmp_path / "run", tiny(steps=1))
+    for other, name in (
+        (tiny(steps=1, seed=5), "run.seed is 5, the run's is 0"),
+        (tiny(steps=1, network={"dropout": 0.1}), "network.dropout is 0.1"),
+        (tiny("flow", steps=1), "input.stream is 'flow'"),
+        (tiny(steps=2), "run.steps is 2"),  # one-cycle: another length is another training
+    ):
+        with pytest.raises(ConfigurationError, match=name):
+            train(root, tmp_path / "run", other)
+    assert train(root, tmp_path / "run", tiny(steps=1, checkpoint_every=7)).steps == 1
+
+
+def test_a_finished_run_stays_as_it_is_and_resume_none_starts_over(root, tmp_path):
+    run = tmp_path / "run"
+    train(root, run, tiny(steps=2))
+    before = (run / "metrics.jsonl").read_bytes()
+    train(root, run, tiny(steps=2))
+    assert (run / "metrics.jsonl").read_bytes() == before
+    again = train(root, run, tiny(steps=1, seed=3), resume="none")
+    assert again.state["seed"] == 3
+    assert [r["step"] for r in lines(run)] == [1]
+    assert len(list(run.glob("checkpoint-*.pt"))) == 1
+
+
+def test_a_longer_run_is_the_same_run_where_the_rate_allows(root, tmp_path):
+    train(root, tmp_path / "grown", changed(tiny(steps=1), schedule="constant"))
+    whole = changed(tiny(steps=3), schedule="constant")
+    assert same_bits(train(root, tmp_path / "grown", whole), train(root, tmp_path / "whole", whole))
+
+
+def test_init_takes_the_weights_and_keeps_the_last_layer_only_for_the_same_classes(root, tmp_path):
+    first = train(root, tmp_path / "first", tiny(steps=1))
+    frozen = tiny(steps=1, seed=9, network={"dropout": 0.0, "bn_frozen": True})
+    settings = changed(frozen, lr=1e-30, weight_decay=0.0)
+    assert same_bits(train(root, tmp_path / "second", settings, init=str(tmp_path / "first")), first)
+    other = tiny_dataset.publish(tmp_path / "other", {"train": 4}, classes=2, frames=(30,))
+    start = train(other, tmp_path / "third", settings, init=str(tmp_path / "first"))
+    assert start.towers["rgb"]["logits.weight"].shape[0] == 2
+    assert torch.equal(start.towers["rgb"]["first.weight"], first.towers["rgb"]["first.weight"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_in_a_sentence(root, tmp_path):
+    settings = changed(tiny(steps=20, network={"bn_frozen": True}), lr=1e18, schedule="constant")
+    with pytest.raises(training.TrainingError, match="lower --lr"):
+        train(root, tmp_path / "run", settings)
+
+
+def test_a_data_set_that_is_too_small_or_has_no_flow_is_refused(tmp_path):
+    small = tiny_dataset.publish(tmp_path / "small", {"train": 3}, flow=False, frames=(30,))
+    with pytest.raises(ConfigurationError, match="smaller batch size"):
+        train(small, tmp_path / "run", tiny())
+    with pytest.raises(RowsError, match="--stream rgb"):
+        train(small, tmp_path / "other", tiny("both"))
+
+
+def test_evaluations_within_training_leave_a_line_each_and_training_as_it_was(root, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    evaluated = train(root, run, tiny(steps=90, evaluate_every=20))
+    assert same_bits(evaluated, undisturbed[1])
+    records = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["epoch"], r["clips"]) for r in records] == [(60, 19, 6)]
+    assert 0 <= records[0]["rgb"]["top1"] <= records[0]["rgb"]["top5"] <= 1

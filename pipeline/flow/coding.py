@@ -25,7 +25,7 @@ _DEFAULTS = FlowCoding()
 
 def quantise(flow: np.ndarray, coding: FlowCoding = _DEFAULTS) -> np.ndarray:
     """float32 pixels to uint8 of the same shape: clip(rint(v * 127 / bound) + 128, 1, 255)."""
-    scaled = np.rint(flow * np.float32(_STEPS / coding.bound))
+    scaled = np.rint(flow * np.float32(_STEPS) / np.float32(coding.bound))
     return (np.clip(scaled, -_STEPS, _STEPS) + np.float32(_ZERO)).astype(np.uint8)
 
 

@@ -30,6 +30,11 @@ def kernel(function: Callable) -> Any:
     return numba.njit(nogil=True, boundscheck=False, error_model="numpy")(function)
 
 
+def inlined(function: Callable) -> Any:
+    """A kernel whose body stands where it is called, however large: for what runs once a vector."""
+    return numba.njit(nogil=True, boundscheck=False, error_model="numpy", inline="always")(function)
+
+
 def entry(function: Callable) -> Any:
     """A kernel that Python calls: its machine code is kept on disk where a folder can be had."""
     compiled = kernel(function)

@@ -4,7 +4,7 @@ All ten fields of a level share one flat, 64-byte-aligned float32 array. A row o
 blocks, each block 16 pixels wide and ten vectors long, so that one sweep reads one stream:
 
     row y:  | block 0: pixels 0..15                            | block 1: pixels 16..31 | ...
-            | gx | gy | rho | scale | u1 | u2 | p11 | p12 | p21 | p22 | gx | gy | ...
+            | nx | ny | rho | limit | u1 | u2 | q11 | q12 | q21 | q22 | nx | ny | ...
               ^16 floats each
 
 Lanes right of the picture's last column hold zero in every field and stay so: the kernels mask what
@@ -19,11 +19,11 @@ from numba.extending import register_jitable
 LANES = 16
 
 # Offsets of the fields inside a block.
-GX, GY = 0 * LANES, 1 * LANES  # gradient of the warped second frame
-RHO = 2 * LANES  # constant part of the residual, so that rho(u) = gx u1 + gy u2 + RHO
-SCALE = 3 * LANES  # -1 / |g|^2
+NX, NY = 0 * LANES, 1 * LANES  # direction of the warped gradient, g / |g|
+RHO = 2 * LANES  # constant part of the residual over |g|: rho(u) / |g| = n . u + RHO
+LIMIT = 3 * LANES  # lambda theta |g|
 U1, U2 = 4 * LANES, 5 * LANES  # flow, pixels of this level
-P11, P12, P21, P22 = 6 * LANES, 7 * LANES, 8 * LANES, 9 * LANES  # dual variables, times theta
+Q11, Q12, Q21, Q22 = 6 * LANES, 7 * LANES, 8 * LANES, 9 * LANES  # dual variables, p theta / tau
 BLOCK = 10 * LANES
 
 SPARE = 4 * BLOCK  # floats after the last row: the kernels load a block ahead

@@ -20,7 +20,7 @@ from numba.extending import register_jitable
 
 from pipeline.flow.compilation import entry, kernel
 from pipeline.flow.layout import BLOCK, LANES, U1, U2, aligned, row_stride, vectors_across
-from pipeline.flow.vectors import broadcast, fma, load, load_unaligned, store
+from pipeline.flow.vectors import broadcast, fma, load, load_unaligned, pointer, store
 
 LEFT, RIGHT = LANES, 2 * LANES  # zeros beside a row, floats
 ROWS = 6  # rows of zeros above and below
@@ -91,33 +91,29 @@ def plane_origin(width: int) -> int:
 @entry
 def fill_first(gray, level):
     """The full picture's level from a uint8 (height, width) frame."""
-    stride, origin = plane_stride(level.width), plane_origin(level.width)
-    for y in range(level.height):
-        for x in range(level.width):
-            level.image[origin + y * stride + x] = np.float32(gray[y, x])
-    _gradient(level)
+    width, height, image = level.width, level.height, pointer(level.image)
+    stride, origin = plane_stride(width), plane_origin(width)
+    for y in range(height):
+        for x in range(width):
+            image[origin + y * stride + x] = np.float32(gray[y, x])
+    _gradient(width, height, image, pointer(level.gx), pointer(level.gy))
 
 
 @entry
-def fill_next(above, level, tables, line):
+def fill_next(larger, level, tables, line):
     """A level's image from the next larger one's, then its gradient; `line` is one row of scratch."""
-    stride, origin = plane_stride(above.width), plane_origin(above.width)
-    target_stride, target = plane_stride(level.width), plane_origin(level.width)
-    for y in range(level.height):
-        row = tables.rows[y]
-        below = min(row + 1, above.height - 1)
-        _blend(
-            above.image,
-            origin + row * stride,
-            origin + below * stride,
-            tables.row_weights[y],
-            above.width,
-            line,
-        )
-        at = target + y * target_stride
-        for x in range(level.width):
-            level.image[at + x] = _between(line, tables.columns[x], tables.column_weights[x])
-    _gradient(level)
+    width, height, image = level.width, level.height, pointer(level.image)
+    source, source_stride, line = pointer(larger.image), plane_stride(larger.width), pointer(line)
+    columns, column_weights = pointer(tables.columns), pointer(tables.column_weights)
+    rows, row_weights = pointer(tables.rows), pointer(tables.row_weights)
+    for y in range(height):
+        above = plane_origin(larger.width) + rows[y] * source_stride
+        below = above + source_stride if rows[y] + 1 < larger.height else above
+        _blend(source, above, below, row_weights[y], larger.width, line)
+        at = plane_origin(width) + y * plane_stride(width)
+        for x in range(width):
+            image[at + x] = _between(line, columns[x], column_weights[x])
+    _gradient(width, height, image, pointer(level.gx), pointer(level.gy))
 
 
 @kernel
@@ -125,7 +121,7 @@ def _blend(plane, first, second, weight, width, line):
     """line = (1 - weight) * row at `first` + weight * row at `second`, with one value repeated at its end."""
     w = broadcast(weight)
     for x in range(0, width, LANES):
-        a, b = load_unaligned(plane, first + x), load_unaligned(plane, second + x)
+        a, b = load(plane, first + x), load(plane, second + x)
         store(line, x, fma(w, b - a, a))
     line[width] = line[width - 1]
 
@@ -137,52 +133,53 @@ def _between(line, start, weight):
 
 
 @kernel
-def _gradient(level):
+def _gradient(width, height, image, gx, gy):
     """Half the difference of the two neighbours; at an edge the pixel itself stands in for one."""
-    stride, origin = plane_stride(level.width), plane_origin(level.width)
-    image, gx, gy = level.image, level.gx, level.gy
+    stride, origin = plane_stride(width), plane_origin(width)
     half = broadcast(np.float32(0.5))
-    last = level.width - 1
-    for y in range(level.height):
+    last = width - 1
+    for y in range(height):
         row = origin + y * stride
         up = row - stride if y > 0 else row
-        down = row + stride if y < level.height - 1 else row
-        for x in range(0, level.width, LANES):
+        down = row + stride if y < height - 1 else row
+        for x in range(0, width, LANES):
+            right, left = load_unaligned(image, row + x + 1), load_unaligned(image, row + x - 1)
+            store(gx, row + x, half * (right - left))
             store(gy, row + x, half * (load(image, down + x) - load(image, up + x)))
-            store(
-                gx, row + x, half * (load_unaligned(image, row + x + 1) - load_unaligned(image, row + x - 1))
-            )
         gx[row] = np.float32(0.5) * (image[row + min(1, last)] - image[row])
         gx[row + last] = np.float32(0.5) * (image[row + last] - image[row + max(last - 1, 0)])
-        for x in range(last + 1, vectors_across(level.width) * LANES):
+        for x in range(width, vectors_across(width) * LANES):
             gx[row + x] = np.float32(0)
 
 
 @kernel
-def enlarge_flow(fields, width, height, u1, u2, old_width, old_height, tables, factor, line):
-    """Flow of the next smaller level, two planes (old_height, LANES-padded), into a level's u1 and u2."""
+def enlarge_flow(
+    fields, width, height, u1, u2, old_width, old_height,
+    columns, column_weights, rows, row_weights, factor, line,
+):  # fmt: skip
+    """Flow of the next smaller level, two padded planes, into a level's U1 and U2.
+
+    `columns` to `row_weights` are a `Resizing`; `factor` multiplies the flow; `line` is a row of scratch.
+    """
     old_stride = vectors_across(old_width) * LANES
-    stride = row_stride(width)
     for y in range(height):
-        row = tables.rows[y]
-        below = min(row + 1, old_height - 1)
-        first, second = row * old_stride, below * old_stride
-        here = y * stride
-        weight = tables.row_weights[y]
-        _blend(u1, first, second, weight, old_width, line)
-        _put_line(fields, here + U1, width, tables, factor, line)
-        _blend(u2, first, second, weight, old_width, line)
-        _put_line(fields, here + U2, width, tables, factor, line)
+        above = rows[y] * old_stride
+        below = above + old_stride if rows[y] + 1 < old_height else above
+        here = y * row_stride(width)
+        _blend(u1, above, below, row_weights[y], old_width, line)
+        _put_line(fields, here + U1, width, columns, column_weights, factor, line)
+        _blend(u2, above, below, row_weights[y], old_width, line)
+        _put_line(fields, here + U2, width, columns, column_weights, factor, line)
 
 
 @kernel
-def _put_line(fields, at, width, tables, factor, line):
+def _put_line(fields, at, width, columns, column_weights, factor, line):
     """One row of one component, from `line` to its blocks; zero right of the picture."""
     for first in range(0, width, LANES):
         for lane in range(LANES):
             x = first + lane
             value = np.float32(0)
             if x < width:
-                value = _between(line, tables.columns[x], tables.column_weights[x]) * factor
+                value = _between(line, columns[x], column_weights[x]) * factor
             fields[at + lane] = value
         at += BLOCK

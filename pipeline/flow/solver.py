@@ -34,8 +34,8 @@ from pipeline.flow.pyramid import (
     level_sizes,
     resizing,
 )
-from pipeline.flow.vectors import load, store
-from pipeline.flow.warp import SCRATCH, warp
+from pipeline.flow.vectors import load, pointer, store
+from pipeline.flow.warp import sources, warp
 
 Pyramid = tuple[Level, ...]
 
@@ -59,9 +59,9 @@ class Buffers(NamedTuple):
     fields: np.ndarray
     padded: np.ndarray
     ranks: np.ndarray
-    taps: np.ndarray
+    values: np.ndarray
+    firsts: np.ndarray
     partial: np.ndarray
-    errors: np.ndarray
     line: np.ndarray
     u1: np.ndarray
     u2: np.ndarray
@@ -88,7 +88,7 @@ class Solver:
         ]
         self._factor = np.float32(1 / step)
         self._constants = _constants(parameters)
-        self._buffers = _buffers(width, height, parameters.inner_iterations)
+        self._buffers = _buffers(width, height)
         self._masks = [
             (lane_mask(w - 1, vectors_across(w)), lane_mask(w, vectors_across(w))) for w, _ in self.sizes
         ]
@@ -139,16 +139,17 @@ def _constants(parameters: TVL1) -> Constants:
     )
 
 
-def _buffers(width: int, height: int, inner: int) -> Buffers:
+def _buffers(width: int, height: int) -> Buffers:
     row = vectors_across(width) * LANES
     padded_row = row + MARGIN
+    values, firsts = sources(width)
     return Buffers(
         fields=aligned(level_floats(width, height)),
         padded=aligned((height + 4) * padded_row),
         ranks=aligned(SCRATCH_ROWS * padded_row + LANES),
-        taps=aligned(SCRATCH),
-        partial=aligned(inner * LANES),
-        errors=aligned(inner),
+        values=values,
+        firsts=firsts,
+        partial=aligned(LANES),
         line=aligned(row + LANES),
         u1=aligned(height * row),
         u2=aligned(height * row),
@@ -172,35 +173,25 @@ def _iterations_until(error, target, done, most):
 
 
 @kernel
-def _relax(level, masks, constants, buffers):
+def _relax(fields, width, height, inside, valid, constants, padded, ranks, partial):
     """Rounds of median filter and iterations, until an iteration changes u by less than epsilon."""
-    width, height = level.width, level.height
     target = constants.epsilon * constants.epsilon * width * height
     error = np.inf
     for _ in range(constants.outer):
         if error <= target:
             break
         if constants.filtered:
-            median_filter(buffers.fields, width, height, U1, buffers.padded, buffers.ranks, masks[1])
-            median_filter(buffers.fields, width, height, U2, buffers.padded, buffers.ranks, masks[1])
+            median_filter(fields, width, height, U1, padded, ranks, valid)
+            median_filter(fields, width, height, U2, padded, ranks, valid)
         done = 0
         while done < constants.inner and error > target:
             count = 1
             if done > 0:
                 count = _iterations_until(error, target, done, constants.inner - done)
-            iterate(
-                buffers.fields,
-                width,
-                height,
-                count,
-                constants.limit,
-                constants.tau,
-                constants.tau_over_theta,
-                masks[0],
-                buffers.partial,
-                buffers.errors,
+            changed = iterate(
+                fields, width, height, count, constants.tau, constants.tau_over_theta, inside, partial
             )
-            error = np.float64(buffers.errors[count - 1])
+            error = np.float64(changed)
             done += count
 
 
@@ -215,28 +206,34 @@ def solve_level(first, second, smaller, tables, factor, masks, constants, buffer
         masks: lanes of a row's last block with a right neighbour, and lanes that are pixels.
     """
     width, height = second.width, second.height
+    fields, u1, u2 = pointer(buffers.fields), pointer(buffers.u1), pointer(buffers.u2)
+    first_image, image = pointer(first.image), pointer(second.image)
+    gx, gy = pointer(second.gx), pointer(second.gy)
+    values, firsts = pointer(buffers.values), pointer(buffers.firsts)
+    padded, ranks, partial = pointer(buffers.padded), pointer(buffers.ranks), pointer(buffers.partial)
+    inside, valid = pointer(masks[0]), pointer(masks[1])
+    columns, column_weights = pointer(tables.columns), pointer(tables.column_weights)
+    rows, row_weights = pointer(tables.rows), pointer(tables.row_weights)
     enlarge_flow(
-        buffers.fields,
-        width,
-        height,
-        buffers.u1,
-        buffers.u2,
-        smaller[0],
-        smaller[1],
-        tables,
-        factor,
-        buffers.line,
-    )
-    clear_dual(buffers.fields, width, height)
+        fields, width, height, u1, u2, smaller[0], smaller[1], columns, column_weights,
+        rows, row_weights, factor, pointer(buffers.line),
+    )  # fmt: skip
+    clear_dual(fields, width, height)
     for _ in range(constants.warps):
-        warp(buffers.fields, first, second, buffers.taps)
-        _relax(second, masks, constants, buffers)
+        warp(fields, width, height, first_image, image, gx, gy, constants.limit, values, firsts)
+        _relax(fields, width, height, inside, valid, constants, padded, ranks, partial)
+    _take_flow(fields, width, height, u1, u2)
+
+
+@kernel
+def _take_flow(fields, width, height, u1, u2):
+    """Copy u1 and u2 from their blocks to padded planes."""
+    vectors = vectors_across(width)
     for y in range(height):
         block = y * row_stride(width)
-        for x in range(0, width, LANES):
-            at = y * vectors_across(width) * LANES + x
-            store(buffers.u1, at, load(buffers.fields, block + U1))
-            store(buffers.u2, at, load(buffers.fields, block + U2))
+        for at in range(y * vectors * LANES, (y + 1) * vectors * LANES, LANES):
+            store(u1, at, load(fields, block + U1))
+            store(u2, at, load(fields, block + U2))
             block += BLOCK
 
 

@@ -3,8 +3,8 @@
 LLVM gives a vector one AVX-512 register, two AVX2 registers or four of SSE and NEON, so the kernels
 are written once. Arithmetic carries no fast-math flag: every operation is the IEEE one and sums
 have a fixed order, so the same input gives the same bits on every target. `+`, `-`, `*` and `/` work lane
-by lane between two vectors; a scalar is made a vector by `broadcast`. Arrays are flat and float32
-unless said otherwise, and an index counts elements.
+by lane between two vectors; a scalar is made a vector by `broadcast`. Memory is a flat float32 array or
+a `pointer` to one, and an index counts elements.
 """
 
 from __future__ import annotations
@@ -32,12 +32,7 @@ class _Vector(types.Type):
         super().__init__("float32x16")
 
 
-class _IntVector(types.Type):
-    def __init__(self) -> None:
-        super().__init__("int32x16")
-
-
-vector, int_vector = _Vector(), _IntVector()
+vector = _Vector()
 
 
 def intrinsic(function: Callable) -> Any:
@@ -49,12 +44,6 @@ def intrinsic(function: Callable) -> Any:
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, frontend_type):
         super().__init__(manager, frontend_type, _FLOATS)
-
-
-@register_model(_IntVector)
-class _IntVectorModel(models.PrimitiveModel):
-    def __init__(self, manager, frontend_type):
-        super().__init__(manager, frontend_type, _INTS)
 
 
 def _operator(function: Callable, instruction: str) -> None:
@@ -82,9 +71,24 @@ for _function, _instruction in (
 # Memory
 
 
-def _pointer(context, builder, array_type, array, index, vector_type):
-    data = arrayobj.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), vector_type.as_pointer())
+def _pointer(context, builder, memory_type, memory, index, vector_type):
+    if isinstance(memory_type, types.Array):
+        memory = arrayobj.make_array(memory_type)(context, builder, memory).data
+    return builder.bitcast(builder.gep(memory, [index]), vector_type.as_pointer())
+
+
+@intrinsic
+def pointer(typing_context, array):
+    """Where a contiguous array's values begin; indexed like the array, which must outlive it.
+
+    Passing an array to a function that is not inlined counts references, one atomic operation each
+    way; for what is called once a vector that costs more than the work.
+    """
+
+    def generate(context, builder, sig, args):
+        return arrayobj.make_array(sig.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
 
 
 def _make_load(alignment: int):
@@ -122,21 +126,6 @@ def _make_store(alignment: int):
 
 store = _make_store(4 * LANES)
 """store(array, index, value): to a 64-byte boundary."""
-
-store_unaligned = _make_store(4)
-"""store_unaligned(array, index, value)."""
-
-
-@intrinsic
-def store_integers(typing_context, array, index, value):
-    """Store a vector of whole numbers as int32 into an int32 array on a 64-byte boundary."""
-
-    def generate(context, builder, sig, args):
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _INTS)
-        builder.store(builder.fptosi(args[2], _INTS), pointer, align=4 * LANES)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, vector), generate
 
 
 @intrinsic
@@ -189,6 +178,41 @@ fma = _make_call("fma", 3)
 
 sqrt = _make_call("sqrt", 1)
 floor = _make_call("floor", 1)
+
+
+@intrinsic
+def weighted_taps(typing_context, array, index, stride, weights_x, weights_y):
+    """Sum over i and j of weights_x[i] * weights_y[j] * the 16 values from index + j * stride + i on.
+
+    The weights are tuples of vectors, and as many steps as they have are written out, rows first.
+    """
+
+    def generate(context, builder, sig, args):
+        array, index, stride = args[:3]
+        across = cgutils.unpack_tuple(builder, args[3], len(sig.args[3]))
+        down = cgutils.unpack_tuple(builder, args[4], len(sig.args[4]))
+        function_type = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        multiply_add = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.v{LANES}f32")
+        result = None
+        for weight_y in down:
+            row = None
+            for i, weight_x in enumerate(across):
+                at = builder.add(index, ir.Constant(index.type, i))
+                tap = builder.load(_pointer(context, builder, sig.args[0], array, at, _FLOATS), align=4)
+                row = (
+                    builder.fmul(weight_x, tap)
+                    if row is None
+                    else builder.call(multiply_add, [weight_x, tap, row])
+                )
+            result = (
+                builder.fmul(weight_y, row)
+                if result is None
+                else builder.call(multiply_add, [weight_y, row, result])
+            )
+            index = builder.add(index, stride)
+        return result
+
+    return vector(array, types.intp, types.intp, weights_x, weights_y), generate
 
 
 def _make_choice(comparison: str):
@@ -299,21 +323,3 @@ def _make_spread(group: int):
 
 
 spread_fours = tuple(_make_spread(group) for group in range(4))
-
-
-# Bits
-
-
-@intrinsic
-def inverse_sqrt_guess(typing_context, a):
-    """1 / sqrt(a) to 3.5 %, by halving the exponent in the bits of a positive float.
-
-    The well-known constant is C. Lomont's, "Fast Inverse Square Root", 2003.
-    """
-
-    def generate(context, builder, sig, args):
-        bits = builder.bitcast(args[0], _INTS)
-        halved = builder.lshr(bits, ir.Constant(_INTS, [1] * LANES))
-        return builder.bitcast(builder.sub(ir.Constant(_INTS, [0x5F375A86] * LANES), halved), _FLOATS)
-
-    return vector(vector), generate

@@ -38,6 +38,7 @@ _MATRICES = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "s
     10: "bt2020c",
 }
 HDR = frozenset({"smpte2084", "arib-std-b67"})
+_HIGHEST_RATE = 240  # frames a second
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class SourceInfo:
     sar: str  # width:height of one stored pixel
     rotation: int  # degrees counter-clockwise that make the stored picture upright: 0, 90, 180, 270
     rate: float  # mean frames a second; 0 where the file does not say
+    constant_rate: float | None  # frames a second, the same for a section as for all; None: it varies
     duration: float | None  # seconds of the video stream, else of the file; None where neither says
     start: float  # seconds: the file's first time stamp
     first: float | None  # seconds by the clip's clock: when the first picture that decodes is shown
@@ -164,6 +166,7 @@ def _describe(container) -> SourceInfo:
         sar=f"{sar.numerator}:{sar.denominator}",
         rotation=rotation,
         rate=round(float(video.average_rate or 0), 6),
+        constant_rate=_constant_rate(video.base_rate),
         duration=duration,
         start=start,
         first=None if first is None else round(first - origin, 6),
@@ -241,3 +244,8 @@ def _end(container: str, video, start: float, duration: float | None, origin: fl
 
 def _first_words(error: BaseException) -> str:
     return str(error).split(";")[0].split(": '")[0][:120]
+
+
+def _constant_rate(rate: Fraction | None) -> float | None:
+    """FFmpeg's lowest rate that has all time stamps; of a variable rate that is thousands a second."""
+    return round(float(rate), 3) if rate and rate <= _HIGHEST_RATE else None

@@ -201,8 +201,8 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path)
             "codec": cut.source.codec,
             "width": cut.source.width,
             "height": cut.source.height,
-            "rate": cut.source.rate,
-            "duration": cut.source.duration,
+            "rate": cut.source.constant_rate,  # of section and whole file the same, as bytes must be
+            "duration": cut.source.duration if piece.duration is None else piece.duration,
         },
     }
     if recipe.flow is not None:
@@ -253,7 +253,7 @@ def kept_pieces(video: Video, job: Job, store: WorkStore, scratch: Path) -> dict
                 found[key] = _failure(piece)
         elif piece["file"] in record["files"]:
             local = store.local_copy(Stored(**record["files"][piece["file"]]), scratch)
-            found[key] = Piece(local, piece["start"], piece["end"], piece["kind"], piece["trimmed"])
+            found[key] = Piece(local, **piece["piece"])
     return found
 
 
@@ -274,13 +274,8 @@ def _keep(video: Video, fetched: Fetched, job: Job, store: WorkStore) -> None:
             names[piece.path] = name = video.youtube_id if fetched.whole else key
             stored = store.put_file("source", fetch_hash, name, piece.path.suffix, piece.path)
             record["files"][name] = stored.as_dict()
-        record["pieces"][key] = {
-            "file": names[piece.path],
-            "start": piece.start,
-            "end": piece.end,
-            "kind": piece.kind,
-            "trimmed": piece.trimmed,
-        }
+        about = {name: value for name, value in vars(piece).items() if name != "path"}
+        record["pieces"][key] = {"file": names[piece.path], "piece": about}
     store.write_record("source", fetch_hash, video.youtube_id, record)
 
 

@@ -242,4 +242,4 @@ def test_the_judgement_of_what_came():
 def probe_of(end: float):
     from pipeline.probe import SourceInfo
 
-    return SourceInfo("mov", "h264", 340, 256, "1:1", 0, 30.0, end, 0.0, 0.0, end, True, None, None)
+    return SourceInfo("mov", "h264", 340, 256, "1:1", 0, 30.0, 30.0, end, 0.0, 0.0, end, True, None, None)

@@ -1,0 +1,129 @@
+"""Promises of checkpoints: they stand alone, are never half there, and run nothing when read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import small_network  # noqa: F401  (enters its network)
+import torch
+
+from trainer import checkpoint as checkpoints
+from trainer import towers
+from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.data.batch import Input
+
+
+def made(steps: int = 3, stream: str = "both") -> Checkpoint:
+    streams = ("rgb", "flow") if stream == "both" else (stream,)
+    built = towers.build("small", {"dropout": 0.2}, streams, classes=3)
+    return Checkpoint(
+        network="small",
+        options={"dropout": 0.2},
+        input=Input(stream=stream, frames=9, short_side=40, crop=32, flip=False, flow_bound=12.5),
+        classes=("a", "b", "c"),
+        generations=(("00000",), ("00000", "00001")),
+        configuration={"run": {"seed": 1}},
+        state={"seed": 1, "epoch": 2, "step": 0},
+        steps=steps,
+        towers={s: t.network.state_dict() for s, t in built.items()},
+    )
+
+
+def test_a_checkpoint_stands_alone(tmp_path):
+    before = made()
+    after = checkpoints.load(checkpoints.save(tmp_path, before))
+    assert replace(after, towers={}) == replace(before, towers={})
+    pictures = (torch.randn(2, 3, 9, 32, 32), torch.randn(2, 2, 9, 32, 32))
+    for stream, tower in towers.restore(after).items():
+        original = towers.restore(before, stream)[stream]
+        assert torch.equal(tower(pictures), original(pictures))
+        assert not tower.training
+
+
+def test_plain_torch_reads_a_checkpoint_without_running_code(tmp_path):
+    plain = torch.load(checkpoints.save(tmp_path, made()), weights_only=True)
+    assert plain["network"] == "small"
+    assert plain["input"]["flow_bound"] == 12.5
+    assert plain["generations"] == [["00000"], ["00000", "00001"]]
+
+
+def test_the_newest_checkpoint_and_the_one_before_it_are_kept(tmp_path):
+    for steps in (1, 2, 10):
+        checkpoints.save(tmp_path, made(steps, "rgb"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint-000000002.pt",
+        "checkpoint-000000010.pt",
+    ]
+    assert checkpoints.load(tmp_path).steps == 10
+
+
+def test_a_newest_that_is_cut_short_gives_way_to_the_one_before_it(tmp_path):
+    for steps in (1, 2):
+        path = checkpoints.save(tmp_path, made(steps, "rgb"))
+    path.write_bytes(path.read_bytes()[:5000])
+    found = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert found.steps == 1
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["BOMB"],)
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text", "bomb", "pickle bomb", "foreign", "future"])
+def test_what_is_no_checkpoint_is_refused_in_a_sentence_and_runs_nothing(tmp_path, monkeypatch, kind):
+    path = tmp_path / "checkpoint-000000001.pt"
+    exploded = tmp_path / "exploded"
+    monkeypatch.setenv("BOMB", str(exploded))
+    if kind == "cut":
+        path = checkpoints.save(tmp_path, made(stream="rgb"))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not a checkpoint\n")
+    elif kind == "bomb":
+        torch.save({"format": 1, "towers": Bomb()}, path)
+    elif kind == "pickle bomb":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif kind == "foreign":
+        torch.save({"state_dict": {}}, path)
+    else:
+        torch.save({"format": 99}, path)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not exploded.exists()
+    if kind != "future":
+        with pytest.raises(CheckpointError):
+            checkpoints.newest(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, made(1, "rgb"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(tmp_path, made(2, "rgb"))
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-000000001.pt"]
+
+
+def test_an_absent_file_and_an_empty_folder_each_say_what_to_name(tmp_path):
+    for path in (tmp_path, tmp_path / "none.pt"):
+        with pytest.raises(CheckpointError, match="name"):
+            checkpoints.load(path)
+    assert checkpoints.newest(Path(tmp_path)) is None
+
+
+def test_a_stream_that_was_not_trained_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="trained on rgb, not on flow"):
+        towers.restore(made(stream="rgb"), "flow")

@@ -1,0 +1,80 @@
+"""Promises of configurations: the network's default, then the file, then the flags; and the learning rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.configuration import ConfigurationError, from_dict, read, resolve
+from trainer.optimisation import Optimisation, learning_rate
+
+
+def test_i3d_is_set_as_published_by_default():
+    settings = resolve(None, {})
+    assert settings.network.name == "i3d"
+    assert settings.network.options == {"dropout": 0.5, "bn_momentum": 0.001}
+    assert (settings.input.frames, settings.input.short_side, settings.input.crop) == (64, 256, 224)
+    assert settings.input.stream == "both"
+    assert settings.towers == ("rgb", "flow")
+    rate = [learning_rate(s, 115_000, settings.optimisation) for s in (0, 96_999, 97_000, 108_000, 114_999)]
+    assert rate == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
+    assert (settings.optimisation.momentum, settings.optimisation.weight_decay) == (0.9, 1e-7)
+
+
+def test_a_flag_wins_over_the_file_which_wins_over_the_default(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[input]\nframes = 32\ncrop = 112\n[run]\nepochs = 3\n")
+    settings = resolve(str(file), {"input": {"frames": 16, "crop": None}, "run": {"seed": 7}})
+    assert (settings.input.frames, settings.input.crop, settings.input.short_side) == (16, 112, 256)
+    assert (settings.run.epochs, settings.run.steps, settings.run.seed) == (3, None, 7)
+
+
+@pytest.mark.parametrize("given", [{"steps": 5}, {"epochs": 5}])
+def test_a_length_given_replaces_the_other_kind_of_length(given):
+    for file in ("quick", "i3d"):
+        run = resolve(file, {"run": given}).run
+        assert {k: getattr(run, k) for k in ("steps", "epochs") if getattr(run, k) is not None} == given
+
+
+def test_what_is_recorded_makes_the_same_configuration_again():
+    for file in ("quick", "i3d"):
+        settings = resolve(file, {})
+        assert from_dict(settings.as_dict()) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[inputs]\nframes = 3\n", "no section"),
+        ("[input]\nframe = 3\n", "no setting 'frame'"),
+        ("[input]\ncrop = 512\n", "does not fit"),
+        ("[optimisation]\nlr = -1\n", "learning rate"),
+        ("[optimisation]\nschedule = 'linear'\n", "choose one of"),
+        ("[run]\nprecision = 'int8'\n", "no precision"),
+        ("[run]\nbatch_size = 0\n", "--batch-size is 0"),
+        ("[run]\nepochs = 1\nsteps = 1\n", "one length"),
+        ("[network]\nname = 'i4d'\n", "there are: i3d"),
+        ("[run\n", "no TOML file"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, text, said):
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        resolve(str(file), {})
+
+
+def test_a_file_that_is_not_there_is_refused_in_a_sentence():
+    with pytest.raises(ConfigurationError, match=r"none\.toml cannot be read"):
+        read("none.toml")
+
+
+def test_one_cycle_is_torchs():
+    settings = Optimisation(lr=0.3, schedule="one-cycle")
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.3, total_steps=50)
+    for step in range(50):
+        assert learning_rate(step, 50, settings) == pytest.approx(schedule.get_last_lr()[0])
+        optimiser.step()
+        if step < 49:
+            schedule.step()

@@ -1,0 +1,81 @@
+"""Promises of the command line: help at once, one sentence for what is wrong, and the codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from trainer.__main__ import main
+
+
+@pytest.mark.parametrize("call", [[], ["train"], ["evaluate"], ["networks"]])
+def test_help_answers_in_under_a_second(call):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *call, "--help"], capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "usage: python -m trainer" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1  # seconds of processor
+
+
+def test_nothing_heavy_is_imported_before_a_command_runs():
+    code = "import sys, trainer.__main__ as m; m._parser(); print([n for n in sys.modules if 'torch' in n])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_networks_prints_every_network_with_its_published_figures(capsys):
+    assert main(["networks"]) == 0
+    table = capsys.readouterr().out
+    assert "12,689,984" in table
+    assert "111.15" in table
+    assert "71.1 %" in table
+    assert main(["networks", "--json"]) == 0
+    rows = {(r["name"], r["stream"]): r for r in json.loads(capsys.readouterr().out)}
+    assert rows["i3d", "flow"]["parameters"] == 12_668_032
+    assert rows["i3d", "both"]["accuracy"] == 74.2
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "said"),
+    [
+        (["train", "--data", "none", "--output", "run", "--network", "i4d"], 2, "there are: i3d"),
+        (["train", "--data", "none", "--output", "run", "--crop", "300"], 2, "does not fit"),
+        (["train", "--data", "none", "--output", "run", "--config", "none.toml"], 2, "cannot be read"),
+        (["train", "--data", "none", "--output", "run"], 2, "none"),
+        (["evaluate", "--data", "none", "--checkpoint", "absent"], 1, "absent is not there"),
+        (["evaluate", "--data", "none"], 2, "--checkpoint"),
+        (["evaluate", "--data", "none", "--checkpoint", "a", "--rgb", "b"], 2, "either"),
+    ],
+)
+def test_a_wrong_call_ends_with_its_code_and_one_sentence(tmp_path, monkeypatch, capsys, call, code, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(call) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_a_call_that_argparse_refuses_ends_with_two(capsys):
+    for call in (
+        [],
+        ["fly"],
+        ["train"],
+        ["train", "--data", "a", "--output", "b", "--steps", "1", "--epochs", "1"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(call)
+        assert ended.value.code == 2
+    capsys.readouterr()
+
+
+def test_debug_shows_where_it_went_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match="absent is not there"):
+        main(["evaluate", "--data", "none", "--checkpoint", "absent", "--debug"])

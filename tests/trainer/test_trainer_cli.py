@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_dataset
 
 from trainer.__main__ import main
 
@@ -79,3 +80,23 @@ def test_debug_shows_where_it_went_wrong(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception, match="absent is not there"):
         main(["evaluate", "--data", "none", "--checkpoint", "absent", "--debug"])
+
+
+def test_two_stream_i3d_trains_resumes_and_evaluates_by_the_commands(tmp_path, capsys):
+    root = tiny_dataset.publish(tmp_path / "data", {"train": 4, "val": 2}, frames=(25,))
+    size = ["--frames", "9", "--short-side", "32", "--crop", "32", "--batch-size", "4", "--workers", "0"]
+    call = ["train", "--data", str(root), "--output", str(tmp_path / "run"), "--config", "quick", *size]
+    assert main([*call, "--epochs", "2"]) == 0
+    assert main([*call, "--epochs", "2"]) == 0
+    assert main([*call, "--epochs", "3"]) == 2
+    assert "run.epochs is 3, the run's is 2" in capsys.readouterr().err
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [1, 2]
+    assert (
+        main(["evaluate", "--data", str(root), "--checkpoint", str(tmp_path / "run"), "--workers", "0"]) == 0
+    )
+    scores = json.loads((tmp_path / "run" / "evaluate-val.json").read_text())
+    assert scores["clips"] == 2
+    assert {"rgb", "flow", "joint"} <= scores.keys()

@@ -29,11 +29,18 @@ for (const clip of document.querySelectorAll(".clip")) {
     play.setAttribute("aria-label", playing ? "Pause" : "Play");
   };
   const at = (video) => Math.min(frames - 1, Math.floor(video.currentTime * rate + 0.01));
+  const asked = new Map(); // video -> the time it was last sent to
+  const settle = (video) => {
+    const time = (wanted + 0.5) / rate; // the middle of a frame: no rounding shows its neighbour
+    if (playing || video.seeking || asked.get(video) === time) return;
+    asked.set(video, time);
+    video.currentTime = time;
+  };
   const seek = (frame) => {
     wanted = Math.max(0, Math.min(frames - 1, frame));
     for (const video of videos) {
       video.preload = "auto";
-      video.currentTime = (wanted + 0.5) / rate; // the middle of a frame: no rounding shows its neighbour
+      settle(video);
     }
     show(wanted);
   };
@@ -46,6 +53,7 @@ for (const clip of document.querySelectorAll(".clip")) {
   const start = async () => {
     for (const other of document.querySelectorAll(".clip")) if (other !== clip) other.dispatchEvent(new Event("pause"));
     playing = true;
+    asked.clear();
     show(wanted);
     try {
       await Promise.all(videos.map((video) => video.play()));
@@ -69,6 +77,7 @@ for (const clip of document.querySelectorAll(".clip")) {
   };
   for (const video of videos) {
     video.removeAttribute("controls");
+    video.addEventListener("seeked", () => settle(video)); // one seek at a time: the latest wish wins
     video.addEventListener("click", () => (playing ? pause() : start()));
   }
   clip.addEventListener("pause", pause);

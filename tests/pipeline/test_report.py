@@ -272,13 +272,15 @@ def test_in_chromium_both_videos_play_in_step(page: Path, chromium: str, tmp_pat
         const apart = [];
         const [play, back, forward] = clip.querySelectorAll("button");
         play.click();
-        while (b.currentTime < 0.2) await wait(20);
+        const until = async (met) => { for (let i = 0; i < 500 && !met(); i++) await wait(20); };
+        await until(() => b.currentTime > 0.2);
         for (let i = 0; i < 40; i++) { await wait(50); apart.push(Math.abs(a.currentTime - b.currentTime)); }
         const played = a.currentTime;
         play.click();
         await wait(300);
         forward.click(); forward.click(); back.click();
-        while (a.seeking || b.seeking) await wait(20);
+        await wait(50);
+        await until(() => !a.seeking && !b.seeking);
         answer({
           state: [a.readyState, b.readyState, a.error, b.error], played,
           apart: apart.sort((x, y) => x - y)[36],

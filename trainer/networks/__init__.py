@@ -8,7 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.networks import i3d  # noqa: F401  (registers its networks)
+from trainer.networks import (  # noqa: F401  (each registers its networks)
+    i3d,
+    resnet3d,
+)
 from trainer.networks.registry import Entry, entry, names
 
 __all__ = ["CHANNELS", "Description", "Entry", "build", "describe", "entry", "multiply_adds", "names"]
@@ -43,29 +46,40 @@ def describe(name: str, num_classes: int = 400) -> list[Description]:
     """What the network costs and what is published of it, one row a stream; builds no weights."""
     known = entry(name)
     rows = []
-    for stream in (s for s in CHANNELS if s in known.streams):
+    for stream in ("rgb", "flow", "both"):
+        if stream not in known.streams or (stream == "both" and known.two_towers):
+            continue
+        channels = {} if stream == "both" else {"in_channels": CHANNELS[stream]}
         with torch.device("meta"):
-            network = build(name, num_classes, CHANNELS[stream])
-        size = (CHANNELS[stream], *known.sizes)
+            network = build(name, num_classes, **channels)
+        inputs = known.inputs(stream)
         parameters = sum(p.numel() for p in network.parameters())
-        gmacs = multiply_adds(network, size) / 1e9
+        gmacs = multiply_adds(network, *inputs) / 1e9
         rows.append(
-            Description(name, stream, size, parameters, gmacs, known.accuracy.get(stream), known.source)
+            Description(
+                name, stream, _shown(inputs), parameters, gmacs, known.accuracy.get(stream), known.source
+            )
         )
     if known.two_towers:
         both = (sum(r.parameters for r in rows), sum(r.gmacs for r in rows), known.accuracy.get("both"))
-        rows.append(Description(name, "both", (5, *known.sizes), *both, known.source))
+        rows.append(Description(name, "both", _shown(known.inputs("both")), *both, known.source))
     return rows
 
 
-def multiply_adds(network: nn.Module, size: tuple[int, ...]) -> int:
-    """Multiply-adds of convolutions, linear layers and matrix products for one sample of `size` (C, T, H, W).
+def multiply_adds(network: nn.Module, *sizes: tuple[int, ...]) -> int:
+    """Multiply-adds of convolutions, linear layers and matrix products for one sample.
 
-    The network's parameters may be on the meta device, where nothing is computed.
+    `sizes` are of its inputs, each (C, T, H, W). The network's parameters may be on the meta device, where
+    nothing is computed.
     """
     device = next(network.parameters()).device
     was_training = network.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.empty(1, *size, device=device))
+        network.eval()(*(torch.empty(1, *size, device=device) for size in sizes))
     network.train(was_training)
     return counter.get_total_flops() // 2
+
+
+def _shown(inputs: tuple[tuple[int, int, int, int], ...]) -> tuple[int, int, int, int]:
+    """Channels of all inputs, the frames of the longest, and the picture."""
+    return sum(size[0] for size in inputs), max(size[1] for size in inputs), *inputs[0][2:]

@@ -4,6 +4,7 @@ without a scale, and a dropout whose masks depend on the sample and not on the m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,11 @@ def same_padding(sizes: Sequence[int], kernel: Triple, stride: Triple) -> list[i
     """The padding of TensorFlow's SAME, in `F.pad`'s order (last dimension first, front then end).
 
     Of a dimension of `sizes` n, ceil(n / stride) outputs remain; half of the padding, rounded down, goes in
-    front, the rest to the end. Needs kernel >= stride. Source: tensorflow/core/framework/common_shape_fns.cc.
+    front, the rest to the end. Source: tensorflow/core/framework/common_shape_fns.cc.
     """
     padding: list[int] = []
     for size, k, s in zip(reversed(sizes), reversed(kernel), reversed(stride), strict=True):
-        total = ((size + s - 1) // s - 1) * s + k - size
+        total = max(0, ((size + s - 1) // s - 1) * s + k - size)
         padding += [total // 2, total - total // 2]
     return padding
 
@@ -89,6 +90,19 @@ class BatchNorm3d(nn.BatchNorm3d):
         self.reset_running_stats()
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """How a network normalises: makes the layer that follows a convolution of so many channels."""
+
+    eps: float = 1e-5
+    momentum: float = 0.1  # of the running statistics, in torch's sense
+    scale: bool = True
+    frozen: bool = False
+
+    def __call__(self, channels: int) -> BatchNorm3d:
+        return BatchNorm3d(channels, self.eps, self.momentum, self.scale, self.frozen)
 
 
 class Dropout(nn.Module):

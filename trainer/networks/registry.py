@@ -19,6 +19,7 @@ class Entry:
             `two_towers` is trained on "both" as one independent tower a stream, whose logits are added.
         configuration: its default configuration, a name in trainer/configurations.
         sizes: (frames, height, width) at which its multiply-adds are published.
+        flow_frames: frames of flow that go with so many of RGB, where they are not as many.
         accuracy: published top-1 on Kinetics-400, per cent, by stream.
         source: where network and figures are published.
     """
@@ -31,6 +32,13 @@ class Entry:
     accuracy: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     two_towers: bool = False
+    flow_frames: int | None = None
+
+    def inputs(self, stream: str) -> tuple[tuple[int, int, int, int], ...]:
+        """The size (C, T, H, W) of each input of a network of `stream`: RGB, flow, or one after the other."""
+        frames, height, width = self.sizes
+        rgb, flow = (3, frames, height, width), (2, self.flow_frames or frames, height, width)
+        return {"rgb": (rgb,), "flow": (flow,), "both": (rgb, flow)}[stream]
 
 
 _ENTRIES: dict[str, Entry] = {}

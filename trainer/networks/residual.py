@@ -1,0 +1,144 @@
+"""Residual networks in three dimensions: the blocks, and the frame that several families fill in.
+
+K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016. Modules are
+named as in torchvision's video networks, so that its state dicts, and those of VMZ, fit as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.networks.layers import Dropout, Norm, Triple
+
+DEPTHS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Blocks in each of the four stages, by the number of layers."""
+
+WIDTHS = (64, 128, 256, 512)
+"""Channels inside the blocks of each stage; a bottleneck gives out four times as many."""
+
+Block = Callable[[int, int, int], nn.Module]
+"""(input channels, spatial stride, number in its stage) -> a residual block."""
+
+
+def convolution(
+    in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1), groups: int = 1
+) -> nn.Conv3d:
+    """A 3D convolution without bias, padded on both sides by half of its kernel."""
+    t, h, w = kernel
+    return nn.Conv3d(
+        in_channels,
+        out_channels,
+        kernel,
+        stride,
+        padding=(t // 2, h // 2, w // 2),
+        groups=groups,
+        bias=False,
+    )
+
+
+def activated(layer: nn.Module, norm: nn.Module) -> nn.Sequential:
+    """The layer, its normalisation, ReLU."""
+    return nn.Sequential(layer, norm, nn.ReLU(inplace=True))
+
+
+def projection(norm: Norm, in_channels: int, out_channels: int, stride: Triple) -> nn.Module:
+    """The shortcut past a block: a 1x1x1 convolution where the shape changes, else nothing (shortcut B)."""
+    if in_channels == out_channels and stride == (1, 1, 1):
+        return nn.Identity()
+    return nn.Sequential(convolution(in_channels, out_channels, (1, 1, 1), stride), norm(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions and a shortcut, added before the last ReLU (figure 2 of the paper)."""
+
+    def __init__(self, norm: Norm, channels: int, first: nn.Module, second: nn.Module, shortcut: nn.Module):
+        super().__init__()
+        self.conv1 = activated(first, norm(channels))
+        self.conv2 = nn.Sequential(second, norm(channels))
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(self.conv1(x)) + self.downsample(x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """A convolution to `inner` channels, one among them, one to four times as many (the paper's figure 5)."""
+
+    def __init__(self, norm: Norm, inner: int, first: nn.Module, second: nn.Module, shortcut: nn.Module):
+        super().__init__()
+        self.conv1 = activated(first, norm(inner))
+        self.conv2 = activated(second, norm(inner))
+        self.conv3 = nn.Sequential(convolution(inner, 4 * inner, (1, 1, 1)), norm(4 * inner))
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv3(self.conv2(self.conv1(x))) + self.downsample(x), inplace=True)
+
+
+def stage(block: Block, depth: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """`depth` blocks, of which the first strides and changes the number of channels."""
+    return nn.Sequential(
+        *(block(in_channels if i == 0 else out_channels, stride if i == 0 else 1, i) for i in range(depth))
+    )
+
+
+def stages(blocks: Sequence[Block], depths: Sequence[int], expansion: int) -> list[nn.Sequential]:
+    """The four stages, the last three of stride 2; each block gives out its width times `expansion`."""
+    ins = (WIDTHS[0], *(width * expansion for width in WIDTHS[:3]))
+    return [stage(blocks[i], depths[i], ins[i], WIDTHS[i] * expansion, 1 if i == 0 else 2) for i in range(4)]
+
+
+class ResidualNetwork(nn.Module):
+    """A stem, four stages, the mean over time and space, dropout and a linear layer.
+
+    Takes (N, C, T, H, W) float; any T, H and W that leave something to average.
+    """
+
+    def __init__(
+        self, stem: nn.Module, layers: Sequence[nn.Module], channels: int, num_classes: int, dropout: float
+    ):
+        super().__init__()
+        self.stem = stem
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.dropout = Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+        initialise(self)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> the last stage's feature maps, (N, channels, t, h, w)."""
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, channels)."""
+        return self.maps(x).mean(dim=(2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> logits (N, num_classes)."""
+        return self.fc(self.dropout(self.features(x)))
+
+
+def initialise(network: nn.Module, zero_last: bool = False) -> None:
+    """He's normal initialisation by fan out; the linear layer by .01; biases zero.
+
+    With `zero_last` each residual branch starts as nothing: its last normalisation's scale is zero (P. Goyal
+    et al., arXiv:1706.02677, section 5.1).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+        elif zero_last and isinstance(module, Bottleneck):
+            nn.init.zeros_(module.conv3.get_submodule("1").weight)

@@ -1,0 +1,157 @@
+"""Residual networks over 2D, 3D, mixed and (2+1)D convolutions: R2D, f-R2D, MCx, rMCx, R3D, R(2+1)D.
+
+D. Tran, H. Wang, L. Torresani, J. Ray, Y. LeCun, M. Paluri, "A Closer Look at Spatiotemporal Convolutions for
+Action Recognition", CVPR 2018, section 3; where the paper is silent, torchvision.models.video (18 layers) and
+github.com/facebookresearch/VMZ (34 layers, width "vmz") decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from trainer.networks.layers import Norm, Triple
+from trainer.networks.registry import register
+from trainer.networks.residual import (
+    DEPTHS,
+    WIDTHS,
+    BasicBlock,
+    Block,
+    ResidualNetwork,
+    activated,
+    convolution,
+    projection,
+    stages,
+)
+
+SOURCE = "Tran et al., CVPR 2018, arXiv:1711.11248"
+
+
+def middle(in_channels: int, out_channels: int) -> int:
+    """Channels between the halves of a (2+1)D convolution that has as many parameters as the 3D one it stands
+    for (section 3.5): t d^2 N_in N_out / (d^2 N_in + t N_out), with t = d = 3."""
+    return 27 * in_channels * out_channels // (9 * in_channels + 3 * out_channels)
+
+
+def convolve(kind: str, norm: Norm, in_channels: int, out_channels: int, stride: Triple, between: int):
+    """A convolution of 3x3 in space: "2d", "3d" or "2+1d", the last with `between` channels in its middle."""
+    if kind == "2+1d":
+        return nn.Sequential(
+            *activated(convolution(in_channels, between, (1, 3, 3), (1, *stride[1:])), norm(between)),
+            convolution(between, out_channels, (3, 1, 1), (stride[0], 1, 1)),
+        )
+    return convolution(in_channels, out_channels, (3 if kind == "3d" else 1, 3, 3), stride)
+
+
+def basic(norm: Norm, kind: str, channels: int, width: str) -> Block:
+    """Blocks of `channels` whose convolutions are of `kind`; those without time in them do not stride it."""
+
+    def block(in_channels: int, stride: int, number: int) -> BasicBlock:
+        steps = (1 if kind == "2d" else stride, stride, stride)
+        first, second = middle(in_channels, channels), middle(channels, channels)
+        return BasicBlock(
+            norm,
+            channels,
+            convolve(kind, norm, in_channels, channels, steps, first),
+            convolve(kind, norm, channels, channels, (1, 1, 1), second if width == "vmz" else first),
+            projection(norm, in_channels, channels, steps),
+        )
+
+    return block
+
+
+def stem(norm: Norm, kind: str, in_channels: int, frames: int) -> nn.Sequential:
+    """The first convolution, 7x7 with stride 2 in space; "frames" takes so many frames as channels."""
+    if kind == "2+1d":
+        return nn.Sequential(
+            *activated(convolution(in_channels, 45, (1, 7, 7), (1, 2, 2)), norm(45)),
+            *activated(convolution(45, 64, (3, 1, 1)), norm(64)),
+        )
+    if kind == "frames":
+        first = nn.Conv3d(in_channels, 64, (frames, 7, 7), (frames, 2, 2), padding=(0, 3, 3), bias=False)
+        return activated(first, norm(64))
+    return activated(convolution(in_channels, 64, (3 if kind == "3d" else 1, 7, 7), (1, 2, 2)), norm(64))
+
+
+class ResNet3d(ResidualNetwork):
+    """A residual network of basic blocks whose groups of layers may be 2D, 3D or (2+1)D (table 1).
+
+    Takes (N, `in_channels`, T, H, W) float; 16 frames of 112x112 as published. Published on Kinetics-400,
+    top-1 of whole videos after training from scratch, 18 layers, 16 frames (table 2): f-R2D 60.9, MC2 to MC5
+    64.8, 65.2, 65.6, 65.6, rMC2 to rMC5 65.4, 65.5, 65.6, 63.5, R3D 64.7, R(2+1)D 68.5 %; with 34 layers and
+    32 frames R(2+1)D 72.4 %.
+
+    Args:
+        kinds: of the five groups, the stem first: "2d", "3d" or "2+1d"; the stem of R2D "frames".
+        layers: 18 or 34.
+        width: of (2+1)D convolutions. "torchvision" computes a block's from its first convolution alone,
+            "vmz" each convolution's own, with that code's epsilon of .001.
+        frames: how many frames a "frames" stem takes as channels; longer clips are cut into such pieces,
+            whose features are averaged.
+        dropout: probability before the last layer; none as published.
+        bn_momentum: of the running statistics, in torch's sense.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        *,
+        kinds: Sequence[str],
+        layers: int = 18,
+        width: str = "torchvision",
+        frames: int = 8,
+        dropout: float = 0.0,
+        bn_momentum: float = 0.1,
+        bn_frozen: bool = False,
+    ):
+        if width not in ("torchvision", "vmz"):
+            raise ValueError(f"there is no width {width!r}: choose torchvision or vmz")
+        norm = Norm(1e-3 if width == "vmz" else 1e-5, bn_momentum, frozen=bn_frozen)
+        blocks = [
+            basic(norm, kind, channels, width) for kind, channels in zip(kinds[1:], WIDTHS, strict=True)
+        ]
+        super().__init__(
+            stem(norm, kinds[0], in_channels, frames),
+            stages(blocks, DEPTHS[layers], expansion=1),
+            WIDTHS[-1],
+            num_classes,
+            dropout,
+        )
+        self.least = frames if kinds[0] == "frames" else 1
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, 512, t, h, w); raises ValueError for less frames than the stem takes."""
+        if x.shape[2] < self.least:
+            raise ValueError(f"this R2D takes {self.least} frames as channels, not {x.shape[2]}")
+        return super().maps(x)
+
+
+def _enter(name: str, kinds: Sequence[str], accuracy: float | None = None, **facts) -> None:
+    options = {key: facts.pop(key) for key in ("layers", "width") if key in facts}
+    facts = {"configuration": "resnet3d", "sizes": (16, 112, 112), "source": SOURCE, **facts}
+    register(name, streams=("rgb", "flow"), accuracy={} if accuracy is None else {"rgb": accuracy}, **facts)(
+        partial(ResNet3d, kinds=tuple(kinds), **options)
+    )
+
+
+_enter("r2d-18", ["frames", *["2d"] * 4], configuration="r2d", sizes=(8, 112, 112))
+_enter("f-r2d-18", ["2d"] * 5, 60.9)
+for _x, _accuracy in zip(range(2, 6), (64.8, 65.2, 65.6, 65.6), strict=True):
+    _enter(f"mc{_x}-18", ["3d"] * (_x - 1) + ["2d"] * (6 - _x), _accuracy)
+for _x, _accuracy in zip(range(2, 6), (65.4, 65.5, 65.6, 63.5), strict=True):
+    _enter(f"rmc{_x}-18", ["2d"] * (_x - 1) + ["3d"] * (6 - _x), _accuracy)
+_enter("r3d-18", ["3d"] * 5, 64.7)
+_enter("r2plus1d-18", ["2+1d"] * 5, 68.5)
+_enter(
+    "r2plus1d-34",
+    ["2+1d"] * 5,
+    72.4,
+    layers=34,
+    width="vmz",
+    configuration="r2plus1d-34",
+    sizes=(32, 112, 112),
+)

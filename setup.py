@@ -1,12 +1,14 @@
 """Packaging of Quovadis; also what Beam's ``--setup_file`` builds on Dataflow workers."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="quovadis",
     version="0.1.0",
     description="From the Kinetics lists to a trained two-stream I3D",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",

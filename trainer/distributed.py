@@ -6,6 +6,7 @@ Wires torch.distributed (nccl on GPUs, gloo on CPUs) and owns nothing of order, 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,11 @@ class Group:
         if self.world == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        # Of a 1x1x1 kernel the memory layout has several descriptions; that they differ costs nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match")
+        with warnings.catch_warnings():  # the successor of broadcast_buffers is not in every torch we allow
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
     def sum(self, values: Tensor) -> Tensor:
         """`values` added up over the group, on every rank."""

@@ -84,9 +84,12 @@ def command(root: Path, run: Path, *more: str) -> list[str]:
 
 
 def stopped_after(root: Path, run: Path, step: int, number: int) -> subprocess.CompletedProcess:
-    """Starts the undisturbed run's command, and sends it a signal once it has recorded `step`."""
+    """Starts the undisturbed run's command with a loader, and signals both once `step` is recorded."""
     process = subprocess.Popen(
-        command(root, run, "--checkpoint-every", "2"), stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
+        command(root, run, "--checkpoint-every", "2", "--workers", "1"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         metrics, end = run / "metrics.jsonl", time.monotonic() + 120
@@ -94,7 +97,7 @@ def stopped_after(root: Path, run: Path, step: int, number: int) -> subprocess.C
             assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
             assert time.monotonic() < end
             time.sleep(0.02)
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -249,6 +249,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(number: int) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the main process's to answer; it ends its workers
+    """Ctrl-C and SIGTERM, which may reach the whole process group, are the main process's to answer: it still
+    wants its next batch, finishes its step and ends its workers. One that is left after that ends itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))  # seconds, as long as torchrun waits

@@ -54,7 +54,7 @@ def tvl1_pairs(frames: Iterable[np.ndarray], params: TVL1 = DEFAULTS) -> Iterato
     """
     from pipeline.flow.solver import Solver
 
-    grays = _grays(frames)
+    grays = map(_gray, _checked(frames))
     first = next(grays, None)
     if first is None:
         return
@@ -92,16 +92,17 @@ def tvl1_clip(
         raise ValueError(f"a clip needs at least two frames, not {len(frames)}")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
+    checked = list(_checked(frames))
     if device != "cpu":
         from pipeline.flow.batched import solve_pairs
 
-        return solve_pairs(np.stack(list(_grays(frames))), params, device)
+        return solve_pairs(np.stack([_gray(frame) for frame in checked]), params, device)
     pairs = len(frames) - 1
-    height, width = np.shape(frames[0])[:2]
+    height, width = checked[0].shape[:2]
     flow = np.empty((pairs, height, width, 2), np.float32)
 
     def run(start: int, stop: int) -> None:
-        for index, one in enumerate(tvl1_pairs(frames[start : stop + 1], params), start):
+        for index, one in enumerate(tvl1_pairs(checked[start : stop + 1], params), start):
             flow[index] = one
 
     bounds = [pairs * k // threads for k in range(threads + 1)]
@@ -109,15 +110,14 @@ def tvl1_clip(
     if len(shares) == 1:
         run(*shares[0])
         return flow
-    _require_one_size(frames)
     with ThreadPoolExecutor(len(shares)) as pool:
         for done in [pool.submit(run, *share) for share in shares]:
             done.result()
     return flow
 
 
-def _grays(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The frames as contiguous uint8 (H, W), checked."""
+def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames as they are, each looked at before it is used."""
     shape = None
     for index, frame in enumerate(frames):
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
@@ -128,25 +128,20 @@ def _grays(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         if shape is not None and frame.shape[:2] != shape:
             raise ValueError(f"frame {index} is {_size(frame.shape)}, the one before it {_size(shape)}")
         shape = frame.shape[:2]
-        yield np.ascontiguousarray(frame if frame.ndim == 2 else _gray(frame))
-
-
-def _require_one_size(frames: Sequence[np.ndarray] | np.ndarray) -> None:
-    """Threads see only their share, so a frame of another size is looked for before they start."""
-    for index, (a, b) in enumerate(itertools.pairwise(iter(frames)), 1):
-        if np.shape(a)[:2] != np.shape(b)[:2]:
-            raise ValueError(f"frame {index} is {_size(np.shape(b))}, the one before it {_size(np.shape(a))}")
+        yield frame
 
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape[1::-1]))
 
 
-def _gray(rgb: np.ndarray) -> np.ndarray:
-    """Luma of uint8 (H, W, 3) RGB, equal to cv2.COLOR_RGB2GRAY."""
-    weighted = np.full(rgb.shape[:2], 1 << (_RGB_SHIFT - 1), np.int32)
+def _gray(frame: np.ndarray) -> np.ndarray:
+    """Contiguous luma: a gray frame itself, that of RGB equal to cv2.COLOR_RGB2GRAY."""
+    if frame.ndim == 2:
+        return np.ascontiguousarray(frame)
+    weighted = np.full(frame.shape[:2], 1 << (_RGB_SHIFT - 1), np.int32)
     for channel, weight in enumerate(_RGB_WEIGHTS):
-        weighted += weight * rgb[..., channel].astype(np.int32)
+        weighted += weight * frame[..., channel].astype(np.int32)
     return (weighted >> _RGB_SHIFT).astype(np.uint8)
 
 

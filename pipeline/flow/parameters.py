@@ -24,6 +24,20 @@ class TVL1:
     scale_step: float = 0.8  # size of a level over the size of the one below it
     median: int = 5  # side of the median filter, pixels; 1 for none
 
+    def __post_init__(self) -> None:
+        for name in ("tau", "lambda_", "theta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("scales", "warps", "inner_iterations", "outer_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.scale_step < 1:
+            raise ValueError(f"scale_step must lie between 0 and 1, not be {self.scale_step}")
+        if not self.epsilon >= 0:
+            raise ValueError(f"epsilon must be at least 0, not {self.epsilon}")
+        if self.median not in (1, 5):
+            raise ValueError(f"median must be 5, or 1 for none, not {self.median}")
+
 
 @dataclass(frozen=True)
 class FlowCoding:

@@ -104,7 +104,17 @@ class Solver:
             fill_next(pyramid[index], pyramid[index + 1], tables, self._buffers.line)
 
     def solve(self, first: Pyramid, second: Pyramid) -> np.ndarray:
-        """Flow from the first frame to the second: float32 (height, width, 2), pixels."""
+        """Flow from the first frame to the second: float32 (height, width, 2), pixels.
+
+        A repeated frame, common where a video was brought to a higher rate, is known to be at rest.
+        """
+        if np.array_equal(first[0].image, second[0].image):
+            width, height = self.sizes[0]
+            return np.zeros((height, width, 2), np.float32)
+        return self.relax(first, second)
+
+    def relax(self, first: Pyramid, second: Pyramid) -> np.ndarray:
+        """The same without looking for repeated frames."""
         buffers = self._buffers
         buffers.u1[:] = buffers.u2[:] = 0
         coarsest = len(self.sizes) - 1

@@ -45,7 +45,7 @@ def sample_bicubic(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarra
     for j in range(-1, 3):
         for i in range(-1, 3):
             column, row = np.floor(x).astype(int) + i, np.floor(y).astype(int) + j
-            inside = (0 <= column) & (column < width) & (0 <= row) & (row < height)
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             pixel = np.where(inside, image[row.clip(0, height - 1), column.clip(0, width - 1)], 0)
             value += weight(x - column) * weight(y - row) * pixel
     return value

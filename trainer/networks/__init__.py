@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.networks import (  # noqa: F401  (each registers its networks)
     i3d,
     resnet3d,
+    s3d,
 )
 from trainer.networks.registry import Entry, entry, names
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.networks.layers import BatchNorm3d, Conv3dSame, Dropout, MaxPool3dSame, Triple
+from trainer.networks.layers import Conv3dSame, Dropout, MaxPool3dSame, Norm, Triple
 from trainer.networks.registry import register
 
 MIXED = {  # 1x1; 1x1 then 3x3 (two numbers); the like again; after the pool
@@ -29,21 +29,16 @@ MIXED = {  # 1x1; 1x1 then 3x3 (two numbers); the like again; after the pool
 SHORTEST = 9  # frames: fewer leave less than the two steps that the last pool takes
 
 
-class Norm:
-    """How a network normalises: makes the layer that follows a convolution of so many channels."""
-
-    def __init__(self, momentum: float, scale: bool, frozen: bool):
-        self.momentum, self.scale, self.frozen = momentum, scale, frozen
-
-    def __call__(self, channels: int) -> nn.Module:
-        return BatchNorm3d(channels, 1e-3, self.momentum, self.scale, self.frozen)
-
-
 class Unit(nn.Module):
     """Convolution without bias, batch normalisation, ReLU."""
 
     def __init__(
-        self, norm: Norm, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1)
+        self,
+        norm: Norm,
+        in_channels: int,
+        out_channels: int,
+        kernel: Triple,
+        stride: Triple = (1, 1, 1),
     ):
         super().__init__()
         self.conv = Conv3dSame(in_channels, out_channels, kernel, stride)
@@ -54,21 +49,31 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """An Inception module: four branches, concatenated. (N, C, T, H, W) -> (N, `channels`, T, H, W)."""
+    """An Inception module: four branches, concatenated. (N, C, T, H, W) -> (N, `channels`, T, H, W).
 
-    def __init__(self, norm: Norm, in_channels: int, widths: tuple[int, int, int, int, int, int]):
+    `kernel` is of the two larger convolutions, `pool` of the maximum.
+    """
+
+    def __init__(
+        self,
+        norm: Norm,
+        in_channels: int,
+        widths: tuple[int, int, int, int, int, int],
+        kernel: Triple = (3, 3, 3),
+        pool: Triple = (3, 3, 3),
+    ):
         super().__init__()
         one, before, after, before_small, after_small, pooled = widths
         self.branch_0 = Unit(norm, in_channels, one, (1, 1, 1))
         self.branch_1 = nn.Sequential(
-            Unit(norm, in_channels, before, (1, 1, 1)), Unit(norm, before, after, (3, 3, 3))
+            Unit(norm, in_channels, before, (1, 1, 1)), Unit(norm, before, after, kernel)
         )
         self.branch_2 = nn.Sequential(
             Unit(norm, in_channels, before_small, (1, 1, 1)),
-            Unit(norm, before_small, after_small, (3, 3, 3)),
+            Unit(norm, before_small, after_small, kernel),
         )
         self.branch_3 = nn.Sequential(
-            MaxPool3dSame((3, 3, 3), (1, 1, 1)), Unit(norm, in_channels, pooled, (1, 1, 1))
+            MaxPool3dSame(pool, (1, 1, 1)), Unit(norm, in_channels, pooled, (1, 1, 1))
         )
         self.channels = one + after + after_small + pooled
 
@@ -103,7 +108,7 @@ class I3D(nn.Module):
         bn_frozen: bool = False,
     ):
         super().__init__()
-        norm = Norm(bn_momentum, bn_scale, bn_frozen)
+        norm = Norm(1e-3, bn_momentum, bn_scale, bn_frozen)
         self.conv_1a = Unit(norm, in_channels, 64, (7, 7, 7), (2, 2, 2))
         self.pool_2a = MaxPool3dSame((1, 3, 3), (1, 2, 2))
         self.conv_2b = Unit(norm, 64, 64, (1, 1, 1))
@@ -122,7 +127,7 @@ class I3D(nn.Module):
         self.mixed_5c = Mixed(norm, self.mixed_5b.channels, MIXED["5c"])
         self.dropout = Dropout(dropout)
         self.logits = nn.Conv3d(self.mixed_5c.channels, num_classes, 1)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def pooled(self, x: Tensor) -> Tensor:
         """The last average pool: (N, C, T, H, W) -> (N, 1024, S, h, w), S = ceil(T / 8) - 1, 1x1 at 224."""
@@ -148,7 +153,7 @@ class I3D(nn.Module):
         return self.pooled(x).mean(dim=(2, 3, 4))
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Sonnet 1's default: a normal of deviation 1/sqrt(fan in), cut at two deviations; biases zero."""
     if isinstance(module, nn.Conv3d):
         deviation = module.weight[0].numel() ** -0.5

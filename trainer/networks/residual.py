@@ -141,4 +141,4 @@ def initialise(network: nn.Module, zero_last: bool = False) -> None:
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
         elif zero_last and isinstance(module, Bottleneck):
-            nn.init.zeros_(module.conv3.get_submodule("1").weight)
+            nn.init.zeros_(dict(module.conv3.named_parameters())["1.weight"])

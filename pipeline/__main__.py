@@ -83,6 +83,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
         keep_sources=arguments.keep_sources,
         clean_work=arguments.clean_work,
         retry=arguments.retry,
+        wave=arguments.wave,
+        budget=arguments.budget,
+        lanes=arguments.lanes,
+        pause=arguments.pause,
         fetch=FetchOptions(
             timeout=arguments.fetch_timeout,
             attempts=arguments.attempts,
@@ -94,9 +98,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
     )
     if arguments.plan:
         cost = plan.estimate(
-            campaign.make_plan(settings), budget=arguments.budget, flow=settings.flow != "none"
+            campaign.make_plan(settings),
+            budget=arguments.budget or campaign.SITE_BUDGET,
+            flow=settings.flow != "none",
         )
         print(json.dumps(cost) if arguments.json else plan.describe(cost))
+        return EXIT_DONE
+    if arguments.compact:
+        summary = campaign.compact(settings, arguments.compact)
+        print(json.dumps(vars(summary)) if arguments.json else campaign.text(summary, arguments.compact))
         return EXIT_DONE
     if not arguments.debug:
         logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
@@ -176,7 +186,27 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
     )
     add("--limit", type=_natural, metavar="N", help="only the first N valid rows")
     add("--plan", action="store_true", help="say what it would cost, and stop")
-    add("--budget", type=_positive, default=300.0, metavar="VIDEOS_PER_HOUR", help="for --plan (default 300)")
+    add(
+        "--budget",
+        type=_positive,
+        metavar="VIDEOS_PER_HOUR",
+        help="videos asked for an hour by all workers together (default 300 for youtube, else no limit)",
+    )
+    add(
+        "--lanes",
+        type=_natural,
+        metavar="N",
+        help="videos fetched at a time (default: one a local worker, or 16)",
+    )
+    add(
+        "--pause",
+        type=_positive,
+        default=1800.0,
+        metavar="SECONDS",
+        help="all workers wait so long when the site blocks them (default 1800)",
+    )
+    add("--compact", metavar="NEWROOT", help="write ROOT anew there as a single generation; fetch nothing")
+    add("--wave", type=_natural, metavar="N", help="publish a generation after every N videos")
     add(
         "--shard-size",
         type=_natural,

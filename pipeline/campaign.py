@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import clip, dataset, layout, manifest, packing, plan, progress, publish, shards, stages
 from pipeline.flow import device_class
 from pipeline.outcome import FAILED, RETRY_AFTER
+from pipeline.pressure import Pressure
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.sources import FetchOptions, parse
 from pipeline.stages import Job
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 VIDEOS_A_PART = 500
+MOST_PARTS = 1000
+SITE_BUDGET = 300.0  # videos an hour that a video site lets a guest have
+FLEET_LANES = 16
 
 
 class CampaignError(Exception):
@@ -57,6 +62,10 @@ class Settings:
     keep_sources: bool | None = None  # None: what comes over a network is kept
     clean_work: bool = False
     retry: str = "transient"
+    wave: int | None = None  # videos a generation; None: all in one
+    budget: float | None = None  # videos an hour for all workers; None: what the site allows a guest
+    lanes: int | None = None  # videos fetched at a time; None: one a local worker
+    pause: float = Pressure.pause  # seconds that all workers wait when the site blocks them
     fetch: FetchOptions = field(default_factory=FetchOptions)
     ffmpeg: str | None = None
 
@@ -114,53 +123,85 @@ def make_recipe(settings: Settings, ffmpeg: str) -> Recipe:
 
 
 def run(settings: Settings, options: PipelineOptions) -> Summary:
-    """Prepare what is still to prepare, and publish it as the next generation.
+    """Prepare what is still to prepare, and publish it as the next generation, or as several in waves.
 
     Args:
         settings: what the user asked for.
-        options: Beam's `PipelineOptions`.
+        options: Beam's.
 
     Raises:
-        CampaignError, ManifestError, SourceError, Failed: one sentence each; nothing is half-published.
+        CallError, CampaignError, ManifestError, SourceError, PublishError, Failed: one sentence each;
+            nothing is half-published.
     """
     from pipeline import prepare
 
-    ffmpeg = clip.ffmpeg_binary(settings.ffmpeg)
-    recipe = make_recipe(settings, ffmpeg)
-    sources = [parse(spec) for spec in settings.sources]
-    keep = settings.keep_sources
     root = Storage(settings.output)
     store = WorkStore(settings.work or f"{root.url}/work")
+    ffmpeg = clip.ffmpeg_binary(settings.ffmpeg)
+    network = any(parse(spec).network for spec in settings.sources)
+    job = Job(
+        output=root.url,
+        work=store.storage.url,
+        sources=settings.sources,
+        recipe=make_recipe(settings, ffmpeg),
+        fetch=replace(settings.fetch, ffmpeg=ffmpeg),
+        ffmpeg=ffmpeg,
+        generation="",
+        keep_sources=network if settings.keep_sources is None else settings.keep_sources,
+        pressure=_pressure(settings, options),
+        launcher=os.getpid() if prepare.is_local(options) else None,
+    )
     planned = make_plan(settings)
+    generation = None
     with _only_campaign(store.storage):
-        table = _to_do(planned, recipe, settings, root)
-        if table is None:
-            return _summary(root, None)
-        generation = publish.next_generation(root)
-        job = Job(
-            output=root.url,
-            work=store.storage.url,
-            sources=settings.sources,
-            recipe=recipe,
-            fetch=replace(settings.fetch, recipe=recipe.fetch, ffmpeg=ffmpeg),
-            ffmpeg=ffmpeg,
-            generation=generation,
-            keep_sources=any(s.network for s in sources) if keep is None else keep,
-            launcher=os.getpid() if prepare.is_local(options) else None,
-        )
-        parts = _write_plan(table, generation, store)
-        _work(job, parts, table, options, store)
-        outcomes, packed = _parts(table, generation, store.storage)
-        publish.publish(
-            root,
-            plan=table,
-            outcomes=outcomes,
-            packed=packed,
-            recipe=recipe.as_dict(),
-            classes=plan.classes(planned),
-            generation=generation,
-        )
+        while (table := _to_do(planned, job.recipe, settings, root, store)) is not None:
+            generation = publish.next_generation(root)
+            job = replace(job, generation=generation)
+            _work(job, _write_plan(table, job, store), table, options, store)
+            outcomes, packed = _parts(table, generation, store.storage)
+            publish.publish(
+                root,
+                plan=table,
+                outcomes=outcomes,
+                packed=packed,
+                recipe=job.recipe.as_dict(),
+                classes=plan.classes(planned),
+                generation=generation,
+            )
+            left = planned.num_rows - dataset.open(root).outcomes().num_rows
+            if not left:
+                break
+            print(_remaining(left, planned.num_rows, job.pressure), file=sys.stderr)
+        if settings.clean_work and generation is not None:
+            store.clean()
     return _summary(root, generation)
+
+
+def compact(settings: Settings, target: str) -> Summary:
+    """Write ROOT anew to `target` as the one generation that a single run would give.
+
+    Raises:
+        CampaignError: ROOT is not finished, or of other lists; else as `pipeline.compact.compact`.
+    """
+    from pipeline import compact
+
+    root = Storage(settings.output)
+    outcomes = dataset.open(root).outcomes()
+    planned, place = _as_published(make_plan(settings), outcomes, root)
+    if len(place) < planned.num_rows:
+        left = planned.num_rows - len(place)
+        raise CampaignError(f"{left} rows of {root.url} are not decided yet; finish prepare first.")
+    compact.compact(root.url, target, planned)
+    return _summary(Storage(target), layout.generation_name(0))
+
+
+def _pressure(settings: Settings, options: PipelineOptions) -> Pressure:
+    """The settings' pressure, with what was not said: a site's budget, and a lane for each local worker."""
+    from pipeline import prepare
+
+    budget = settings.budget or (SITE_BUDGET if "youtube" in settings.sources else None)
+    lanes = settings.lanes or (prepare.workers(options) if prepare.is_local(options) else FLEET_LANES)
+    return Pressure(budget=budget, lanes=lanes, pause=settings.pause)
 
 
 @contextlib.contextmanager
@@ -175,35 +216,81 @@ def _only_campaign(work: Storage) -> Iterator[None]:
         yield
 
 
-def _to_do(table: pa.Table, recipe: Recipe, settings: Settings, root: Storage) -> pa.Table | None:
-    """The rows that the next generation decides, with their shards; None when nothing is due."""
-    if publish.admit(root, recipe.as_dict(), plan.classes(table)) is None:
-        return table
-    outcomes = dataset.open(root).outcomes()
-    if not _same_lists(table, outcomes):
+def _to_do(
+    planned: pa.Table, recipe: Recipe, settings: Settings, root: Storage, store: WorkStore
+) -> pa.Table | None:
+    """The rows that the next generation decides, with their shards; None when nothing is due.
+
+    A generation that was begun and not published goes on with the rows it was begun with.
+    """
+    if publish.admit(root, recipe.as_dict(), plan.classes(planned)) is None:
+        due = np.ones(planned.num_rows, bool)
+    else:
+        outcomes = dataset.open(root).outcomes()
+        planned, place = _as_published(planned, outcomes, root)
+        due = np.ones(planned.num_rows, bool)
+        due[place] = _due(outcomes, settings.retry).to_numpy(zero_copy_only=False)
+    if not due.any():
+        return None
+    begun = _begun(planned, settings, publish.next_generation(root), store)
+    if begun is not None:
+        return begun
+    if settings.wave is not None:
+        due = plan.first_videos(planned, due, settings.wave)
+    return plan.only(planned, due, settings.plan.shard_size, _purpose(planned, settings))
+
+
+def _purpose(planned: pa.Table, settings: Settings) -> str:
+    """What the rows of a generation were chosen for; the same again when a killed command is repeated."""
+    return f"{plan.digest(planned)} {settings.retry} {settings.wave} {settings.plan.shard_size}"
+
+
+def _begun(planned: pa.Table, settings: Settings, generation: str, store: WorkStore) -> pa.Table | None:
+    """The rows of a generation that an earlier call began for the same purpose and did not publish."""
+    path = f"plan/{generation}.parquet"
+    if not store.storage.exists(path):
+        return None
+    table = plan.read(store.storage, path)
+    return table if plan.purpose_of(table) == _purpose(planned, settings) else None
+
+
+def _as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[pa.Table, np.ndarray]:
+    """The plan with its lists named as they were published (one that has moved makes no new rows), and for
+    each published outcome its row in the plan.
+
+    Raises:
+        CampaignError: it was published from other lists, or with another choice of rows.
+    """
+    ours, theirs = (pc.unique(t["manifest"]).to_pylist() for t in (planned, outcomes))
+    renamed = {} if set(theirs) <= set(ours) else dict(zip(theirs, ours, strict=False))
+    numbers = {name: number for number, name in enumerate(ours)}
+    named = [numbers.get(renamed.get(name, name), -1) for name in outcomes["manifest"].to_pylist()]
+    wide = np.int64(1) << 40
+    ids = (
+        np.array([numbers[name] for name in planned["manifest"].to_pylist()]) * wide
+        + planned["row"].to_numpy()
+    )
+    asked = np.array(named, np.int64) * wide + outcomes["row"].to_numpy()
+    order = np.argsort(ids)
+    place = order[np.minimum(np.searchsorted(ids, asked, sorter=order), len(ids) - 1)] if len(ids) else asked
+    same = len(ids) >= len(asked) and bool(np.all(ids[place] == asked))
+    if same:
+        rows = planned.take(pa.array(place))
+        removed = pc.fill_null(pc.equal(outcomes["excluded_for"], "removed"), False)
+        excluded = pc.equal(outcomes["outcome"], "excluded")
+        decided = pc.or_(pc.equal(pc.equal(rows["decision"], "excluded"), excluded), removed)
+        same = pc.all(decided, min_count=0).as_py() and all(
+            rows[name].equals(outcomes[name].cast(rows[name].type)) for name in ("key", "label", "split")
+        )
+    if not same:
         raise CampaignError(
             f"{root.url} was made from other lists or with another choice of rows (--manifest, --exclude, "
             "--unique, --limit); give the same ones, or another --output."
         )
-    due = _due(outcomes, settings.retry).to_numpy(zero_copy_only=False)
-    # A row keeps the name it was published under: a list that has moved makes no new rows.
-    table = table.set_column(table.column_names.index("manifest"), "manifest", outcomes["manifest"])
-    return plan.only(table, due, settings.plan.shard_size) if due.any() else None
-
-
-def _same_lists(table: pa.Table, outcomes: pa.Table) -> bool:
-    """Whether the plan has the rows that were published, wherever the lists lie now."""
-    if table.num_rows != outcomes.num_rows:
-        return False
-    excluded = pc.equal(table["decision"], "excluded")
-    was_excluded = pc.and_(
-        pc.equal(outcomes["outcome"], "excluded"), pc.not_equal(outcomes["excluded_for"], "removed")
-    )
-    removed = pc.fill_null(pc.equal(outcomes["excluded_for"], "removed"), False)
-    same = pc.or_(pc.equal(excluded, pc.fill_null(was_excluded, False)), removed)
-    return pc.all(same, min_count=0).as_py() and all(
-        table[name].equals(outcomes[name].cast(table[name].type)) for name in ("row", "key", "label", "split")
-    )
+    names = np.asarray(planned["manifest"], object)
+    names[place] = outcomes["manifest"].to_pylist()
+    column = planned.column_names.index("manifest")
+    return planned.set_column(column, planned.schema.field("manifest"), pa.array(names, pa.string())), place
 
 
 def _due(outcomes: pa.Table, retry: str) -> pa.BooleanArray:
@@ -221,15 +308,15 @@ def _due(outcomes: pa.Table, retry: str) -> pa.BooleanArray:
     return chosen.combine_chunks()
 
 
-def _write_plan(table: pa.Table, generation: str, store: WorkStore) -> list[str]:
-    """Write the plan and its parts into the work store; the parts' paths."""
-    storage = store.storage
-    plan.write(table, storage, f"plan/{generation}.parquet")
+def _write_plan(table: pa.Table, job: Job, store: WorkStore) -> list[str]:
+    """Write the plan and its parts into the work store; the parts' paths. Where a site is asked, a part
+    is a lane."""
+    plan.write(table, store.storage, f"plan/{job.generation}.parquet")
     videos = pc.count_distinct(table.filter(pc.equal(table["decision"], plan.PROCESS))["video"]).as_py()
-    count = min(1000, -(-videos // VIDEOS_A_PART))
-    paths = [f"plan/{generation}/{number:05d}.parquet" for number in range(count)]
+    count = min(job.pressure.lanes, videos) if job.network else min(MOST_PARTS, -(-videos // VIDEOS_A_PART))
+    paths = [f"plan/{job.generation}/{number:05d}.parquet" for number in range(count)]
     for path, part in zip(paths, plan.parts(table, count) if count else (), strict=True):
-        plan.write(part, storage, path)
+        plan.write(part, store.storage, path)
     return paths
 
 
@@ -297,6 +384,12 @@ def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Tab
     ]
     found = (shards.read_part(work, packing.index_part(s, generation, n)) for s, n in names)
     return outcomes, [part for part in found if part is not None]
+
+
+def _remaining(left: int, rows: int, pressure: Pressure) -> str:
+    """After a wave: what is left, and how long it will take at this budget."""
+    hours = pressure.budget and f", about {progress.duration(3600 * left / pressure.budget)} at this budget"
+    return f"prepare: {rows - left} of {rows} rows are decided and published; {left} are left{hours or ''}"
 
 
 def _summary(root: Storage, generation: str | None) -> Summary:

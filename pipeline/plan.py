@@ -48,6 +48,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+_PURPOSE = b"purpose"
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -142,19 +144,43 @@ def classes(table: pa.Table) -> list[str]:
     return json.loads((table.schema.metadata or {})[b"classes"])
 
 
-def only(table: pa.Table, chosen: np.ndarray, shard_size: int) -> pa.Table:
-    """The chosen rows of a plan as the plan of a later generation, in shards of its own.
+def only(table: pa.Table, chosen: np.ndarray, shard_size: int, purpose: str) -> pa.Table:
+    """The chosen rows of a plan as the plan of one generation, in shards of its own.
 
     Args:
         table: a plan.
         chosen: bool (rows,); rows that are not to be processed stay as they are.
         shard_size: clips in a shard, at most.
+        purpose: what they were chosen for, kept with the table (see `purpose_of`).
     """
     rows = table.filter(pa.array(chosen)).combine_chunks()
     planned = pc.equal(rows["decision"], PROCESS).combine_chunks().to_numpy(zero_copy_only=False)
     split = pc.index_in(column(rows, "split"), pa.array(SPLITS)).fill_null(-1).to_numpy()
     number = pa.array(_shards(column(rows, "key"), split, planned, shard_size), mask=~planned)
-    return rows.set_column(rows.schema.get_field_index("shard"), SCHEMA.field("shard"), number)
+    rows = rows.set_column(rows.schema.get_field_index("shard"), SCHEMA.field("shard"), number)
+    return rows.replace_schema_metadata({**(table.schema.metadata or {}), _PURPOSE: purpose.encode()})
+
+
+def purpose_of(table: pa.Table) -> str | None:
+    """What the rows of a generation's plan were chosen for."""
+    text = (table.schema.metadata or {}).get(_PURPOSE)
+    return text.decode() if text is not None else None
+
+
+def first_videos(table: pa.Table, chosen: np.ndarray, count: int) -> np.ndarray:
+    """Of the chosen rows, bool (rows,), all that need no work and those of `count` videos.
+
+    The videos are the first by the sha256 of their names, so that each wave is a fair sample of what is
+    left: of all splits and classes.
+    """
+    planned = pc.equal(column(table, "decision"), PROCESS).to_numpy(zero_copy_only=False) & chosen
+    video = column(table, "video").dictionary_encode()
+    codes = video.indices.fill_null(-1).to_numpy()
+    rank = np.full(len(video.dictionary) + 1, len(video.dictionary))
+    wanted = np.unique(codes[planned])
+    order = wanted[np.lexsort(_sha256(video.dictionary.take(pa.array(wanted))).T[::-1])]
+    rank[order] = np.arange(len(order))
+    return chosen & (~planned | (rank[codes] < count))
 
 
 def write(table: pa.Table, storage: Storage, path: str) -> None:

@@ -17,7 +17,8 @@ def build(root: beam.Pipeline, job: Job, parts: Sequence[str]) -> beam.PCollecti
     Args:
         root: the pipeline to add to.
         job: the campaign's settings.
-        parts: paths of the plan's parts in the work store; a few hundred at most, so the graph stays small.
+        parts: paths of the plan's parts in the work store, one a lane where a site is asked; a thousand at
+            most, so the graph stays small.
 
     Returns:
         Paths of the packed parts in the work store, one a shard.
@@ -25,7 +26,7 @@ def build(root: beam.Pipeline, job: Job, parts: Sequence[str]) -> beam.PCollecti
     return (
         root
         | "Plan parts" >> beam.Create(parts)
-        | "Read tasks" >> ReadTasks(job.work)
+        | "Read tasks" >> ReadTasks(job.work, wide=not job.network)
         | "Fetch, encode, flow" >> ProcessVideos(job)
         | "Pack shards" >> PackShards(job)
     )
@@ -40,6 +41,11 @@ def run(job: Job, parts: Sequence[str], options: PipelineOptions) -> None:
 def is_local(options: PipelineOptions) -> bool:
     """Whether the job runs on this machine alone."""
     return options.view_as(StandardOptions).runner is None
+
+
+def workers(options: PipelineOptions) -> int:
+    """Worker processes of a local job."""
+    return options.view_as(DirectOptions).direct_num_workers or 1
 
 
 def _runner(options: PipelineOptions):

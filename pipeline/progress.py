@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TextIO
 
 from pipeline.outcome import READY
+from pipeline.pressure import paused_until
 from pipeline.storage import Storage
 
 _FLUSH_SECONDS = 1.0
@@ -82,6 +84,9 @@ class Display:
     def _show(self, last: bool) -> None:
         total = counts(self._storage, self._generation)
         text = line(total, self._clips, time.monotonic() - self._start)
+        pause = paused_until(self._storage)
+        if pause and pause[0] > datetime.now(UTC):
+            text += f", all paused until {pause[0]:%H:%M} UTC ({pause[1]})"
         if self._live:
             text = f"\r\x1b[K{text}"
         stream = self._stream or sys.stderr  # asked for at each use: it may be redirected meanwhile

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -21,10 +21,14 @@ from pipeline import clip, fetch, plan, sources
 from pipeline.flow import coding, tvl1_pairs
 from pipeline.manifest import Clip
 from pipeline.outcome import FAILED, READY, Failed, FailureClass
+from pipeline.pressure import Lane, Pressure
 from pipeline.recipe import FlowRecipe, Recipe, stage_hash
 from pipeline.sources import Fetched, FetchOptions, Piece, Video
 from pipeline.storage import Storage
 from pipeline.work import Stored, WorkStore
+
+_MACHINE = (FailureClass.ENVIRONMENT, FailureClass.STORAGE)
+"""Classes that say something of the machine and nothing of the clip."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Job:
     ffmpeg: str
     generation: str
     keep_sources: bool
+    pressure: Pressure = field(default_factory=Pressure)
     launcher: int | None = None  # process id that local workers must not outlive
     encode_timeout: float = 300.0  # seconds a clip: 200 times what a clip takes, so only a hang meets it
 
@@ -46,6 +51,11 @@ class Job:
     def clip_hash(self) -> str:
         """Names the last stage: all that decides a clip's bytes."""
         return stage_hash(self.recipe.fetch, self.recipe.encode, self.recipe.flow)
+
+    @property
+    def network(self) -> bool:
+        """Whether videos come over a network: then a lane of them is one worker's, one after the other."""
+        return any(sources.parse(spec).network for spec in self.sources)
 
 
 @dataclass(frozen=True)
@@ -86,13 +96,14 @@ def read_tasks(part: str, work: str) -> Iterator[Task]:
         )
 
 
-def process(task: Task, job: Job, store: WorkStore) -> Iterator[ClipResult]:
+def process(task: Task, job: Job, store: WorkStore, lane: Lane) -> Iterator[ClipResult]:
     """Bring every clip of a video to its outcome, from whatever stage an earlier run reached.
 
     Args:
         task: one source video with all the clips wanted from it.
         job: the campaign's settings.
         store: the work store.
+        lane: says when the site may be asked.
 
     Yields:
         One result a clip, in the order of the task's clips.
@@ -107,18 +118,16 @@ def process(task: Task, job: Job, store: WorkStore) -> Iterator[ClipResult]:
     if pending:
         with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
             scratch = Path(folder)
-            try:
-                fetched = _fetch(replace(video, clips=pending), job, store, scratch)
-            except Failed as failure:
-                fetched = Fetched({c.key: failure for c in pending}, requests=0, whole=False, tool="")
+            fetched = _fetch(replace(video, clips=pending), job, store, scratch, lane)
             for wanted in pending:
                 piece = fetched.pieces[wanted.key]
                 try:
                     if isinstance(piece, Failed):
-                        raise piece
-                    record = _make(wanted, piece, job, store, scratch)
+                        record = _failure_record(piece, fetched.attempts)
+                    else:
+                        record = _make(wanted, piece, job, store, scratch)
                 except Failed as failure:
-                    if failure.failure_class in (FailureClass.ENVIRONMENT, FailureClass.STORAGE):
+                    if failure.failure_class in _MACHINE:
                         raise
                     record = _failure_record(failure, fetched.attempts)
                 record["generation"] = job.generation
@@ -160,16 +169,20 @@ def _known(store: WorkStore, job: Job, wanted: Clip) -> dict | None:
     return record
 
 
-def _fetch(video: Video, job: Job, store: WorkStore, scratch: Path) -> Fetched:
+def _fetch(video: Video, job: Job, store: WorkStore, scratch: Path, lane: Lane) -> Fetched:
     """The pieces of `video`: kept ones from the work store, the others from the sources, then kept."""
     chosen = tuple(sources.parse(spec) for spec in job.sources)
-    if not any(source.network for source in chosen):
+    if not job.network:
         return fetch.fetch(video, chosen, scratch, job.fetch)
     kept = kept_pieces(video, job, store, scratch)
     missing = tuple(c for c in video.clips if c.key not in kept)
     if not missing:
-        return Fetched(kept, requests=0, whole=False, tool="")
-    fetched = fetch.fetch(replace(video, clips=missing), chosen, scratch, job.fetch)
+        return Fetched(kept, requests=0, whole=False, tool="", attempts=0)
+    for _ in range(1 + job.pressure.pauses):
+        lane.wait()
+        fetched = fetch.fetch(replace(video, clips=missing), chosen, scratch, job.fetch)
+        if not lane.heed(fetched.pieces):
+            break
     _keep(video, fetched, job, store)
     return replace(fetched, pieces=kept | fetched.pieces)
 
@@ -268,6 +281,8 @@ def _keep(video: Video, fetched: Fetched, job: Job, store: WorkStore) -> None:
     names: dict[Path, str] = {}
     for key, piece in fetched.pieces.items():
         if isinstance(piece, Failed):
+            if piece.failure_class in _MACHINE:
+                continue
             record["pieces"][key] = {**_failure_record(piece, fetched.attempts), "generation": job.generation}
             continue
         if piece.path not in names:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, cast
@@ -241,6 +242,16 @@ class Storage:
             else:
                 filesystem, target = self._remote(path)
                 filesystem.rm_file(target)
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder and all in it; one that is absent is no error."""
+        local = self.local(folder)
+        with _as_failed("deleted", self.where(folder)), contextlib.suppress(FileNotFoundError):
+            if local is not None:
+                shutil.rmtree(local)
+            else:
+                filesystem, target = self._remote(folder)
+                filesystem.rm(target, recursive=True)
 
     def sweep(self, folder: str) -> None:
         """Delete the temporary files that killed writers left in a folder. Only while nobody writes there."""

@@ -13,6 +13,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline import child, packing, stages
+from pipeline.pressure import Lane
 from pipeline.progress import Tally
 from pipeline.recipe import check_canary
 from pipeline.stages import ClipResult, Job, Task
@@ -23,12 +24,18 @@ Shard = tuple[str, int]  # split and number
 
 @dataclass(eq=False)  # not frozen: Beam sets the label
 class ReadTasks(beam.PTransform):
-    """Paths of plan parts -> `stages.Task`: source videos with the clips wanted from each."""
+    """Paths of plan parts -> `stages.Task`: source videos with the clips wanted from each.
+
+    Parts are spread over the workers. Where a site is asked a part is a lane, and its videos stay
+    together, one after the other; else (`wide`) they are spread too.
+    """
 
     work: str
+    wide: bool
 
     def expand(self, paths):
-        return paths | beam.FlatMap(stages.read_tasks, self.work) | beam.Reshuffle()
+        tasks = paths | beam.Reshuffle() | beam.FlatMap(stages.read_tasks, self.work)
+        return tasks | "Spread videos" >> beam.Reshuffle() if self.wide else tasks
 
 
 @dataclass(eq=False)  # not frozen: Beam sets the label
@@ -59,6 +66,7 @@ class _Process(beam.DoFn):
 
     def setup(self) -> None:
         self._store = WorkStore(self._job.work)
+        self._lane = Lane(self._job.pressure, self._store.storage)
         self._tally = None
         if self._job.launcher is not None:
             child.die_with(self._job.launcher)
@@ -72,7 +80,7 @@ class _Process(beam.DoFn):
 
     def process(self, task: Task) -> Iterator[tuple[Shard, ClipResult]]:
         with stages.stop_on_failure(self._store, self._job):
-            for result in stages.process(task, self._job, self._store):
+            for result in stages.process(task, self._job, self._store, self._lane):
                 name = result.failure_class or result.outcome
                 Metrics.counter("clips", name).inc()
                 if self._tally:

@@ -22,6 +22,7 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 _STAGE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,12}){1,3}")
 _RECORD = ".record.json"
+_FOLDERS = ("canary", "clip", "encode", "flow", "log", "packed", "plan", "progress", "source", "stop")
 _MAX_RECORD = 1 << 24  # bytes
 
 
@@ -105,6 +106,12 @@ class WorkStore:
         except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None
         return record if whole else None
+
+    def clean(self) -> None:
+        """Delete all that stages and campaigns left here; other files under the root stay."""
+        for name in self.storage.names("."):
+            if name in _FOLDERS:
+                self.storage.delete_folder(name)
 
     def has(self, stored: Stored) -> bool:
         """Whether the file is there with its size; its hash is checked by who copies it."""

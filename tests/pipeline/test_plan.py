@@ -190,7 +190,7 @@ def test_shards_are_even_and_no_larger_than_asked(tmp_path):
 def test_a_later_generation_takes_chosen_rows_into_shards_of_its_own(tmp_path):
     (train,) = lists(tmp_path, train="!,a 0 10 x,b 0 10 x,a 2 12 x,c 0 10 x,d 0 10 x")
     table = plan.make([train], plan.PlanOptions(shard_size=1))
-    later = plan.only(table, np.array([True, False, True, True, True, False]), 1)
+    later = plan.only(table, np.array([True, False, True, True, True, False]), 1, "why")
     assert [(r["row"], r["decision"]) for r in later.to_pylist()] == [
         (2, "failed"), (4, "process"), (5, "excluded"), (6, "process"),
     ]  # fmt: skip

@@ -1,0 +1,104 @@
+"""How hard the fleet leans on a site: lanes paced by start times, backing off, and the fleet's pause.
+
+A lane is a fixed share of the videos (a stable hash of the video's name), worked off one by one, so that
+no service has to count requests for all: N lanes that each start a video every 3600 N / budget seconds
+keep to the budget together. What a failure means is `pipeline.outcome`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pipeline.outcome import Failed, FailureClass
+from pipeline.storage import Storage
+
+_FLAG = "pause.json"
+_LOOK_SECONDS = 5.0
+_BROKEN = 3
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """What a user lets the fleet do to a site.
+
+    Attributes:
+        budget: videos an hour for the whole fleet; None for as fast as it goes.
+        lanes: how many videos are fetched at a time; each lane needs a worker to itself.
+        pause: seconds that the whole fleet waits when the site says that it blocks us.
+        pauses: how often a video is asked for again after such a pause, before it counts as blocked.
+        backoff: seconds a lane waits after a rate limit, doubled for each one in a row, with jitter.
+        longest: seconds; a lane never backs off for longer.
+    """
+
+    budget: float | None = None
+    lanes: int = 1
+    pause: float = 1800.0
+    pauses: int = 2
+    backoff: float = 2.0
+    longest: float = 600.0
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two starts in one lane."""
+        return 3600.0 * self.lanes / self.budget if self.budget else 0.0
+
+
+class Lane:
+    """One worker's place in the queue: says when the next video may be asked for."""
+
+    def __init__(self, pressure: Pressure, storage: Storage):
+        self._pressure, self._storage = pressure, storage
+        self._next = 0.0  # on the monotonic clock
+        self._limited = 0  # rate limits in a row
+        self._broken = 0  # failures of the installation in a row
+
+    def wait(self) -> None:
+        """Return when this lane may start its next video: in its turn, and not while the fleet pauses."""
+        while (left := self._paused_for()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+        now = time.monotonic()
+        if self._next > now:
+            time.sleep(self._next - now)
+        self._next = max(self._next, now) + self._pressure.interval
+
+    def heed(self, fetched: Mapping[str, object]) -> bool:
+        """Take in what came of a video: blocked pauses the fleet, rate slows this lane.
+
+        Returns:
+            Whether the same video is worth asking for once more after the pause.
+
+        Raises:
+            Failed: class environment, the third time in a row: the installation is at fault, not a video.
+        """
+        failures = {p.failure_class: p for p in fetched.values() if isinstance(p, Failed)}
+        self._broken = self._broken + 1 if FailureClass.ENVIRONMENT in failures else 0
+        if self._broken >= _BROKEN:
+            raise failures[FailureClass.ENVIRONMENT]
+        self._limited = self._limited + 1 if FailureClass.RATE in failures else 0
+        if self._limited:
+            most = min(self._pressure.longest, self._pressure.backoff * 2 ** (self._limited - 1))
+            self._next = max(self._next, time.monotonic() + most * random.uniform(0.5, 1.0))
+        blocked = failures.get(FailureClass.BLOCKED)
+        if blocked:
+            until = datetime.now(UTC) + timedelta(seconds=self._pressure.pause)
+            flag = {"until": until.isoformat(), "reason": blocked.reason}
+            self._storage.write(_FLAG, json.dumps(flag).encode())
+        return blocked is not None
+
+    def _paused_for(self) -> float:
+        pause = paused_until(self._storage)
+        return (pause[0] - datetime.now(UTC)).total_seconds() if pause else 0.0
+
+
+def paused_until(storage: Storage) -> tuple[datetime, str] | None:
+    """When the fleet's pause ends and why it was called, if there ever was one."""
+    try:
+        flag = json.loads(storage.read_bytes(_FLAG))
+        return datetime.fromisoformat(flag["until"]), str(flag["reason"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,129 @@
+"""Promises to the site and to the lab: the budget is kept, a block pauses everybody, waves go on."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+from campaigns import make_list, make_videos, pipeline, published_bytes
+
+from demo.site import Behaviour, Site
+from pipeline import dataset
+from pipeline.outcome import Failed, FailureClass
+from pipeline.pressure import Lane, Pressure, paused_until
+from pipeline.storage import Storage
+
+IDS = [f"video-{number:03d}" for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("videos"), IDS, seconds=1.2)
+
+
+@pytest.fixture(scope="module")
+def list_file(tmp_path_factory) -> Path:
+    rows = [f"class {n % 2},{name},0,1,{'val' if n % 4 == 3 else 'train'},0" for n, name in enumerate(IDS)]
+    return make_list(tmp_path_factory.mktemp("list") / "list.csv", rows)
+
+
+def prepare(list_file: Path, site: Site, root: Path, *more: object):
+    source = f"{site.url}/{{youtube_id}}.mp4"
+    arguments = ("--manifest", list_file, "--output", root, "--source", source, "--flow", "none", *more)
+    return pipeline("prepare", *arguments)
+
+
+def starts(site: Site) -> list[float]:
+    """When each video was first asked for, in order."""
+    first: dict[str, float] = {}
+    for request in site.requests:
+        first.setdefault(request.path, request.time)
+    return sorted(first.values())
+
+
+def test_videos_are_asked_for_within_the_budget(videos, list_file, tmp_path):
+    with Site(videos) as site:
+        done = prepare(list_file, site, tmp_path / "root", "--budget", 3600, "--direct_num_workers", 2)
+        assert done.returncode == 0, done.stderr
+        times = starts(site)
+    assert len(times) == len(IDS)
+    for first, later in zip(times, times[4:], strict=False):
+        assert later - first > 1.5, "more than 2 lanes of one video every 2 s"
+
+
+def failed(failure_class: FailureClass) -> dict[str, Failed]:
+    return {"key": Failed(failure_class, "the site says so")}
+
+
+def test_a_lane_keeps_its_distance_between_starts_however_long_a_video_takes(tmp_path):
+    lane = Lane(Pressure(budget=36_000, lanes=3), Storage(tmp_path))  # 0.3 s apart
+    began = []
+    for pause in (0.0, 0.2, 0.5, 0.0):
+        lane.wait()
+        began.append(time.monotonic())
+        time.sleep(pause)
+    gaps = [b - a for a, b in itertools.pairwise(began)]
+    assert gaps[0] == pytest.approx(0.3, abs=0.1)
+    assert gaps[1] == pytest.approx(0.3, abs=0.1)
+    assert gaps[2] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_block_met_by_one_lane_pauses_every_lane(tmp_path):
+    pressure = Pressure(pause=0.6)
+    lanes = [Lane(pressure, Storage(tmp_path)) for _ in range(2)]
+    start = time.monotonic()
+    assert lanes[0].heed(failed(FailureClass.BLOCKED))
+    lanes[1].wait()
+    assert time.monotonic() - start > 0.5
+    assert paused_until(Storage(tmp_path))[1] == "the site says so"
+
+
+def test_rate_limits_in_a_row_slow_a_lane_more_and_more(tmp_path):
+    lane = Lane(Pressure(backoff=0.1), Storage(tmp_path))
+    waits = []
+    for _ in range(3):
+        assert not lane.heed(failed(FailureClass.RATE))
+        start = time.monotonic()
+        lane.wait()
+        waits.append(time.monotonic() - start)
+    assert 0.04 < waits[0] < 0.15
+    assert 0.19 < waits[2] < 0.45
+    lane.heed({})
+    start = time.monotonic()
+    lane.wait()
+    assert time.monotonic() - start < 0.04
+
+
+def test_an_installation_that_fails_three_videos_in_a_row_stops_the_job(tmp_path):
+    lane = Lane(Pressure(), Storage(tmp_path))
+    lane.heed(failed(FailureClass.ENVIRONMENT))
+    lane.heed(failed(FailureClass.ENVIRONMENT))
+    lane.heed(failed(FailureClass.GONE))
+    lane.heed(failed(FailureClass.ENVIRONMENT))
+    lane.heed(failed(FailureClass.ENVIRONMENT))
+    with pytest.raises(Failed, match="the site says so"):
+        lane.heed(failed(FailureClass.ENVIRONMENT))
+
+
+def test_waves_publish_as_they_go_and_compact_gives_what_one_run_gives(videos, list_file, tmp_path):
+    with Site(videos, {"/video-002.mp4": Behaviour(status=404)}) as site:
+        done = prepare(list_file, site, tmp_path / "waves", "--wave", 3)
+        assert done.returncode == 0, done.stderr
+        assert "5 are left" in done.stderr
+        site.clear()
+        assert prepare(list_file, site, tmp_path / "waves").returncode == 0
+        assert not site.requests, "what is known is not asked for again"
+        whole = prepare(list_file, site, tmp_path / "whole")
+        assert whole.returncode == 0, whole.stderr
+    data = dataset.open(tmp_path / "waves")
+    assert data.generations == ["00000", "00001", "00002"]
+    assert data.meta["counts"] == {"train": {"failed": 1, "ready": 5}, "val": {"ready": 2}}
+    assert pipeline("verify", tmp_path / "waves").returncode == 0
+    done = pipeline(
+        "prepare", "--manifest", list_file, "--output", tmp_path / "waves", "--compact", tmp_path / "compact"
+    )
+    assert done.returncode == 0, done.stderr
+    assert published_bytes(tmp_path / "compact") == published_bytes(tmp_path / "whole")
+    assert pipeline("verify", tmp_path / "compact").returncode == 0

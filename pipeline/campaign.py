@@ -19,7 +19,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import clip, dataset, layout, manifest, packing, plan, progress, publish, shards, stages
+from pipeline import (
+    clip,
+    dataset,
+    layout,
+    manifest,
+    packing,
+    plan,
+    progress,
+    publish,
+    remove,
+    shards,
+    stages,
+)
 from pipeline.flow import device_class
 from pipeline.outcome import FAILED, RETRY_AFTER
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
@@ -178,13 +190,14 @@ def _only_campaign(work: Storage) -> Iterator[None]:
 def _to_do(table: pa.Table, recipe: Recipe, settings: Settings, root: Storage) -> pa.Table | None:
     """The rows that the next generation decides, with their shards; None when nothing is due."""
     if publish.admit(root, recipe.as_dict(), plan.classes(table)) is None:
-        return table
+        return remove.withhold(table, root)
     outcomes = dataset.open(root).outcomes()
     if not _same_lists(table, outcomes):
         raise CampaignError(
             f"{root.url} was made from other lists or with another choice of rows (--manifest, --exclude, "
             "--unique, --limit); give the same ones, or another --output."
         )
+    table = remove.withhold(table, root)
     due = _due(outcomes, settings.retry).to_numpy(zero_copy_only=False)
     # A row keeps the name it was published under: a list that has moved makes no new rows.
     table = table.set_column(table.column_names.index("manifest"), "manifest", outcomes["manifest"])

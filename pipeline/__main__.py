@@ -1,4 +1,4 @@
-"""The commands of the pipeline: prepare, verify, report. Heavy imports happen inside the command called."""
+"""The commands of the pipeline: prepare, verify, report, remove. Each imports what is heavy when called."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ def _is_wrong_call(error: Exception) -> bool:
     """Whether the person who called can mend it by calling differently."""
     from pipeline.campaign import CallError
     from pipeline.manifest import ManifestError
+    from pipeline.remove import IdsError
     from pipeline.sources import SourceError
 
-    return isinstance(error, CallError | ManifestError | SourceError)
+    return isinstance(error, CallError | IdsError | ManifestError | SourceError)
 
 
 def _sentence(error: Exception) -> str:
@@ -139,6 +140,19 @@ def _report(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _remove(arguments: argparse.Namespace) -> int:
+    from pipeline import remove
+
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    ids = remove.read_ids(arguments.ids)
+    done = remove.remove(
+        arguments.root, ids, arguments.reason, work=arguments.work, dry_run=arguments.dry_run
+    )
+    print(json.dumps(vars(done)) if arguments.json else "\n".join(done.lines()))
+    return EXIT_DONE
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline", description="From a Kinetics list to a data set."
@@ -152,6 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     report = _command(commands, "report", _report, "write ROOT/report/index.html")
     report.add_argument("root", metavar="ROOT")
+    remove = _command(commands, "remove", _remove, "take clips out of a published data set, everywhere")
+    remove.add_argument("root", metavar="ROOT")
+    remove.add_argument(
+        "--ids", required=True, metavar="FILE", help="video ids (all their clips) or keys, one a line"
+    )
+    remove.add_argument("--reason", required=True, metavar="TEXT", help="stands in outcomes and log")
+    remove.add_argument("--dry-run", action="store_true", help="list what would go, and change nothing")
+    remove.add_argument("--work", metavar="DIR", help="the work store (default ROOT/work)")
     return parser
 
 

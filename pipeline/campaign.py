@@ -20,7 +20,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import clip, dataset, layout, manifest, packing, plan, progress, publish, shards, stages
+from pipeline import (
+    clip,
+    dataset,
+    layout,
+    manifest,
+    packing,
+    plan,
+    progress,
+    publish,
+    remove,
+    shards,
+    stages,
+)
 from pipeline.flow import device_class
 from pipeline.outcome import FAILED, RETRY_AFTER
 from pipeline.pressure import Pressure
@@ -232,26 +244,23 @@ def _to_do(
         due[place] = _due(outcomes, settings.retry).to_numpy(zero_copy_only=False)
     if not due.any():
         return None
-    begun = _begun(planned, settings, publish.next_generation(root), store)
+    purpose = f"{plan.digest(planned)} {settings.retry} {settings.wave} {settings.plan.shard_size}"
+    begun = _begun(purpose, publish.next_generation(root), store)
     if begun is not None:
-        return begun
+        return remove.withhold(begun, root)
+    planned = remove.withhold(planned, root)
     if settings.wave is not None:
         due = plan.first_videos(planned, due, settings.wave)
-    return plan.only(planned, due, settings.plan.shard_size, _purpose(planned, settings))
+    return plan.only(planned, due, settings.plan.shard_size, purpose)
 
 
-def _purpose(planned: pa.Table, settings: Settings) -> str:
-    """What the rows of a generation were chosen for; the same again when a killed command is repeated."""
-    return f"{plan.digest(planned)} {settings.retry} {settings.wave} {settings.plan.shard_size}"
-
-
-def _begun(planned: pa.Table, settings: Settings, generation: str, store: WorkStore) -> pa.Table | None:
+def _begun(purpose: str, generation: str, store: WorkStore) -> pa.Table | None:
     """The rows of a generation that an earlier call began for the same purpose and did not publish."""
     path = f"plan/{generation}.parquet"
     if not store.storage.exists(path):
         return None
     table = plan.read(store.storage, path)
-    return table if plan.purpose_of(table) == _purpose(planned, settings) else None
+    return table if plan.purpose_of(table) == purpose else None
 
 
 def _as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[pa.Table, np.ndarray]:

@@ -14,7 +14,7 @@ TITLE = "# A data set made by Quovadis"
 TERMS = """\
 The lists of Kinetics-400, 600, 700 and 700-2020 are published by Google under CC BY 4.0. The videos are
 their uploaders': this data set gives no right to them, and whoever passes it on must hold one. A video
-that its owner withdrew is taken out with `python -m pipeline remove`."""
+that its owner withdrew is taken out with `python -m pipeline remove`; `removed.jsonl` says what was."""
 _LABELS = 1000  # rows of the table by label
 
 
@@ -26,10 +26,10 @@ def text(meta: dict[str, Any], outcomes: pa.Table) -> str:
         outcomes: the latest outcome of each manifest row (`OUTCOME_SCHEMA`).
     """
     size = sum(shard["size"] for shard in meta["shards"])
-    samples = sum(shard["samples"] for shard in meta["shards"])
+    ready = sum(row.get(READY, 0) for row in meta["counts"].values())
     sections = [
         TITLE,
-        f"{samples} clips in {len(meta['shards'])} shards, {size / 1e9:.3f} GB, "
+        f"{ready} clips in {len(meta['shards'])} shards, {size / 1e9:.3f} GB, "
         f"{len(meta['classes'])} classes, generations {', '.join(meta['generations'])}.\n\n"
         "The shards are plain tar files in WebDataset's layout: each sample has `<key>.cls` (class index), "
         "`<key>.mp4` (25 frames a second, short side 256 pixels), `<key>.json` and, with flow, "

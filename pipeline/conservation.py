@@ -149,6 +149,11 @@ def check_again(earlier: pa.Table, outcomes: pa.Table, index: pa.Table) -> None:
     before = earlier.take(pa.array(_positions(old, new[again])))
     for name in _IDENTITY:
         _equal_columns(before, now, name, "the published outcomes", "the manifests given now")
+    removed = pc.fill_null(pc.equal(before["excluded_for"], "removed"), False)
+    if pc.any(removed, min_count=0).as_py():
+        raise NotConserved(
+            f"{_name(now.filter(removed))} was removed and is decided again; repeat the command"
+        )
     published = pc.is_in(now["key"], _plain(index["key"]))
     twice = pc.and_(published, pc.equal(now["outcome"], READY))
     if pc.any(twice, min_count=0).as_py():

@@ -26,6 +26,7 @@ from pipeline.layout import (
     MEDIA,
     META_FILE,
     OUTCOME_SCHEMA,
+    REMOVED_MEMBER,
     SPLITS,
     SUFFIXES,
     DatasetError,
@@ -45,6 +46,7 @@ __all__ = [
     "FLOW_ZERO",
     "INDEX_SCHEMA",
     "OUTCOME_SCHEMA",
+    "REMOVED_MEMBER",
     "SPLITS",
     "Dataset",
     "DatasetError",
@@ -221,6 +223,8 @@ def parse_sample(data: bytes, key: str, where: str) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
+                if member.name == REMOVED_MEMBER:
+                    raise DatasetError(f"{where}: {key} was removed since; open the data set again")
                 stem, _, suffix = member.name.partition(".")
                 if not member.isreg() or stem != key or suffix not in SUFFIXES or suffix in members:
                     raise DatasetError(f"{where}: {member.name[:100]!r} does not belong to {key}")

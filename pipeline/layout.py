@@ -26,6 +26,10 @@ MEDIA = {"rgb": "mp4", "flow": "flow.mp4"}
 SUFFIXES = ("cls", "flow.mp4", "json", "mp4")
 """Members of a sample, in their order in the tar."""
 REMOVED_MEMBER = "__removed__"
+REMOVED_LOG = "removed.jsonl"
+"""What was taken down, with time and reason: one JSON object a line."""
+REMOVING_LOG = "removing.jsonl"
+"""The same of a takedown that has begun and not come to its end."""
 
 FLOW_BOUND = 20.0  # pixels a frame; what lies beyond was clipped
 FLOW_ZERO = 128  # the luma value that stands for no motion

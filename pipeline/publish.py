@@ -20,6 +20,7 @@ from pipeline.layout import (
     FORMAT,
     INDEX_SCHEMA,
     META_FILE,
+    REMOVING_LOG,
     SPLITS,
     ShardInfo,
     check_index,
@@ -34,7 +35,7 @@ from pipeline.storage import AlreadyExists, Busy, Changed, Storage
 from pipeline.work import canonical_json
 
 CARD_FILE = "README.md"
-_LOCK = ".publish.lock"
+PUBLISH_LOCK = ".publish.lock"
 
 
 class PublishError(Exception):
@@ -54,8 +55,8 @@ def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -
         dataset.json as it is now, None where nothing is published yet.
 
     Raises:
-        PublishError: it was made by another recipe, or with other classes; or somebody else's README.md
-            lies where the card would.
+        PublishError: it was made by another recipe, or with other classes; a takedown was broken off; or
+            somebody else's README.md lies where the card would.
         DatasetError: what lies there is no data set of this format.
     """
     meta = read_meta(storage)
@@ -66,6 +67,10 @@ def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -
                     f"{storage.where(CARD_FILE)} is not ours and would be lost; choose an empty folder"
                 )
         return None
+    if storage.exists(REMOVING_LOG):
+        raise PublishError(
+            f"a takedown of {storage.url} has not come to its end; repeat its python -m pipeline remove first"
+        )
     for name, given in (("recipe", _plain(recipe)), ("classes", list(classes))):
         if meta[name] != given:
             raise PublishError(
@@ -104,7 +109,7 @@ def publish(
         Failed: class storage. Nothing is published then.
     """
     try:
-        with storage.lock(_LOCK):
+        with storage.lock(PUBLISH_LOCK):
             return _publish(storage, plan, outcomes, packed, recipe, classes, generation)
     except Busy as busy:
         hint = "" if storage.is_local else f"; if none does, delete {busy}"

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline import conservation, dataset
 from pipeline.dataset import Dataset, DatasetError
-from pipeline.layout import INDEX_SCHEMA, META_FILE, SPLITS, ShardInfo, index_path, outcome_path
+from pipeline.layout import INDEX_SCHEMA, META_FILE, REMOVING_LOG, SPLITS, ShardInfo, index_path, outcome_path
 from pipeline.outcome import Failed
 from pipeline.publish import CARD_FILE
 from pipeline.shards import order
@@ -120,6 +120,10 @@ def _check_tables(opened: Dataset, report: Report) -> dict[str, pa.Table]:
     _check_flow_columns(opened, index, report)
     if opened.classes != sorted(opened.classes):
         report.notes.append("classes are not sorted: they come from --classes")
+    if opened.storage.exists(REMOVING_LOG):
+        report.breaches.append(
+            f"{REMOVING_LOG} is there: a takedown has not come to its end; repeat python -m pipeline remove"
+        )
     if not opened.storage.exists(CARD_FILE):
         report.breaches.append(f"{CARD_FILE} is absent")
     return tables

@@ -104,12 +104,11 @@ def _bar(parts: dict[str, int], scale: int) -> str:
 
 
 def _summary(data: Dataset, counts: Counts) -> str:
-    samples = sum(shard.samples for shard in data.shards.values())
     size = sum(shard.size for shard in data.shards.values())
     generations = len(data.generations)
     return (
-        f"{_number(samples)} clips of {_number(len(data.classes))} classes in {_number(len(data.shards))} "
-        f"shard{'s' if len(data.shards) != 1 else ''} ({_bytes(size)}), "
+        f"{_number(counts.outcomes[READY])} clips of {_number(len(data.classes))} classes in "
+        f"{_number(len(data.shards))} shard{'s' if len(data.shards) != 1 else ''} ({_bytes(size)}), "
         f"{generations} generation{'s' if generations != 1 else ''}; "
         f"from {_number(counts.rows)} manifest rows."
     )

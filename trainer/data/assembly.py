@@ -18,7 +18,7 @@ from trainer.data.augmentation import Cut, evaluation_cuts, random_cut
 from trainer.data.batch import Batch, Input
 from trainer.data.decoding import Undecodable, decode_flow, decode_rgb
 from trainer.data.order import AUGMENTATION, Draws
-from trainer.data.reading import Reader, ReadError, SampleError, ahead
+from trainer.data.reading import Reader, ReadError, RemovedError, SampleError, ahead
 from trainer.data.rows import Rows
 
 _REPLACEMENTS = 16  # rows tried in the place of one before the data are given up
@@ -163,6 +163,8 @@ class _Unfinished:
                 self._decode(place, row, cuts, members.result() if own else self._reader.read(row))
                 self._target[place] = purpose.rows.target[row]
                 break
+            except RemovedError:
+                continue
             except (Undecodable, SampleError) as error:
                 self._failures.append(f"{purpose.rows.keys[row].as_py()}: {error}")
         else:

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from pipeline.dataset import REMOVED_MEMBER
 from pipeline.storage import Failed, Storage
 from trainer.data.rows import MEDIA, Rows
 
@@ -22,6 +23,10 @@ T = TypeVar("T")
 
 class SampleError(ValueError):
     """The bytes at a row's place are not its sample's: counted, and another takes its place."""
+
+
+class RemovedError(SampleError):
+    """The clip was taken down since the index was read: no failure, and another takes its place."""
 
 
 class ReadError(RuntimeError):
@@ -45,6 +50,7 @@ class Reader:
         """The members of a row by stream.
 
         Raises:
+            RemovedError: it was taken down while this run went on.
             SampleError: the shard ends before them, or another sample lies there.
             ReadError: the shard is absent, or the storage does not answer after several attempts.
         """
@@ -61,6 +67,8 @@ class Reader:
         for stream, (offset, _) in places.items():
             name = data[offset - begin - _HEADER :][:100].split(b"\0", 1)[0]
             if name != f"{rows.keys[row].as_py()}.{MEDIA[stream]}".encode():
+                if name == REMOVED_MEMBER.encode():
+                    raise RemovedError("it was taken down")
                 found = name.decode("ascii", "replace")
                 raise SampleError(f"{path} has {found!r} at its place: the index is of another state")
         return {s: data[offset - begin : offset - begin + size] for s, (offset, size) in places.items()}

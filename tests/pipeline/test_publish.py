@@ -356,22 +356,3 @@ def test_a_killed_publisher_s_leftovers_are_replaced_by_the_next(tmp_path):
     report = verify(tmp_path, sample=0, workers=1)
     assert report.ok
     assert report.notes == []
-
-
-def test_a_row_of_a_list_that_has_moved_is_the_row_that_was_published(tmp_path):
-    from types import SimpleNamespace
-
-    from pipeline import campaign
-
-    prepare(tmp_path).publish()
-    rows = prepare(tmp_path / "elsewhere").plan.replace_schema_metadata({"classes": json.dumps(CLASSES)})
-    names = pa.array(["/elsewhere/list.csv"] * rows.num_rows)
-    moved = rows.set_column(0, rows.schema.field("manifest"), names)
-    settings = SimpleNamespace(retry="transient", plan=SimpleNamespace(shard_size=512))
-    recipe = SimpleNamespace(as_dict=lambda: RECIPE)
-    due = campaign._to_do(moved, recipe, settings, Storage(tmp_path))  # type: ignore[arg-type]
-    assert due is not None
-    assert due.select(["manifest", "row"]).to_pylist() == [{"manifest": "list.csv", "row": 8}]
-    later = prepare(tmp_path, (Row("ffffffffff6"),), generation="00001", first_row=8)
-    later.plan = due
-    assert sum(sum(row.values()) for row in later.publish()["counts"].values()) == len(ROWS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where it works (default .demo)")
     options = parser.parse_args(arguments)
     places = Places((options.folder / f"seed-{options.seed}").resolve())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # takes the command that runs down with it
     start = time.monotonic()
     try:
         prepare(places, options.seed)

@@ -9,9 +9,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.networks import (  # noqa: F401  (each registers its networks)
+    csn,
+    hara,
     i3d,
     resnet3d,
+    resnet_i3d,
     s3d,
+    slowfast,
+    smallbig,
+    tsm,
 )
 from trainer.networks.registry import Entry, entry, names
 

@@ -1,0 +1,113 @@
+"""SmallBigNet: each convolution sees the place itself and, with the same weights, what surrounds it.
+
+X. Li, Y. Wang, Z. Zhou, Y. Qiao, "SmallBigNet: Integrating Core and Contextual Views for Video
+Classification", CVPR 2020, section 3; where the paper is silent, github.com/xhl-video/SmallBigNet
+(smallbig50_no_extra) decides.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.networks.layers import Norm
+from trainer.networks.registry import register
+from trainer.networks.residual import (
+    DEPTHS,
+    WIDTHS,
+    Block,
+    Bottleneck,
+    ResidualNetwork,
+    activated,
+    convolution,
+    projection,
+    stages,
+)
+
+SOURCE = "Li et al., CVPR 2020, arXiv:2006.14582; github.com/xhl-video/SmallBigNet"
+
+
+class SmallBigBottleneck(Bottleneck):
+    """A bottleneck of small and big views: BN(conv(x)) + BN'(conv(maximum around x)), each conv shared.
+
+    The maximum is over 3x3x3 for the first two convolutions, over all of time and 3x3 for the last (table 1).
+    The big views' normalisations start at zero, so that the block starts as the 2D one.
+    """
+
+    def __init__(self, norm: Norm, inner: int, first: nn.Module, second: nn.Module, shortcut: nn.Module):
+        super().__init__(norm, inner, first, second, shortcut)
+        self.big = nn.ModuleList(norm(channels) for channels in (inner, inner, 4 * inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self._views(0, self.conv1, x, 3), inplace=True)
+        y = F.relu(self._views(1, self.conv2, y, 3), inplace=True)
+        return F.relu(self._views(2, self.conv3, y, None) + self.downsample(x), inplace=True)
+
+    def _views(self, number: int, layer: nn.Sequential, x: Tensor, span: int | None) -> Tensor:
+        """The sum of both views; `span` is of the maximum in time, None for all of it."""
+        if span is None:
+            big = F.max_pool3d(x.amax(dim=2, keepdim=True), (1, 3, 3), 1, padding=(0, 1, 1))
+        else:
+            big = F.max_pool3d(x, (span, 3, 3), 1, padding=(span // 2, 1, 1))
+        return layer[1](layer[0](x)) + self.big[number](layer[0](big))
+
+
+def flat(norm: Norm, inner: int, kind: type[Bottleneck]) -> Block:
+    """Bottlenecks of 2D convolutions."""
+
+    def block(in_channels: int, stride: int, number: int) -> Bottleneck:
+        steps = (1, stride, stride)
+        return kind(
+            norm,
+            inner,
+            convolution(in_channels, inner, (1, 1, 1)),
+            convolution(inner, inner, (1, 3, 3), steps),
+            projection(norm, in_channels, 4 * inner, steps),
+        )
+
+    return block
+
+
+class SmallBigNet(ResidualNetwork):
+    """SmallBigNet on ResNet-50: 2D in res2, small and big views from res3 on.
+
+    Takes (N, `in_channels`, T, H, W) float; 8 frames, 8 apart, of 224x224 as published. Published on
+    Kinetics-400, top-1: 76.3 %.
+
+    Args:
+        dropout: probability before the last layer.
+        bn_momentum: of the running statistics, in torch's sense.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        *,
+        dropout: float = 0.0,
+        bn_momentum: float = 0.1,
+        bn_frozen: bool = False,
+    ):
+        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
+        stem = nn.Sequential(
+            *activated(convolution(in_channels, 64, (1, 7, 7), (1, 2, 2)), norm(64)),
+            nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
+        )
+        kinds = (Bottleneck, *[SmallBigBottleneck] * 3)
+        blocks = [flat(norm, inner, kind) for inner, kind in zip(WIDTHS, kinds, strict=True)]
+        super().__init__(stem, stages(blocks, DEPTHS[50], expansion=4), 4 * WIDTHS[-1], num_classes, dropout)
+        for module in self.modules():
+            if isinstance(module, SmallBigBottleneck):
+                for parameter in module.big.parameters():
+                    nn.init.zeros_(parameter)
+
+
+register(
+    "smallbig-r50",
+    streams=("rgb", "flow"),
+    configuration="smallbig",
+    sizes=(8, 224, 224),
+    accuracy={"rgb": 76.3},
+    source=SOURCE,
+)(SmallBigNet)

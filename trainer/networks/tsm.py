@@ -1,0 +1,163 @@
+"""TSM: a 2D residual network in which a share of the channels is shifted along time, at no cost.
+
+J. Lin, C. Gan, S. Han, "TSM: Temporal Shift Module for Efficient Video Understanding", ICCV 2019, sections 3
+and 4; where the paper is silent, github.com/mit-han-lab/temporal-shift-module decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainer.networks.layers import Norm
+from trainer.networks.registry import register
+from trainer.networks.residual import (
+    DEPTHS,
+    WIDTHS,
+    Bottleneck,
+    ResidualNetwork,
+    activated,
+    convolution,
+    stages,
+)
+from trainer.networks.smallbig import flat
+
+SOURCE = "Lin et al., ICCV 2019, arXiv:1811.08383; github.com/mit-han-lab/temporal-shift-module"
+
+
+class Shift(nn.Module):
+    """Shifts channels along time: (N, C, T, H, W) -> the same shape (figure 1).
+
+    Args:
+        share: 1 / share of the channels come from the frame after, as many from the one before.
+        padding: what the ends get: "zero", or "circulant", the clip's other end.
+        online: only from the frame before, which is all there is in a stream (figure 1c).
+    """
+
+    def __init__(self, share: int = 8, padding: str = "zero", online: bool = False):
+        super().__init__()
+        if padding not in ("zero", "circulant"):
+            raise ValueError(f"there is no padding {padding!r}: choose zero or circulant")
+        if online and padding == "circulant":
+            raise ValueError("a stream has no other end: take padding zero with online")
+        self.share, self.padding, self.online = share, padding, online
+
+    def forward(self, x: Tensor) -> Tensor:
+        fold = x.shape[1] // self.share
+        if self.online:
+            return torch.cat([self._moved(x[:, :fold], 1), x[:, fold:]], dim=1)
+        future, past, rest = x.split([fold, fold, x.shape[1] - 2 * fold], dim=1)
+        return torch.cat([self._moved(future, -1), self._moved(past, 1), rest], dim=1)
+
+    def step(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A frame (N, C, 1, H, W) of a stream, shifted, and what the next is to get (N, C / share, 1, H, W)."""
+        kept = x[:, : x.shape[1] // self.share]
+        before = torch.zeros_like(kept) if before is None else before
+        return torch.cat([before, x[:, kept.shape[1] :]], dim=1), kept
+
+    def _moved(self, x: Tensor, by: int) -> Tensor:
+        moved = x.roll(by, dims=2)
+        if self.padding == "circulant":
+            return moved
+        end = torch.zeros_like(x[:, :, :1])
+        parts = [end, moved[:, :, 1:]] if by > 0 else [moved[:, :, :-1], end]
+        return torch.cat(parts, dim=2)
+
+
+class ShiftedBottleneck(Bottleneck):
+    """A 2D bottleneck with a shift: on its residual branch, or in place, for its shortcut too (section 3.2)."""
+
+    shift: Shift
+    in_place = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._after(x, self.shift(x))
+
+    def step(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `Shift.step`, through the block."""
+        shifted, kept = self.shift.step(x, before)
+        return self._after(x, shifted), kept
+
+    def _after(self, x: Tensor, shifted: Tensor) -> Tensor:
+        past = self.downsample(shifted if self.in_place else x)
+        return (self.conv3(self.conv2(self.conv1(shifted))) + past).relu_()
+
+
+class TSM(ResidualNetwork):
+    """TSM on ResNet-50.
+
+    Takes (N, `in_channels`, T, H, W) float; 8 frames of 224x224, one from each eighth of the clip as published.
+    Published on Kinetics-400, top-1 (table 2): 74.1 %. The frames' logits are averaged.
+
+    Args:
+        placement: of the shift: "residual" as published, or "in-place" (section 3.2).
+        padding: "zero" as published, or "circulant".
+        online: shifts from the past only, so that `step` may go through a stream frame by frame (section 4.2).
+        dropout: probability before the last layer, frame by frame.
+        bn_momentum: of the running statistics, in torch's sense.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        *,
+        placement: str = "residual",
+        padding: str = "zero",
+        online: bool = False,
+        dropout: float = 0.5,
+        bn_momentum: float = 0.1,
+        bn_frozen: bool = False,
+    ):
+        if placement not in ("residual", "in-place"):
+            raise ValueError(f"there is no placement {placement!r}: choose residual or in-place")
+        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
+        stem = nn.Sequential(
+            *activated(convolution(in_channels, 64, (1, 7, 7), (1, 2, 2)), norm(64)),
+            nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
+        )
+        layers = stages([flat(norm, inner, ShiftedBottleneck) for inner in WIDTHS], DEPTHS[50], expansion=4)
+        super().__init__(stem, layers, 4 * WIDTHS[-1], num_classes, dropout)
+        self.online = online
+        for block in self.blocks():
+            block.shift, block.in_place = Shift(8, padding, online), placement == "in-place"
+
+    def blocks(self) -> list[ShiftedBottleneck]:
+        """All residual blocks in their order."""
+        return [b for b in self.modules() if isinstance(b, ShiftedBottleneck)]
+
+    def logits_over_time(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, T, num_classes)."""
+        return self.fc(self.dropout(self.maps(x).mean(dim=(3, 4)).transpose(1, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> logits (N, num_classes)."""
+        return self.logits_over_time(x).mean(dim=1)
+
+    def step(self, frame: Tensor, state: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The next frame of a stream, (N, C, H, W), and the state it is given back with.
+
+        Returns its logits (N, num_classes), those of `logits_over_time` for a clip, and the state for the next
+        frame: an eighth of the channels before each block. Raises ValueError without `online`.
+        """
+        if not self.online:
+            raise ValueError("this TSM looks into the future: build it with online=True to go frame by frame")
+        x = self.stem(frame[:, :, None])
+        kept = []
+        for number, block in enumerate(self.blocks()):
+            x, left = block.step(x, None if state is None else state[number])
+            kept.append(left)
+        return self.fc(self.dropout(x.mean(dim=(2, 3, 4)))), kept
+
+
+register(
+    "tsm-r50",
+    streams=("rgb", "flow"),
+    configuration="tsm",
+    sizes=(8, 224, 224),
+    accuracy={"rgb": 74.1},
+    source=SOURCE,
+)(TSM)

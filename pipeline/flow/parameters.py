@@ -45,5 +45,5 @@ class FlowCoding:
 
     bound: float = 20.0  # pixels; what lies beyond is clipped and counted as saturated
     crf: int = 18
-    preset: str = "fast"
+    preset: str = "veryfast"  # as small and as exact as fast here, in half the time
     keyframe_interval: int = 16  # frames

@@ -9,6 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.networks import (  # noqa: F401  (each registers its networks)
+    artnet,
+    baselines,
     csn,
     hara,
     i3d,
@@ -18,6 +20,7 @@ from trainer.networks import (  # noqa: F401  (each registers its networks)
     slowfast,
     smallbig,
     tsm,
+    tsn,
 )
 from trainer.networks.registry import Entry, entry, names
 

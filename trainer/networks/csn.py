@@ -28,7 +28,7 @@ SOURCE = "Tran et al., ICCV 2019, arXiv:1904.02811; github.com/facebookresearch/
 
 
 def separated(norm: Norm, inner: int, preserved: bool) -> Block:
-    """Bottlenecks whose convolution is channel-separated, with interaction reduced or preserved (figure 1)."""
+    """Bottlenecks whose convolution is channel-separated, interaction reduced or preserved (figure 1)."""
 
     def block(in_channels: int, stride: int, number: int) -> Bottleneck:
         steps = (stride, stride, stride)
@@ -49,8 +49,8 @@ def separated(norm: Norm, inner: int, preserved: bool) -> Block:
 class CSN(ResidualNetwork):
     """ir-CSN or ip-CSN.
 
-    Takes (N, `in_channels`, T, H, W) float; 32 frames of 224x224 as published. Published on Kinetics-400, top-1
-    over 30 views after training from scratch (table 6): ir-CSN-152 76.5, ip-CSN-152 77.8 %.
+    Takes (N, `in_channels`, T, H, W) float; 32 frames of 224x224 as published. Published on Kinetics-400,
+    top-1 over 30 views after training from scratch (table 6): ir-CSN-152 76.5, ip-CSN-152 77.8 %.
 
     Args:
         layers: 50, 101 or 152.

@@ -52,7 +52,7 @@ class Shift(nn.Module):
         return torch.cat([self._moved(future, -1), self._moved(past, 1), rest], dim=1)
 
     def step(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A frame (N, C, 1, H, W) of a stream, shifted, and what the next is to get (N, C / share, 1, H, W)."""
+        """A stream's frame (N, C, 1, H, W), shifted, and the next one's `before` (N, C / share, 1, H, W)."""
         kept = x[:, : x.shape[1] // self.share]
         before = torch.zeros_like(kept) if before is None else before
         return torch.cat([before, x[:, kept.shape[1] :]], dim=1), kept
@@ -67,7 +67,7 @@ class Shift(nn.Module):
 
 
 class ShiftedBottleneck(Bottleneck):
-    """A 2D bottleneck with a shift: on its residual branch, or in place, for its shortcut too (section 3.2)."""
+    """A 2D bottleneck with a shift: on its residual branch, or in place, before all of it (section 3.2)."""
 
     shift: Shift
     in_place = False
@@ -88,13 +88,13 @@ class ShiftedBottleneck(Bottleneck):
 class TSM(ResidualNetwork):
     """TSM on ResNet-50.
 
-    Takes (N, `in_channels`, T, H, W) float; 8 frames of 224x224, one from each eighth of the clip as published.
-    Published on Kinetics-400, top-1 (table 2): 74.1 %. The frames' logits are averaged.
+    Takes (N, `in_channels`, T, H, W) float; 8 frames of 224x224, one from each eighth of the clip as
+    published. Published on Kinetics-400, top-1 (table 2): 74.1 %. The frames' logits are averaged.
 
     Args:
         placement: of the shift: "residual" as published, or "in-place" (section 3.2).
         padding: "zero" as published, or "circulant".
-        online: shifts from the past only, so that `step` may go through a stream frame by frame (section 4.2).
+        online: shifts from the past only, so that `step` may go through a stream frame by frame (section 4).
         dropout: probability before the last layer, frame by frame.
         bn_momentum: of the running statistics, in torch's sense.
         bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
@@ -140,8 +140,8 @@ class TSM(ResidualNetwork):
     def step(self, frame: Tensor, state: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """The next frame of a stream, (N, C, H, W), and the state it is given back with.
 
-        Returns its logits (N, num_classes), those of `logits_over_time` for a clip, and the state for the next
-        frame: an eighth of the channels before each block. Raises ValueError without `online`.
+        Returns its logits (N, num_classes), those of `logits_over_time` for a clip, and the state for the
+        next frame: an eighth of the channels before each block. Raises ValueError without `online`.
         """
         if not self.online:
             raise ValueError("this TSM looks into the future: build it with online=True to go frame by frame")

@@ -1,0 +1,306 @@
+"""The four older networks that the I3D paper compares with, on Inception-v1 and on C3D.
+
+J. Carreira, A. Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset", CVPR 2017,
+sections 2.1 to 2.3, figure 2 and table 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.networks.i3d import MIXED, Mixed, Unit, initialise
+from trainer.networks.layers import Dropout, MaxPool3dSame, Norm
+from trainer.networks.recurrent import BatchNormLSTM
+from trainer.networks.registry import register
+from trainer.networks.residual import activated
+
+SOURCE = "Carreira and Zisserman, CVPR 2017, arXiv:1705.07750"
+
+STACK = 10
+"""Frames of flow that go with one of RGB."""
+
+
+class InceptionV1(nn.Module):
+    """Inception-v1, frame by frame: I3D's layers without time. (N, C, T, H, W) -> (N, 1024, T / stack, h, w).
+
+    `stack` frames are the channels of one picture.
+    """
+
+    def __init__(self, norm: Norm, in_channels: int, stack: int = 1):
+        super().__init__()
+        layers: list[nn.Module] = [
+            Unit(norm, in_channels, 64, (stack, 7, 7), (stack, 2, 2)),
+            MaxPool3dSame((1, 3, 3), (1, 2, 2)),
+            Unit(norm, 64, 64, (1, 1, 1)),
+            Unit(norm, 64, 192, (1, 3, 3)),
+            MaxPool3dSame((1, 3, 3), (1, 2, 2)),
+        ]
+        channels = 192
+        for name, widths in MIXED.items():
+            if name == "4b":
+                layers.append(MaxPool3dSame((1, 3, 3), (1, 2, 2)))
+            if name == "5b":
+                layers.append(MaxPool3dSame((1, 2, 2), (1, 2, 2)))
+            mixed = Mixed(norm, channels, widths, (1, 3, 3), (1, 3, 3))
+            layers.append(mixed)
+            channels = mixed.channels
+        self.layers = nn.Sequential(*layers)
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class ConvNetLSTM(nn.Module):
+    """(a) ConvNet and LSTM: Inception-v1 on each frame, a batch-normalised LSTM of 512 on its average pool.
+
+    Takes (N, `in_channels`, T, H, W) float, every fifth frame: 25 in training, 50 in test, of 224x224. The
+    loss is on the outputs of all steps (`steps`), the last one's is the answer. Published on Kinetics-400:
+    63.3 %.
+
+    Args:
+        dropout: probability before the last layer.
+        bn_momentum: of the running statistics, in torch's sense: .001 is the decay of I3D.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        dropout: float = 0.5,
+        bn_momentum: float = 0.001,
+        bn_frozen: bool = False,
+    ):
+        super().__init__()
+        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
+        self.frames = InceptionV1(norm, in_channels)
+        self.lstm = BatchNormLSTM(self.frames.channels, 512, bn_momentum, bn_frozen)
+        self.dropout = Dropout(dropout)
+        self.logits = nn.Linear(512, num_classes)
+        self.frames.apply(initialise)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, T, 512)."""
+        return self.lstm(self.frames(x).mean(dim=(3, 4)).transpose(1, 2))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, 512), after the last frame."""
+        return self.hidden(x)[:, -1]
+
+    def steps(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> logits after each frame (N, T, num_classes)."""
+        return self.logits(self.dropout(self.hidden(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> logits (N, num_classes), after the last frame."""
+        return self.steps(x)[:, -1]
+
+
+class C3D(nn.Module):
+    """(b) 3D-ConvNet: C3D with batch normalisation after all layers, and time halved in the first pool.
+
+    Takes (N, `in_channels`, T, H, W) float, T >= 16; 16 frames of 112x112 as published, of other pictures
+    the last maps are averaged to 4x4. Longer clips are gone through in steps of 16 frames, and the logits
+    averaged. Published on Kinetics-400: 56.1 %. (D. Tran et al., "Learning Spatiotemporal Features with 3D
+    Convolutional Networks", ICCV 2015, figure 3.)
+
+    Args:
+        dropout: probability after both hidden linear layers.
+        bn_momentum: of the running statistics, in torch's sense.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        dropout: float = 0.5,
+        bn_momentum: float = 0.001,
+        bn_frozen: bool = False,
+    ):
+        super().__init__()
+        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
+        layers: list[nn.Module] = []
+        before = in_channels
+        for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+            for width in widths:
+                layers.append(activated(nn.Conv3d(before, width, 3, padding=1, bias=False), norm(width)))
+                before = width
+            layers.append(nn.MaxPool3d(2))
+        layers[-1] = nn.MaxPool3d((1, 2, 2), (1, 2, 2), padding=(0, 1, 1))  # no time is left to halve
+        self.layers = nn.Sequential(*layers)
+        self.fc6 = activated(nn.Conv3d(before, 4096, (1, 4, 4)), norm(4096))
+        self.fc7 = activated(nn.Conv3d(4096, 4096, 1), norm(4096))
+        self.dropout6, self.dropout7 = Dropout(dropout), Dropout(dropout)
+        self.logits = nn.Conv3d(4096, num_classes, 1)
+        self.apply(initialise)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, 4096, T / 16, 1, 1), the second linear layer's."""
+        if x.shape[2] < 16:
+            raise ValueError(f"C3D takes at least 16 frames, not {x.shape[2]}")
+        x = self.layers(x)
+        if x.shape[3:] != (4, 4):
+            x = F.adaptive_avg_pool3d(x, (x.shape[2], 4, 4))
+        return self.fc7(self.dropout6(self.fc6(x)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, 4096)."""
+        return self.hidden(x).mean(dim=(2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> logits (N, num_classes)."""
+        return self.logits(self.dropout7(self.hidden(x))).mean(dim=(2, 3, 4))
+
+
+def snapshots(rgb: Tensor, flow: Tensor) -> Tensor:
+    """One RGB frame for each 10 of flow: as given, or picked where there is one for each frame of flow.
+
+    Raises ValueError for any other number.
+    """
+    wanted = math.ceil(flow.shape[2] / STACK)
+    if rgb.shape[2] == flow.shape[2]:
+        rgb = rgb[:, :, ::STACK]
+    if rgb.shape[2] != wanted:
+        raise ValueError(f"{flow.shape[2]} frames of flow go with {wanted} of RGB, not with {rgb.shape[2]}")
+    return rgb
+
+
+class TwoStream(nn.Module):
+    """(c) Two-Stream: Inception-v1 on an RGB frame and another on 10 frames of flow from there on, stacked.
+
+    Takes rgb (N, 3, K, H, W) or one frame for each of flow, and flow (N, 2, 10 K, H, W); K = 1 in training,
+    25 in test, of 224x224. The streams' predictions are averaged, after each one's logits over K; the loss
+    is the mean of both towers' (`steps`). Published on Kinetics-400: 62.2 for RGB, 52.4 for flow, 65.6 % for
+    both. (K. Simonyan, A. Zisserman, "Two-Stream Convolutional Networks for Action Recognition in Videos",
+    NIPS 2014.)
+
+    Args:
+        in_channels: of an RGB frame.
+        dropout: probability before each last layer.
+        bn_momentum: of the running statistics, in torch's sense.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        dropout: float = 0.5,
+        bn_momentum: float = 0.001,
+        bn_frozen: bool = False,
+    ):
+        super().__init__()
+        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
+        self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
+        self.dropout_rgb, self.dropout_flow = Dropout(dropout), Dropout(dropout)
+        self.logits_rgb = nn.Conv3d(self.rgb.channels, num_classes, 1)
+        self.logits_flow = nn.Conv3d(self.flow.channels, num_classes, 1)
+        self.apply(initialise)
+
+    def maps(self, rgb: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """Each stream's average pool, (N, 1024, K, 1, 1)."""
+        seen = self.rgb(snapshots(rgb, flow)), self.flow(flow)
+        return seen[0].mean(dim=(3, 4), keepdim=True), seen[1].mean(dim=(3, 4), keepdim=True)
+
+    def features(self, rgb: Tensor, flow: Tensor) -> Tensor:
+        """(N, 2048): RGB then flow."""
+        return torch.cat([x.mean(dim=(2, 3, 4)) for x in self.maps(rgb, flow)], dim=1)
+
+    def steps(self, rgb: Tensor, flow: Tensor) -> Tensor:
+        """Logits of both towers, (N, 2, num_classes)."""
+        seen_rgb, seen_flow = self.maps(rgb, flow)
+        by_rgb = self.logits_rgb(self.dropout_rgb(seen_rgb)).mean(dim=(2, 3, 4))
+        by_flow = self.logits_flow(self.dropout_flow(seen_flow)).mean(dim=(2, 3, 4))
+        return torch.stack([by_rgb, by_flow], dim=1)
+
+    def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
+        """The logarithms of the mean of both towers' probabilities, (N, num_classes)."""
+        return self.steps(rgb, flow).log_softmax(dim=2).logsumexp(dim=1) - math.log(2)
+
+
+class FusedThreeD(nn.Module):
+    """(d) 3D-Fused Two-Stream: both streams' maps, joined by a 3x3x3 convolution to 512 and a 3x3x3 maximum.
+
+    Takes rgb (N, 3, K, H, W), 10 frames apart, or one frame for each of flow, and flow (N, 2, 10 K, H, W); K
+    = 5 in training, 25 in test, of 224x224. How the maximum strides and what comes between it and the linear
+    layer is not published: here SAME with stride 2, and the mean of the logits over what is left. Published
+    on Kinetics-400: 67.2 %.
+
+    Args:
+        in_channels: of an RGB frame.
+        dropout: probability before the last layer.
+        bn_momentum: of the running statistics, in torch's sense.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        dropout: float = 0.5,
+        bn_momentum: float = 0.001,
+        bn_frozen: bool = False,
+    ):
+        super().__init__()
+        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
+        self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
+        self.fusion = nn.Conv3d(self.rgb.channels + self.flow.channels, 512, 3, padding=1)
+        self.pool = MaxPool3dSame((3, 3, 3), (2, 2, 2))
+        self.dropout = Dropout(dropout)
+        self.logits = nn.Conv3d(512, num_classes, 1)
+        self.apply(initialise)
+
+    def maps(self, rgb: Tensor, flow: Tensor) -> Tensor:
+        """The last maximum pool, (N, 512, t, h, w)."""
+        both = torch.cat([self.rgb(snapshots(rgb, flow)), self.flow(flow)], dim=1)
+        return self.pool(F.relu(self.fusion(both)))
+
+    def features(self, rgb: Tensor, flow: Tensor) -> Tensor:
+        """(N, 512)."""
+        return self.maps(rgb, flow).mean(dim=(2, 3, 4))
+
+    def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        return self.logits(self.dropout(self.maps(rgb, flow))).mean(dim=(2, 3, 4))
+
+
+register(
+    "convnet-lstm",
+    streams=("rgb", "flow"),
+    configuration="convnet-lstm",
+    sizes=(25, 224, 224),
+    accuracy={"rgb": 63.3},
+    source=SOURCE,
+)(ConvNetLSTM)
+register(
+    "c3d-bn",
+    streams=("rgb", "flow"),
+    configuration="c3d",
+    sizes=(16, 112, 112),
+    accuracy={"rgb": 56.1},
+    source=SOURCE,
+)(C3D)
+register(
+    "two-stream",
+    streams=("both",),
+    configuration="two-stream",
+    sizes=(1, 224, 224),
+    flow_frames=10,
+    accuracy={"both": 65.6},
+    source=SOURCE,
+)(TwoStream)
+register(
+    "fused-3d",
+    streams=("both",),
+    configuration="fused-3d",
+    sizes=(5, 224, 224),
+    flow_frames=50,
+    accuracy={"both": 67.2},
+    source=SOURCE,
+)(FusedThreeD)

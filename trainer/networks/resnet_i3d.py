@@ -1,0 +1,181 @@
+"""I3D on a residual network, and non-local blocks in it.
+
+X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", CVPR 2018; where the paper is silent,
+github.com/facebookresearch/SlowFast (configurations I3D_8x8_R50 and I3D_NLN_8x8_R50) decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.networks.layers import Norm
+from trainer.networks.registry import register
+from trainer.networks.residual import (
+    DEPTHS,
+    WIDTHS,
+    Block,
+    Bottleneck,
+    ResidualNetwork,
+    activated,
+    convolution,
+    initialise,
+    projection,
+    stages,
+)
+
+SOURCE = "Wang et al., CVPR 2018, arXiv:1711.07971; github.com/facebookresearch/SlowFast"
+
+BLOCKS = {
+    0: ((), ()),
+    1: ((), (4,)),
+    5: ((1, 3), (1, 3, 5)),
+    10: ((0, 1, 2, 3), (0, 1, 2, 3, 4, 5)),
+}
+"""After which residual blocks of res3 and res4 the non-local ones stand, by their number (section 4.1)."""
+
+
+def bottleneck(norm: Norm, inner: int, temporal: Callable[[int], int]) -> Block:
+    """Bottlenecks whose first convolution spans `temporal(number)` frames."""
+
+    def block(in_channels: int, stride: int, number: int) -> Bottleneck:
+        steps = (1, stride, stride)
+        return Bottleneck(
+            norm,
+            inner,
+            convolution(in_channels, inner, (temporal(number), 1, 1)),
+            convolution(inner, inner, (1, 3, 3), steps),
+            projection(norm, in_channels, 4 * inner, steps),
+        )
+
+    return block
+
+
+class NonLocal(nn.Module):
+    """A non-local block: each place's answer is a mean over all places, weighed by likeness (section 3).
+
+    (N, C, T, H, W) -> the same shape: x + BN(W y), y_i the mean of g(x_j) by f(x_i, x_j). The last
+    normalisation's scale starts at zero, so that a block put into a trained network changes nothing.
+
+    Args:
+        kind: of f (section 3.2): "embedded-gaussian", exp(theta(x_i) . phi(x_j)) with the product divided by
+            the root of its length, as in the paper's code; "gaussian", exp(x_i . x_j); "dot-product";
+            "concatenation", ReLU(w . [theta(x_i), phi(x_j)]). The first two are normalised by a softmax, the
+            others by the number of places.
+        subsample: maximum pool of 2x2 in space after phi and g (section 3.3).
+    """
+
+    KINDS = ("embedded-gaussian", "gaussian", "dot-product", "concatenation")
+
+    def __init__(self, norm: Norm, channels: int, kind: str = "embedded-gaussian", subsample: bool = True):
+        super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f"there is no non-local block {kind!r}: choose one of {', '.join(self.KINDS)}")
+        self.kind, self.inner = kind, channels // 2
+        if kind != "gaussian":
+            self.theta = nn.Conv3d(channels, self.inner, 1)
+            self.phi = nn.Conv3d(channels, self.inner, 1)
+        if kind == "concatenation":
+            self.weigh = nn.Conv3d(2 * self.inner, 1, 1, bias=False)
+        self.g = nn.Conv3d(channels, self.inner, 1)
+        self.out = nn.Conv3d(self.inner, channels, 1)
+        self.norm = norm(channels)
+        self.pool = nn.MaxPool3d((1, 2, 2)) if subsample else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.pool(self.g(x)).flatten(2)
+        y = torch.bmm(values, self.weights(x).transpose(1, 2)).unflatten(2, x.shape[2:])
+        return x + self.norm(self.out(y))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(N, all places, places left by the pool): f, normalised over the latter."""
+        if self.kind == "gaussian":
+            return torch.bmm(x.flatten(2).transpose(1, 2), self.pool(x).flatten(2)).softmax(dim=2)
+        theta, phi = self.theta(x), self.pool(self.phi(x))
+        if self.kind == "concatenation":
+            first, second = self.weigh.weight.split(self.inner, dim=1)
+            ours = F.conv3d(theta, first).flatten(2).transpose(1, 2)
+            products = F.relu(ours + F.conv3d(phi, second).flatten(2))
+        else:
+            products = torch.bmm(theta.flatten(2).transpose(1, 2), phi.flatten(2))
+        if self.kind == "embedded-gaussian":
+            return (products * self.inner**-0.5).softmax(dim=2)
+        return products / products.shape[2]
+
+
+class ResNetI3D(ResidualNetwork):
+    """I3D on ResNet-50: kernels of 3x1x1 in every second block (table 1), with or without non-local blocks.
+
+    Takes (N, `in_channels`, T, H, W) float, T at least 2 `time_stride`^2. Published on Kinetics-400, top-1
+    over 30 views of 256x256: 8 frames, 8 apart, without non-local blocks 73.5, with five 74.0 %; 32 frames,
+    2 apart, 73.3 and 74.9 %.
+
+    Args:
+        time_stride: of the stem and of the first pool: 1 for 8 frames, 2 (as in the paper) for 32, which
+            leaves maps of the same size. The second pool halves time in either.
+        nonlocal_blocks: 0, 1, 5 or 10, in res3 and res4.
+        nonlocal_kind: one of `NonLocal.KINDS`.
+        dropout: probability before the last layer.
+        bn_momentum: of the running statistics, in torch's sense.
+        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        *,
+        time_stride: int = 1,
+        nonlocal_blocks: int = 0,
+        nonlocal_kind: str = "embedded-gaussian",
+        dropout: float = 0.5,
+        bn_momentum: float = 0.1,
+        bn_frozen: bool = False,
+    ):
+        if nonlocal_blocks not in BLOCKS:
+            raise ValueError(f"nonlocal_blocks is {nonlocal_blocks}: choose one of {list(BLOCKS)}")
+        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
+        spans: list[Callable[[int], int]] = [
+            lambda number: 3,
+            lambda number: (3, 1)[number % 2],
+            lambda number: (3, 1)[number % 2],
+            lambda number: (1, 3)[number % 2],
+        ]
+        blocks = [bottleneck(norm, inner, span) for inner, span in zip(WIDTHS, spans, strict=True)]
+        layers = stages(blocks, DEPTHS[50], expansion=4)
+        layers[0].append(nn.MaxPool3d((2, 1, 1)))
+        for layer, width, places in zip(layers[1:3], WIDTHS[1:3], BLOCKS[nonlocal_blocks], strict=True):
+            for place in reversed(places):
+                layer.insert(place + 1, NonLocal(norm, 4 * width, nonlocal_kind))
+        span = 1 if time_stride == 1 else 3
+        stem = nn.Sequential(
+            *activated(convolution(in_channels, 64, (5, 7, 7), (time_stride, 2, 2)), norm(64)),
+            nn.MaxPool3d((span, 3, 3), (time_stride, 2, 2), padding=(span // 2, 1, 1)),
+        )
+        super().__init__(stem, layers, 4 * WIDTHS[-1], num_classes, dropout)
+        initialise(self, zero_last=True)
+        for module in self.modules():
+            if isinstance(module, NonLocal):
+                nn.init.zeros_(module.norm.weight)
+
+
+register(
+    "i3d-r50",
+    streams=("rgb", "flow"),
+    configuration="i3d-r50",
+    sizes=(8, 256, 256),
+    accuracy={"rgb": 73.5},
+    source=SOURCE,
+)(ResNetI3D)
+register(
+    "i3d-r50-nl5",
+    streams=("rgb", "flow"),
+    configuration="i3d-r50-nl5",
+    sizes=(32, 256, 256),
+    accuracy={"rgb": 74.9},
+    source=SOURCE,
+)(partial(ResNetI3D, nonlocal_blocks=5, time_stride=2))

@@ -197,7 +197,8 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["youtube"],
         metavar="SOURCE",
-        help="youtube, a URL template such as 'http://host/{youtube_id}.mp4', or dir:PATH; tried in order",
+        help="youtube, a URL template such as 'http://host/{youtube_id}.mp4', dir:PATH, or archive:GLOB of "
+        "tar and tar.gz files; tried in order",
     )
     add("--flow", choices=["tvl1", "none"], default="tvl1", help="optical flow (default tvl1)")
     add("--flow-device", choices=["cpu", "cuda"], default="cpu", help="what computes the flow (default cpu)")

@@ -29,6 +29,7 @@ from pipeline import (
     plan,
     progress,
     publish,
+    reconciliation,
     remove,
     shards,
     stages,
@@ -37,7 +38,7 @@ from pipeline.flow import device_class
 from pipeline.outcome import FAILED, RETRY_AFTER
 from pipeline.pressure import Pressure
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
-from pipeline.sources import FetchOptions, parse
+from pipeline.sources import FetchOptions, archive, parse
 from pipeline.stages import Job
 from pipeline.storage import Busy, Storage
 from pipeline.work import WorkStore
@@ -156,7 +157,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         work=store.storage.url,
         sources=settings.sources,
         recipe=make_recipe(settings, ffmpeg),
-        fetch=replace(settings.fetch, ffmpeg=ffmpeg),
+        fetch=replace(settings.fetch, ffmpeg=ffmpeg, work=store.storage.url),
         ffmpeg=ffmpeg,
         generation="",
         keep_sources=network if settings.keep_sources is None else settings.keep_sources,
@@ -169,6 +170,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         while (table := _to_do(planned, job.recipe, settings, root, store)) is not None:
             generation = publish.next_generation(root)
             job = replace(job, generation=generation)
+            archive.lay_out(settings.sources, table, store, job.fetch)
             _work(job, _write_plan(table, job, store), table, options, store)
             outcomes, packed = _parts(table, generation, store.storage)
             publish.publish(
@@ -180,10 +182,14 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
                 classes=plan.classes(planned),
                 generation=generation,
             )
+            if not job.keep_sources:
+                archive.clear(settings.sources, store)
             left = planned.num_rows - dataset.open(root).outcomes().num_rows
             if not left:
                 break
             print(_remaining(left, planned.num_rows, job.pressure), file=sys.stderr)
+        if generation is not None:
+            reconciliation.write(root, settings.sources, store, job.clip_hash)
         if settings.clean_work and generation is not None:
             store.clean()
     return _summary(root, generation)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import dataset, plan, publish, shards
-from pipeline.layout import MEDIA, generation_name, shard_path
+from pipeline.layout import MEDIA, REMOVED_LOG, REMOVING_LOG, generation_name, shard_path
 from pipeline.outcome import READY
 from pipeline.storage import Storage
 from pipeline.work import WorkStore
@@ -38,6 +38,12 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
     data, storage = dataset.open(root), Storage(target)
     if storage.exists("dataset.json"):
         raise publish.PublishError(f"{storage.url} holds a data set; choose an empty place")
+    if data.storage.exists(REMOVING_LOG):
+        raise publish.PublishError(
+            f"a takedown of {root} was broken off; repeat its python -m pipeline remove"
+        )
+    if data.storage.exists(REMOVED_LOG):
+        storage.write(REMOVED_LOG, data.storage.read_bytes(REMOVED_LOG))
     generation = generation_name(0)
     rows = {row["key"]: row for split in data.splits for row in data.index(split).to_pylist()}
     outcomes = data.outcomes()

@@ -150,6 +150,7 @@ def check_again(earlier: pa.Table, outcomes: pa.Table, index: pa.Table) -> None:
     for name in _IDENTITY:
         _equal_columns(before, now, name, "the published outcomes", "the manifests given now")
     removed = pc.fill_null(pc.equal(before["excluded_for"], "removed"), False)
+    removed = pc.and_(removed, pc.not_equal(now["outcome"], EXCLUDED))
     if pc.any(removed, min_count=0).as_py():
         raise NotConserved(
             f"{_name(now.filter(removed))} was removed and is decided again; repeat the command"

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Collection, Iterator
 
+from pipeline.layout import SHARD
 from pipeline.outcome import Failed
 from pipeline.sources.directory import SUFFIXES
 from pipeline.storage import Storage
@@ -60,6 +61,16 @@ def report(storage: Storage, dry_run: bool) -> list[str]:
         for path in there:
             storage.delete(path)
     return [storage.where(path) for path in there]
+
+
+def unpublished(storage: Storage, published: Collection[str], dry_run: bool) -> list[str]:
+    """Delete shards that a killed run left and dataset.json does not name; the next run packs them again."""
+    paths = [f"shards/{name}" for name in storage.names("shards")]
+    left = [path for path in paths if SHARD.fullmatch(path) and path not in published]
+    if not dry_run:
+        for path in left:
+            storage.delete(path)
+    return [storage.where(path) for path in left]
 
 
 def _paths(store: WorkStore, keys: Collection[str], videos: Collection[str]) -> Iterator[str]:

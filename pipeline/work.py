@@ -22,7 +22,19 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 _STAGE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,12}){1,3}")
 _RECORD = ".record.json"
-_FOLDERS = ("canary", "clip", "encode", "flow", "log", "packed", "plan", "progress", "source", "stop")
+_FOLDERS = (
+    "archive",
+    "canary",
+    "clip",
+    "encode",
+    "flow",
+    "log",
+    "packed",
+    "plan",
+    "progress",
+    "source",
+    "stop",
+)
 _MAX_RECORD = 1 << 24  # bytes
 
 

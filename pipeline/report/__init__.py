@@ -39,14 +39,14 @@ def write(root: str | os.PathLike[str] | Storage, limits: Limits | None = None) 
         Failed: class storage, the report cannot be written; class environment, ffmpeg does not work.
     """
     from pipeline import dataset
-    from pipeline.report import counts, gallery, page
+    from pipeline.report import archives, counts, gallery, page
 
     limits = limits or Limits()
     data = dataset.open(root)
     with tempfile.TemporaryDirectory(prefix="quovadis-report-") as name:
         folder = Path(name)
         shown = gallery.make(data, folder, limits)
-        text = page.render(data, counts.count(data), shown)
+        text = page.render(data, counts.count(data), shown, archives.section(data.storage))
         _publish(data.storage, folder, text)
     return data.storage.where("report/index.html")
 

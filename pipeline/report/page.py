@@ -43,8 +43,8 @@ _MEANING = {
 }
 
 
-def render(data: Dataset, counts: Counts, shown: Shown) -> str:
-    """The whole of index.html; media are named relative to it, in ``media/``."""
+def render(data: Dataset, counts: Counts, shown: Shown, archives: str = "") -> str:
+    """The whole of index.html; media are named relative to it, in ``media/``; `archives` is markup."""
     style, script = _file("page.css"), _file("page.js")
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -58,6 +58,7 @@ def render(data: Dataset, counts: Counts, shown: Shown) -> str:
         "tiles": _tiles(counts),
         "splits": _splits(counts),
         "causes": _causes(counts),
+        "archives": archives,
         "classes": _classes(data, counts),
         "sheets": "".join(map(_sheet, shown.sheets)) or "<p>No clip is ready.</p>",
         "gallery": _gallery(shown),

@@ -1,4 +1,4 @@
-"""Where a video comes from: the site, a URL template, a folder; and what a source hands over.
+"""Where a video comes from: the site, a URL template, a folder, archives; and what a source hands over.
 
 Owns the specifications users write after ``--source`` and the types that travel between sources,
 `pipeline.fetch` and the stages. Retrying and the order of several sources are for `pipeline.fetch`.
@@ -59,7 +59,7 @@ class Piece:
         path: the file.
         start, end: the clip's times in seconds on the file's own clock, which is the source's, so a section
             of it too is cut at the times of the manifest; 0 and the clip's length where `trimmed`.
-        kind: of the source: youtube, url or dir.
+        kind: of the source: youtube, url, dir or archive.
         trimmed: the file starts at the clip's own zero.
         duration: of the source, not of the file, in hundredths of a second, where it was fetched: a section
             and the whole file say the same here, unlike what a probe of them says.
@@ -111,6 +111,7 @@ class FetchOptions:
         max_bytes: of one file; more is too_large.
         max_duration: seconds; a longer video is not downloaded whole (a section of it is).
         backoff: seconds before the second attempt, doubled for each one after it, with jitter.
+        work: the work store, where it is known what archives hold; None reads them anew.
     """
 
     recipe: FetchRecipe = field(default_factory=FetchRecipe)
@@ -123,6 +124,7 @@ class FetchOptions:
     max_bytes: int = 2 * GIB
     max_duration: float = 6 * 3600.0
     backoff: float = 1.0
+    work: str | None = None
 
     def __post_init__(self) -> None:
         for name in self.ytdlp:
@@ -137,7 +139,7 @@ class Source(Protocol):
     """A place that videos come from.
 
     Attributes:
-        kind: youtube, url or dir.
+        kind: youtube, url, dir or archive.
         network: whether a request leaves the machine, so that pace and retries apply.
     """
 
@@ -159,12 +161,13 @@ def parse(spec: str) -> Source:
     """The source that `spec` names.
 
     Args:
-        spec: ``youtube``; a URL template with {youtube_id}, {key}, {start}, {end} or {label}; or
-            ``dir:PATH_OR_GLOB``.
+        spec: ``youtube``; a URL template with {youtube_id}, {key}, {start}, {end} or {label};
+            ``dir:PATH_OR_GLOB``; or ``archive:GLOB`` of tar and tar.gz files.
 
     Raises:
         SourceError: with one sentence that says what would do.
     """
+    from pipeline.sources.archive import ArchiveSource
     from pipeline.sources.directory import DirectorySource
     from pipeline.sources.web import UrlSource, YoutubeSource
 
@@ -175,9 +178,10 @@ def parse(spec: str) -> Source:
     if spec.startswith(("http://", "https://")):
         return UrlSource.of(spec)
     if spec.startswith("archive:"):
-        raise SourceError("Archives are no source yet: unpack them and name the folder, as dir:PATH.")
+        return ArchiveSource.of(spec.removeprefix("archive:"))
     raise SourceError(
-        f"{spec!r} is no source: use youtube, dir:PATH, or a template like 'https://host/{{youtube_id}}.mp4'."
+        f"{spec!r} is no source: use youtube, dir:PATH, archive:GLOB, or a template like "
+        "'https://host/{youtube_id}.mp4'."
     )
 
 
@@ -187,5 +191,5 @@ def all_failed(video: Video, failure: Failed) -> dict[str, Piece | Failed]:
 
 
 def missing(reason: str) -> Failed:
-    """The failure of a clip that is not in a folder."""
+    """The failure of a clip that is not in a folder or archive."""
     return Failed(FailureClass.MISSING, reason)

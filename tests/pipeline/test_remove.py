@@ -314,6 +314,18 @@ def test_a_removed_clip_is_not_taken_up_by_a_later_run(root, tmp_path):
         later.publish()
 
 
+def test_a_generation_that_was_begun_goes_on_without_what_was_removed_meanwhile(root):
+    left = root / "shards" / "train-00001-00000.tar"
+    shutil.copy(root / "shards" / "train-00000-00000.tar", left)  # as a killed run leaves it
+    done = remove.remove(root, ["ffffffffff6"], "reason")
+    assert str(left) in done.files
+    assert not left.exists()
+    withheld = Row("ffffffffff6", decision="excluded", outcome="excluded", why="removed")
+    meta = prepare(root, (withheld,), generation="00001", first_row=8).publish()
+    assert meta["counts"]["train"] == {"excluded": 2, "ready": 3}
+    assert verify(root, sample=0, workers=1).ok
+
+
 def test_what_the_log_names_is_left_out_of_every_later_plan(root, tmp_path):
     remove.remove(root, ["a_new_video", GONE.name], "its owner withdrew it")
     csv = tmp_path / "list.csv"

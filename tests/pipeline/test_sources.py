@@ -42,7 +42,7 @@ def touch(path: Path, text: str = "x") -> Path:
         ("vimeo", "no source"),
         ("ftp://host/{youtube_id}", "no source"),
         ("file:///{youtube_id}.mp4", "no source"),
-        ("archive:x.tar", "no source yet"),
+        ("archive:x.tar", "matches no file"),
         ("dir:", "names no folder"),
         ("dir:/no/such/folder", "does not exist"),
         ("http://host/video.mp4", "one address for all"),

@@ -1,0 +1,295 @@
+"""Frozen copies of a data set: videos inside tar and tar.gz files, read by offset and never unpacked whole.
+
+A plain tar is read at the member's offset. A tar.gz has no offsets to go to: before a job, one pass over it
+lays the members that the plan asks for into one file of the work store (`lay_out`), which takes as much room
+as they do and is deleted when the generation is published. Without that, a member is reached by unpacking all
+that stands before it, half an archive on average. A member's path is shown and never used: what is wanted is
+looked up by the last part of the name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import gzip
+import hashlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.layout import DatasetError, read_table, write_table
+from pipeline.manifest import Clip
+from pipeline.sources import (
+    Failed,
+    FailureClass,
+    Fetched,
+    FetchOptions,
+    Piece,
+    SourceError,
+    Video,
+    all_failed,
+    missing,
+    parse,
+)
+from pipeline.sources.directory import trimmed_names
+from pipeline.sources.survey import SCHEMA, UNREADABLE, copy_bytes, is_packed, survey
+from pipeline.storage import Storage
+from pipeline.work import WorkStore
+
+
+@dataclass(frozen=True)
+class Member:
+    """A video in an archive; sizes and offsets in bytes, as in `SCHEMA`."""
+
+    archive: str
+    name: str
+    suffix: str
+    offset: int
+    size: int
+    laid_out: int | None
+    failure_class: str | None
+    refused: str | None
+
+
+class Members:
+    """The videos of several archives by name without ending; a name that stands there twice is refused."""
+
+    def __init__(self, tables: dict[str, pa.Table]):
+        self.tables = tables
+        names = [pa.array([path] * table.num_rows, pa.string()) for path, table in tables.items()]
+        table = pa.concat_tables(
+            [SCHEMA.empty_table(), *(t.replace_schema_metadata() for t in tables.values())]
+        )
+        self._table = table.append_column("archive", pa.chunked_array(names, pa.string()))
+        self._rows: dict[str, int] = {}
+        self._twice: dict[str, int] = {}
+        for number, stem in enumerate(table["stem"].to_pylist()):
+            if stem is not None and self._rows.setdefault(stem, number) != number:
+                self._twice[stem] = number
+
+    def __contains__(self, stem: str) -> bool:
+        return stem in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def get(self, stem: str) -> Member | None:
+        """The member of that name, which may be a refused one; None where there is none."""
+        if stem not in self._rows:
+            return None
+        first = self._member(self._rows[stem])
+        if stem not in self._twice:
+            return first
+        other = self._member(self._twice[stem])
+        where = "" if other.archive == first.archive else f" and {other.archive}"
+        refused = (
+            "stands there twice; name the archive that is to win as a source of its own, before the others"
+        )
+        return replace(
+            first, archive=first.archive + where, failure_class=str(FailureClass.MISSING), refused=refused
+        )
+
+    def refused(self) -> list[Member]:
+        """All that may not be read, each with its reason."""
+        found = pc.indices_nonzero(pc.is_valid(self._table["refused"])).to_pylist()
+        members = [self._member(number) for number in found]
+        return [*members, *(m for m in map(self.get, self._twice) if m is not None)]
+
+    def _member(self, number: int) -> Member:
+        row = self._table.slice(number, 1).to_pylist()[0]
+        return Member(**{name: row[name] for name in Member.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class ArchiveSource:
+    """``archive:GLOB``: videos in the tar and tar.gz files that a glob matches.
+
+    A clip is looked for by the names that `pipeline.sources.directory` knows, trimmed ones first. Refused
+    are links, devices, files with holes, paths that lead out of the archive, what the archive's end cuts off,
+    more than `FetchOptions.max_bytes`, and names that stand there twice.
+    """
+
+    pattern: str
+    kind: str = "archive"
+    network: bool = False
+
+    @classmethod
+    def of(cls, pattern: str) -> ArchiveSource:
+        """The source for what stands after ``archive:``; `SourceError` where it matches no file."""
+        pattern = os.path.abspath(os.path.expanduser(pattern)) if pattern else ""
+        if not archives(pattern):
+            raise SourceError(
+                f"archive:{pattern} matches no file: write archive:FILE or archive:'FOLDER/*.tar.gz'."
+            )
+        return cls(pattern)
+
+    def fetch(self, video: Video, folder: Path, options: FetchOptions) -> Fetched:
+        """The pieces of `video`'s clips, each member that they need copied into `folder` once."""
+        try:
+            members = index(self.pattern, options.work)
+        except OSError as error:
+            failure = Failed(FailureClass.STORAGE, f"{self.pattern} cannot be read: {error.strerror}.")
+            return Fetched(all_failed(video, failure), requests=0, whole=False, tool="")
+        copies: dict[str, Path] = {}
+        pieces: dict[str, Piece | Failed] = {}
+        for clip in video.clips:
+            try:
+                pieces[clip.key] = self._piece(clip, members, copies, folder, options)
+            except Failed as failure:
+                pieces[clip.key] = failure
+        paths = {None if isinstance(p, Failed) or p.trimmed else p.path for p in pieces.values()}
+        return Fetched(pieces, requests=0, whole=len(paths) == 1 and None not in paths, tool="")
+
+    def _piece(
+        self, clip: Clip, members: Members, copies: dict[str, Path], folder: Path, options: FetchOptions
+    ) -> Piece:
+        trimmed = trimmed_names(clip)
+        stem = next((name for name in (*trimmed, clip.youtube_id) if name in members), None)
+        member = stem and members.get(stem)
+        if not stem or not member:
+            raise missing(f"Neither {clip.key} nor {clip.youtube_id} is in {self.pattern}.")
+        where = f"{member.name} in {member.archive}"
+        if member.refused:
+            failure = FailureClass(member.failure_class or FailureClass.UNSAFE)
+            raise Failed(failure, f"{where} {member.refused}.")
+        if member.size > options.max_bytes:
+            raise Failed(FailureClass.TOO_LARGE, f"{where} has {member.size} bytes.")
+        if stem not in copies:
+            target = folder / f"{stem}{member.suffix}"
+            _copy(member, target, options.work)
+            copies[stem] = target
+        if stem in trimmed:
+            return Piece(copies[stem], 0.0, clip.time_end - clip.time_start, self.kind, trimmed=True)
+        return Piece(copies[stem], clip.time_start, clip.time_end, self.kind, trimmed=False)
+
+
+def archives(pattern: str) -> list[str]:
+    """The files that a pattern names, sorted."""
+    places = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    return [place for place in places if os.path.isfile(place)]
+
+
+@functools.lru_cache(maxsize=8)
+def index(pattern: str, work: str | None) -> Members:
+    """What the archives hold, once a process: as `lay_out` left it in the work store, else read here.
+
+    Raises OSError for an archive that cannot be read.
+    """
+    store = WorkStore(work) if work else None
+    tables = {}
+    for path in archives(pattern):
+        table = _known(store, path) if store else None
+        tables[path] = survey(path) if table is None else table
+    return Members(tables)
+
+
+def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: FetchOptions) -> None:
+    """Read all archives once, so that no worker has to, and lay out what the plan wants of packed ones.
+
+    What an earlier, killed run did is not done again.
+
+    Args:
+        specs: sources as written on the command line; others than archives are passed over.
+        plan: rows of `pipeline.plan.SCHEMA`; of those to be processed the videos are wanted.
+        store: the work store.
+        options: the limit on a file's size.
+
+    Raises:
+        Failed: class storage.
+    """
+    paths = _paths(specs)
+    if not paths:
+        return
+    rows = plan.filter(pc.equal(plan["decision"], "process")).select(list(Clip.__dataclass_fields__))
+    wanted: set[str] = set()
+    for row in rows.to_pylist():
+        clip = Clip(**row)
+        wanted.update((*trimmed_names(clip), clip.youtube_id))
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking and hashing leave the interpreter free
+            list(pool.map(lambda path: _lay_out(path, wanted, store, options.max_bytes), paths))
+    except OSError as error:
+        raise Failed(FailureClass.STORAGE, f"{error.filename} cannot be read: {error.strerror}") from error
+    index.cache_clear()
+
+
+def clear(specs: Sequence[str], store: WorkStore) -> None:
+    """Delete what was laid out; what the archives hold stays known."""
+    for path in _paths(specs):
+        store.storage.delete(_laid_out(path))
+
+
+def _paths(specs: Sequence[str]) -> list[str]:
+    chosen = [source for source in map(parse, specs) if isinstance(source, ArchiveSource)]
+    return [path for source in chosen for path in archives(source.pattern)]
+
+
+def _lay_out(path: str, wanted: Collection[str], store: WorkStore, max_bytes: int) -> None:
+    table = _known(store, path)
+    if table is None and not is_packed(path):
+        write_table(store.storage, _table(path), survey(path))
+    elif is_packed(path) and (table is None or _lacks(table, path, wanted, store, max_bytes)):
+        with store.storage.writer(_laid_out(path)) as file:
+            table = survey(path, file, wanted, max_bytes)
+        write_table(store.storage, _table(path), table)
+
+
+def _lacks(table: pa.Table, path: str, wanted: Collection[str], store: WorkStore, max_bytes: int) -> bool:
+    """Whether something wanted has not been laid out; what was laid out before is then done with."""
+    rows = table.filter(pc.and_(pc.is_null(table["refused"]), pc.less_equal(table["size"], max_bytes)))
+    stems, places = rows["stem"].to_pylist(), rows["laid_out"].to_pylist()
+    found = [place for stem, place in zip(stems, places, strict=True) if stem in wanted]
+    return None in found or (bool(found) and not store.storage.exists(_laid_out(path)))
+
+
+def _copy(member: Member, target: Path, work: str | None) -> None:
+    """Bring a member's bytes into a local file. Raises Failed."""
+    try:
+        with contextlib.ExitStack() as stack:
+            source: IO[bytes] | None = None
+            if member.laid_out is not None and work:
+                with contextlib.suppress(FileNotFoundError):
+                    source = stack.enter_context(Storage(work).open(_laid_out(member.archive)))
+                    source.seek(member.laid_out)
+            if source is None:
+                source = stack.enter_context(open(member.archive, "rb"))
+                if is_packed(member.archive):
+                    source = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=source)))
+                source.seek(member.offset)
+            copy_bytes(source, member.size, stack.enter_context(open(target, "wb")))
+    except UNREADABLE as error:
+        reason = f"{member.name} in {member.archive} is cut off or damaged: {error}"
+        raise Failed(FailureClass.CORRUPT, reason) from None
+    except OSError as error:
+        reason = f"{member.name} of {member.archive} could not be copied: {error.strerror or error}"
+        raise Failed(FailureClass.STORAGE, reason) from error
+
+
+def _known(store: WorkStore, path: str) -> pa.Table | None:
+    try:
+        return read_table(store.storage, _table(path), SCHEMA, keep_metadata=True)
+    except DatasetError:
+        return None
+
+
+def _table(path: str) -> str:
+    return f"archive/{_identity(path)}.parquet"
+
+
+def _laid_out(path: str) -> str:
+    return f"archive/{_identity(path)}.videos"
+
+
+def _identity(path: str) -> str:
+    """Names an archive as long as it stays as it is."""
+    real = os.path.realpath(path)
+    status = os.stat(real)
+    text = f"{real}\0{status.st_size}\0{status.st_mtime_ns}"
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]

@@ -1,0 +1,386 @@
+"""Frozen copies in tar and tar.gz are an equal source; what is wrong with one is an outcome, never a path."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from campaigns import make_list, make_videos, pipeline, published_bytes
+
+from pipeline import dataset, sources
+from pipeline.manifest import Clip
+from pipeline.outcome import Failed, FailureClass
+from pipeline.plan import SCHEMA as PLAN_SCHEMA
+from pipeline.sources import FetchOptions, Piece, SourceError, Video, archive
+from pipeline.sources.survey import survey
+from pipeline.work import WorkStore
+
+ID = "-ab_c0123_4"
+OPENED: list[str] = []
+sys.addaudithook(lambda event, what: OPENED.append(str(what[0])) if event == "open" else None)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    archive.index.cache_clear()
+    sources.parse.cache_clear()
+
+
+def clip(youtube_id: str = ID, start: float = 10, end: float = 20) -> Clip:
+    return Clip("list.csv", 2, youtube_id, float(start), float(end), "high jump", "train")
+
+
+def member(name: str, data: bytes = b"", **fields) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, data
+
+
+def write(path: Path, *members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w", format=form) as tar:
+        for info, data in members:
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def fetch(spec: str, folder: Path, *clips: Clip, **options) -> dict[str, Piece | Failed]:
+    folder.mkdir(exist_ok=True)
+    video = Video(clips[0].youtube_id, clips)
+    return sources.parse(spec).fetch(video, folder, FetchOptions(**options)).pieces
+
+
+def plan(*clips: Clip) -> pa.Table:
+    rows = [
+        {**vars(c), "key": c.key, "decision": "process", "video": c.youtube_id, "shard": 0} for c in clips
+    ]
+    return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_clips_are_found_anywhere_inside_by_all_their_names_and_in_any_order(tmp_path, name, form):
+    wanted = [clip(start=start, end=start + 10) for start in (0, 100, 200, 7.5)]
+    names = [wanted[0].key, f"{ID}_100_110", f"{ID}_200.0_210.0", f"{ID}_7.5_17.5"]
+    data = [noise(100_000 + 77 * i, i) for i in range(4)]
+    long = "train/" + "very long folder name/" * 8
+    inside = [
+        member(f"{long}{n}{end}", d)
+        for n, d, end in zip(names, data, (".mp4", ".MP4", ".mkv", ".mp4"), strict=True)
+    ]
+    write(tmp_path / name, member("train", type=tarfile.DIRTYPE), *inside, member("read.me", b"x"), form=form)
+    for order in (range(4), (3, 0, 2, 1)):
+        for number in order:
+            (piece,) = fetch(f"archive:{tmp_path}/*", tmp_path / "out", wanted[number]).values()
+            assert (piece.start, piece.end, piece.kind, piece.trimmed) == (0.0, 10.0, "archive", True)
+            assert piece.path.parent == tmp_path / "out"
+            assert piece.path.read_bytes() == data[number]
+
+
+def test_a_whole_video_serves_all_its_clips_and_is_copied_once(tmp_path):
+    write(tmp_path / "a.tar", member(f"x/{ID}.webm", b"the whole"))
+    pieces = fetch(f"archive:{tmp_path}/a.tar", tmp_path / "out", clip(), clip(start=30, end=40))
+    assert [(p.start, p.end, p.trimmed) for p in pieces.values()] == [
+        (10.0, 20.0, False),
+        (30.0, 40.0, False),
+    ]
+    assert [f.name for f in (tmp_path / "out").iterdir()] == [f"{ID}.webm"]
+
+
+def test_what_is_in_no_archive_is_missing(tmp_path):
+    write(tmp_path / "a.tar", member(f"{ID}_000010_000021.mp4", b"x"), member(f"{ID}.txt", b"x"))
+    (failed,) = fetch(f"archive:{tmp_path}/a.tar", tmp_path / "out", clip()).values()
+    assert (failed.failure_class, failed.retry_after) == (FailureClass.MISSING, None)
+    assert "\n" not in failed.reason
+
+
+HOSTILE = {
+    "link": (member(f"{ID}_10_20.mp4", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "unsafe", "is a link"),
+    "hard link": (member(f"{ID}_10_20.mp4", type=tarfile.LNKTYPE, linkname="b"), "unsafe", "is a link"),
+    "device": (member(f"{ID}_10_20.mp4", type=tarfile.CHRTYPE, devmajor=1), "unsafe", "is no plain file"),
+    "pipe": (member(f"{ID}_10_20.mp4", type=tarfile.FIFOTYPE), "unsafe", "is no plain file"),
+    "upwards": (member(f"a/../../{ID}_10_20.mp4", b"x"), "unsafe", "leads out of the archive"),
+    "absolute": (member(f"/etc/{ID}_10_20.mp4", b"x"), "unsafe", "leads out of the archive"),
+    "too large": (member(f"{ID}_10_20.mp4", b"x" * 2001), "too_large", "has 2001 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_must_not_be_read_is_refused_with_a_reason(tmp_path, name, case):
+    bad, failure, says = HOSTILE[case]
+    good = clip("good_video_")
+    write(tmp_path / name, bad, member(f"{good.key}.mp4", b"good"))
+    (failed,) = fetch(f"archive:{tmp_path}/{name}", tmp_path / "out", clip(), max_bytes=2000).values()
+    assert failed.failure_class == failure
+    assert says in failed.reason
+    (piece,) = fetch(f"archive:{tmp_path}/{name}", tmp_path / "out", good).values()
+    assert piece.path.read_bytes() == b"good"
+    assert [f.name for f in (tmp_path / "out").iterdir()] == [f"{good.key}.mp4"]
+
+
+def test_a_name_that_stands_there_twice_is_refused_until_an_archive_is_named_first(tmp_path):
+    write(tmp_path / "1.tar", member(f"a/{ID}_10_20.mp4", b"old"), member("a/other______.mp4", b"x"))
+    write(tmp_path / "2.tar", member(f"b/{ID}_10_20.mp4", b"new"))
+    (failed,) = fetch(f"archive:{tmp_path}/*.tar", tmp_path / "out", clip()).values()
+    assert failed.failure_class is FailureClass.MISSING
+    assert "stands there twice" in failed.reason
+    for path in ("1.tar", "2.tar"):
+        assert str(tmp_path / path) in failed.reason
+    (piece,) = fetch(f"archive:{tmp_path}/2.tar", tmp_path / "out", clip()).values()
+    assert piece.path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_an_archive_that_ends_early_gives_what_stands_before(tmp_path, name):
+    clips = [clip(start=i * 10, end=i * 10 + 10) for i in range(4)]
+    path = write(tmp_path / name, *(member(f"{c.key}.mp4", noise(50_000, i)) for i, c in enumerate(clips)))
+    path.write_bytes(path.read_bytes()[:120_000])
+    pieces = fetch(f"archive:{path}", tmp_path / "out", *clips)
+    assert [getattr(p, "failure_class", "read") for p in pieces.values()] == [
+        "read",
+        "read",
+        "corrupt",
+        "missing",
+    ]
+    assert survey(str(path)).schema.metadata[b"problem"]
+
+
+def test_a_damaged_gzip_gives_failures_and_no_crash(tmp_path):
+    clips = [clip(start=i * 10, end=i * 10 + 10) for i in range(4)]
+    whole = write(
+        tmp_path / "a.tar.gz", *(member(f"{c.key}.mp4", noise(9000, i)) for i, c in enumerate(clips))
+    )
+    data, places = whole.read_bytes(), random.Random(1)
+    for trial in range(60):
+        bad = bytearray(data)
+        bad[places.randrange(10, len(bad))] ^= 1 << places.randrange(8)
+        path = tmp_path / f"bad-{trial}.tar.gz"
+        path.write_bytes(bad)
+        for piece in fetch(f"archive:{path}", tmp_path / "out", *clips).values():
+            if isinstance(piece, Failed):
+                assert piece.failure_class in (
+                    FailureClass.CORRUPT,
+                    FailureClass.MISSING,
+                    FailureClass.UNSAFE,
+                )
+
+
+def test_a_header_that_promises_the_earth_costs_neither_memory_nor_time(tmp_path):
+    block = tarfile.TarInfo(f"{ID}_10_20.mp4")
+    block.size = 1 << 60
+    (tmp_path / "large.tar").write_bytes(block.tobuf(tarfile.GNU_FORMAT))
+    for kind in (b"L", b"x", b"K", b"g"):  # long name, pax record, long link, global record
+        bomb = tarfile.TarInfo("x")
+        bomb.type, bomb.size = kind, 8 << 30
+        with gzip.open(tmp_path / f"bomb-{kind.decode()}.tar.gz", "wb", compresslevel=1) as file:
+            file.write(bomb.tobuf(tarfile.GNU_FORMAT) + bytes(64 << 20))
+    with gzip.open(tmp_path / "large.tar.gz", "wb") as file:
+        file.write(block.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
+    backwards = bytearray(tarfile.TarInfo(f"{ID}_30_40.mp4").tobuf())
+    backwards[124:136] = b"\xff" * 11 + b"\x00"  # a negative size
+    backwards[148:156] = b"%06o\0 " % sum((*backwards[:148], *b" " * 8, *backwards[156:]))
+    (tmp_path / "backwards.tar").write_bytes(bytes(backwards) * 3 + bytes(1024))
+    program = textwrap.dedent("""
+        import sys
+        from pipeline.sources.survey import survey
+        for path in sys.argv[1:]:
+            table = survey(path)
+            print(table.num_rows, table["refused"].to_pylist(), table.schema.metadata[b"problem"].decode())
+    """)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+
+    paths = sorted(map(str, tmp_path.iterdir()))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *paths], preexec_fn=limit, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    lines = dict(zip((Path(p).name for p in paths), done.stdout.splitlines(), strict=True))
+    assert "claims 1152921504606846976 bytes" in lines["large.tar.gz"]
+    assert "claims" in lines["large.tar"]
+    for name, line in lines.items():
+        assert not line.endswith("] ") or name.startswith("backwards"), (name, line)
+
+
+def test_what_is_no_archive_is_told_and_a_wrong_call_refused(tmp_path):
+    (tmp_path / "a.tar").write_text("<html>not found</html>" * 100)
+    (failed,) = fetch(f"archive:{tmp_path}/a.tar", tmp_path / "out", clip()).values()
+    assert failed.failure_class is FailureClass.MISSING
+    assert survey(str(tmp_path / "a.tar")).schema.metadata[b"problem"]
+    for spec in ("archive:", f"archive:{tmp_path}/*.zip", f"archive:{tmp_path}"):
+        with pytest.raises(SourceError, match="matches no file") as caught:
+            sources.parse(spec)
+        assert "\n" not in str(caught.value)
+    source = sources.parse(f"archive:{tmp_path}/a.tar")
+    assert pickle.loads(pickle.dumps(source)) == source
+    assert not source.network
+
+
+def test_a_packed_archive_is_read_once_and_only_what_is_wanted_is_laid_out(tmp_path):
+    clips = [clip(start=i * 10, end=i * 10 + 10) for i in range(20)]
+    data = [noise(30_000 + i, i) for i in range(20)]
+    path = write(
+        tmp_path / "a.tar.gz", *(member(f"{c.key}.mp4", d) for c, d in zip(clips, data, strict=True))
+    )
+    spec, store = f"archive:{path}", WorkStore(tmp_path / "work")
+    wanted = clips[3:17:4]
+    archive.lay_out([spec], plan(*wanted), store, FetchOptions())
+    (laid_out,) = (tmp_path / "work" / "archive").glob("*.videos")
+    assert laid_out.stat().st_size == sum(len(data[i]) for i in range(3, 17, 4))
+    OPENED.clear()
+    for number in (15, 3, 11, 7):
+        (piece,) = fetch(spec, tmp_path / "out", clips[number], work=str(tmp_path / "work")).values()
+        assert piece.path.read_bytes() == data[number]
+    archive.lay_out([spec], plan(*wanted), store, FetchOptions())  # a run that was killed and is repeated
+    assert len([p for p in OPENED if p == str(path)]) <= 4  # its first two bytes, to see what it is
+    (piece,) = fetch(spec, tmp_path / "out", clips[0], work=str(tmp_path / "work")).values()
+    assert piece.path.read_bytes() == data[0]  # not wanted by the plan, and had all the same
+    archive.clear([spec], store)
+    assert not laid_out.exists()
+    (piece,) = fetch(spec, tmp_path / "out", clips[7], work=str(tmp_path / "work")).values()
+    assert piece.path.read_bytes() == data[7]
+    archive.lay_out([spec], plan(clips[5]), store, FetchOptions())  # a later generation wants another
+    assert laid_out.read_bytes() == data[5]
+
+
+def test_a_worker_reads_a_plain_archive_no_more_than_the_clip_it_wants(tmp_path):
+    clips = [clip(start=i * 10, end=i * 10 + 10) for i in range(4)]
+    path = write(
+        tmp_path / "a.tar", *(member(f"{c.key}.mp4", noise(1 << 20, i)) for i, c in enumerate(clips))
+    )
+    store = WorkStore(tmp_path / "work")
+    archive.lay_out([f"archive:{path}"], plan(*clips), store, FetchOptions())
+    assert not list((tmp_path / "work" / "archive").glob("*.videos"))
+    before = int(Path("/proc/self/io").read_text().split()[1])
+    fetch(f"archive:{path}", tmp_path / "out", clips[2], work=str(tmp_path / "work"))
+    assert int(Path("/proc/self/io").read_text().split()[1]) - before < 1.3 * (1 << 20)
+
+
+def make_archives(folder: Path, videos: Path, packed: bool) -> Path:
+    folder.mkdir()
+    end = "tar.gz" if packed else "tar"
+    files = {name: (videos / f"{name}.mp4").read_bytes() for name in ("one", "two", "three")}
+    write(
+        folder / f"part_0.{end}",
+        member("k400/train/aaaaaaaaaa1_0_2.mp4", files["one"]),
+        member("k400/train/bbbbbbbbbb2_000000_000002.mp4", files["two"]),
+        member("k400/train/extra______.mp4", b"nobody asked"),
+        member("k400/train/lengthylen8_0_2.mp4", files["three"]),
+    )
+    write(
+        folder / f"part_1.{end}",
+        member("corrupted00_0_10.mp4", b"\0\0\0\x18ftypmp42" + noise(5000)),
+        member("linklinkli0_0_10.mp4", type=tarfile.SYMTYPE, linkname="<b>"),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory) -> dict[str, Path]:
+    """The same clips published from plain and from packed archives."""
+    folder = tmp_path_factory.mktemp("archives")
+    videos = make_videos(folder / "videos", ["one", "two"], seconds=2)
+    make_videos(videos, ["three"], seconds=4)
+    rows = ["aaaaaaaaaa1,0,2", "bbbbbbbbbb2,0,2", "missingmis3,0,10", "corrupted00,0,10", "linklinkli0,0,10"]
+    rows = [f"walk,{row},train,0" for row in (*rows, "lengthylen8,0,2")]
+    listed, found = make_list(folder / "list.csv", rows), {}
+    for kind in ("plain", "packed"):
+        archives = make_archives(folder / kind, videos, kind == "packed")
+        found[kind] = root = folder / f"root-{kind}"
+        source = f"archive:{archives}/*.tar{'.gz' if kind == 'packed' else ''}"
+        done = pipeline(
+            "prepare", "--manifest", listed, "--output", root, "--source", source, "--flow", "none"
+        )
+        assert done.returncode == 0, done.stderr
+    return found
+
+
+def test_plain_and_packed_archives_give_the_same_bytes(roots):
+    assert published_bytes(roots["plain"]) == published_bytes(roots["packed"])
+    outcomes = dataset.open(roots["packed"]).outcomes().to_pylist()
+    assert [(o["youtube_id"], o["failure_class"] or o["outcome"]) for o in outcomes] == [
+        ("aaaaaaaaaa1", "ready"),
+        ("bbbbbbbbbb2", "ready"),
+        ("missingmis3", "missing"),
+        ("corrupted00", "corrupt"),
+        ("linklinkli0", "unsafe"),
+        ("lengthylen8", "ready"),
+    ]
+    assert pipeline("verify", roots["packed"]).returncode == 0
+    assert not list(roots["packed"].glob("work/archive/*.videos"))
+
+
+def test_the_report_holds_the_lists_against_the_archives(roots):
+    for root in roots.values():
+        found = json.loads((root / "report" / "archives.json").read_text())
+        assert (found["clips"], found["found"]) == (6, 5)
+        assert found["missing"] == {"count": 1, "examples": ["missingmis3_000000_000010"]}
+        assert found["extra"] == {"count": 1, "examples": ["extra______"]}
+        assert found["corrupt"] == {"count": 1, "examples": ["corrupted00_000000_000010"]}
+        (refused,) = found["refused"]["examples"]
+        assert (refused["name"], refused["reason"]) == ("linklinkli0_0_10.mp4", "is a link")
+        (other,) = found["wrong_length"]["examples"]
+        assert other == {"key": "lengthylen8_000000_000002", "seconds": 4.0, "wanted": 2.0}
+    done = pipeline("report", roots["packed"])
+    assert done.returncode == 0, done.stderr
+    page = (roots["packed"] / "report" / "index.html").read_text()
+    for text in ("wrong length", "extra______", "is a link", "4 s instead of 2 s"):
+        assert text in page
+
+
+def test_a_removed_clip_does_not_come_back_by_a_later_prepare(roots, tmp_path):
+    from pipeline import remove
+
+    folder = roots["plain"].parent
+    root = shutil.copytree(roots["plain"], tmp_path / "root")
+    remove.remove(root, ["aaaaaaaaaa1", "missingmis3"], "reason")
+    late = make_videos(tmp_path / "late", ["missingmis3", "corrupted00", "aaaaaaaaaa1"], seconds=11)
+    again = ("--manifest", folder / "list.csv", "--output", root, "--flow", "none", "--retry", "all")
+    done = pipeline("prepare", *again, "--source", f"dir:{late}")
+    assert done.returncode == 0, done.stderr
+    opened = dataset.open(root)
+    assert opened.generations == ["00000", "00001"]
+    rows = opened.index("train").to_pylist()
+    present = [row["youtube_id"] for row in rows if not row["removed"]]
+    assert sorted(present) == ["bbbbbbbbbb2", "corrupted00", "lengthylen8"]
+    gone = [o["youtube_id"] for o in opened.outcomes().to_pylist() if o["excluded_for"] == "removed"]
+    assert gone == ["aaaaaaaaaa1", "missingmis3"]
+    assert pipeline("verify", root).returncode == 0
+    copy = tmp_path / "compact"
+    done = pipeline("prepare", *again, "--source", f"dir:{late}", "--compact", copy)
+    assert done.returncode == 0, done.stderr
+    assert sorted(dataset.open(copy).index("train")["youtube_id"].to_pylist()) == [
+        "bbbbbbbbbb2",
+        "corrupted00",
+        "lengthylen8",
+    ]
+    assert (copy / "removed.jsonl").read_bytes() == (root / "removed.jsonl").read_bytes()
+    assert pipeline("verify", copy).returncode == 0
+
+
+def test_a_takedown_forgets_what_was_read_of_the_archives(roots, tmp_path):
+    from pipeline import remove
+
+    root = shutil.copytree(roots["packed"], tmp_path / "root")
+    (root / "work" / "archive" / "0123.videos").write_bytes(b"laid out by a run that was killed")
+    remove.remove(root, ["aaaaaaaaaa1"], "reason")
+    assert list(root.glob("work/archive/*")) == []

@@ -296,6 +296,8 @@ def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str) -> None:
             storage.replace(META_FILE, canonical_json(meta), version)
         except Changed:
             raise RemoveError(f"another run has published to {storage.url}; repeat the command.") from None
+        except Busy as busy:  # an object that a killed run left in an object store
+            raise RemoveError(f"{busy} is in the way; delete it and repeat the command.") from None
     storage.write(CARD_FILE, card.text(meta, outcomes).encode())
 
 

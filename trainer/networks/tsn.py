@@ -8,6 +8,7 @@ github.com/yjxiong/tsn-pytorch.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.layers import Dropout, Norm
@@ -41,9 +42,21 @@ def unit(norm: Norm, in_channels: int, out_channels: int, size: int, stride: int
     return nn.Sequential(conv, norm(out_channels), nn.ReLU(inplace=True))
 
 
-def strided_pool() -> nn.MaxPool3d:
-    """The maximum of 3x3 at every second place, the last one's window reaching over the edge."""
-    return nn.MaxPool3d((1, 3, 3), (1, 2, 2), ceil_mode=True)
+class StridedPool(nn.Module):
+    """The maximum of 3x3 at every second place, over the edge where need be: n places leave ceil(n / 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[3:]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, width % 2, 0, height % 2), value=float("-inf"))
+        return F.max_pool3d(x, (1, 3, 3), (1, 2, 2), ceil_mode=True)
+
+
+class AveragePool(nn.Module):
+    """The mean of 3x3 at every place, zeros beyond the edge counted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool3d(F.pad(x, (1, 1, 1, 1)), (1, 3, 3), 1)  # padded here, since torch minds 2x2 maps
 
 
 class Inception(nn.Module):
@@ -53,7 +66,7 @@ class Inception(nn.Module):
         super().__init__()
         one, (before, after), (before_double, after_double), pooled = MODULES[name]
         stride = 1 if one else 2
-        branches = [unit(norm, in_channels, one, 1)] if one else []
+        branches: list[nn.Module] = [unit(norm, in_channels, one, 1)] if one else []
         branches.append(
             nn.Sequential(unit(norm, in_channels, before, 1), unit(norm, before, after, 3, stride))
         )
@@ -65,12 +78,10 @@ class Inception(nn.Module):
             )
         )
         if stride == 2:
-            branches.append(nn.Sequential(strided_pool()))
+            branches.append(StridedPool())
         else:
-            kind = nn.MaxPool3d if name == "5b" else nn.AvgPool3d
-            branches.append(
-                nn.Sequential(kind((1, 3, 3), 1, padding=(0, 1, 1)), unit(norm, in_channels, pooled, 1))
-            )
+            pool = nn.MaxPool3d((1, 3, 3), 1, padding=(0, 1, 1)) if name == "5b" else AveragePool()
+            branches.append(nn.Sequential(pool, unit(norm, in_channels, pooled, 1)))
         self.branches = nn.ModuleList(branches)
         self.channels = one + after + after_double + (pooled or in_channels)
 
@@ -108,10 +119,10 @@ class TSN(nn.Module):
         first = nn.Conv3d(in_channels, 64, (stacked, 7, 7), (snippet, 2, 2), padding=(0, 3, 3))
         layers: list[nn.Module] = [
             nn.Sequential(first, norm(64), nn.ReLU(inplace=True)),
-            strided_pool(),
+            StridedPool(),
             unit(norm, 64, 64, 1),
             unit(norm, 64, 192, 3),
-            strided_pool(),
+            StridedPool(),
         ]
         channels = 192
         for name in MODULES:

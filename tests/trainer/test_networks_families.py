@@ -1,0 +1,420 @@
+"""Promises of every network in the registry: its published size and cost; it trains, evaluates, exports."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer import configuration, networks
+from trainer.networks.layers import BatchNorm3d, Norm, seed_dropout
+from trainer.networks.resnet_i3d import NonLocal
+from trainer.networks.tsm import Shift
+from trainer.weights import torchvision as from_torchvision
+
+PUBLISHED = {  # parameters with 400 classes; 1e9 multiply-adds at the entry's sizes; None: not published
+    ("i3d", "rgb"): (12_689_984, 111.15),
+    ("i3d", "flow"): (12_668_032, 102.34),
+    ("convnet-lstm", "rgb"): (8_952_880, None),
+    ("c3d-bn", "rgb"): (79_653_712, None),
+    ("two-stream", "both"): (12_073_120, None),
+    ("fused-3d", "both"): (39_770_384, None),
+    ("r2d-18", "rgb"): (11_447_568, None),
+    ("f-r2d-18", "rgb"): (11_381_712, 27.6),
+    ("mc2-18", "rgb"): (11_400_528, 28.5),
+    ("mc3-18", "rgb"): (11_695_440, 43.34),
+    ("mc4-18", "rgb"): (12_727_632, 40.0),
+    ("mc5-18", "rgb"): (16_856_400, 39.9),
+    ("rmc2-18", "rgb"): (33_352_656, 39.8),
+    ("rmc3-18", "rgb"): (33_057_744, 25.0),
+    ("rmc4-18", "rgb"): (32_025_552, 29.1),
+    ("rmc5-18", "rgb"): (27_896_784, 30.8),
+    ("r3d-18", "rgb"): (33_371_472, 40.70),
+    ("r2plus1d-18", "rgb"): (31_505_325, 40.52),
+    ("r2plus1d-34", "rgb"): (63_697_175, 152.4),
+    ("hara-r3d-18", "rgb"): (33_409_104, 8.31),
+    ("hara-r3d-34", "rgb"): (63_718_736, 12.70),
+    ("s3d", "rgb"): (8_320_048, 17.98),
+    ("s3d-g", "rgb"): (9_508_000, None),
+    ("i3d-bottom-heavy", "rgb"): (7_008_320, None),  # ours: the study gives none
+    ("i3d-top-heavy", "rgb"): (11_684_288, None),  # likewise
+    ("ir-csn-50", "rgb"): (13_131_152, None),
+    ("ir-csn-101", "rgb"): (22_213_776, None),
+    ("ir-csn-152", "rgb"): (29_703_568, 74.05),
+    ("ip-csn-152", "rgb"): (33_016_592, 83.30),
+    ("artnet-18", "rgb"): (39_675_216, None),
+    ("i3d-r50", "rgb"): (28_043_472, None),  # its cost: see the test below
+    ("i3d-r50-nl5", "rgb"): (35_401_936, 59.3),
+    ("slowfast-4x16-r50", "rgb"): (34_480_216, None),  # likewise
+    ("slowfast-8x8-r50", "rgb"): (34_566_488, 65.71),
+    ("tsm-r50", "rgb"): (24_327_632, 32.88),
+    ("smallbig-r50", "rgb"): (24_370_640, None),
+    ("tsn-bninception", "rgb"): (10_680_240, None),
+    ("tsn-bninception", "flow"): (10_702_192, None),
+}
+NAMES = tuple(dict.fromkeys(name for name, _ in PUBLISHED))
+
+LIGHT = ("mc2-18", "convnet-lstm", "s3d-g", "two-stream", "tsn-bninception", "ir-csn-50", "i3d-top-heavy")
+"""Networks that train two steps in about a second, one of most families; the others do so in test-slow."""
+
+FRAMES = {"c3d-bn": 16, "two-stream": 10, "fused-3d": 20, "tsn-bninception": 10, "s3d": 9, "s3d-g": 9} | {
+    "i3d": 9,
+    "i3d-bottom-heavy": 9,
+    "i3d-top-heavy": 9,
+}
+"""Of the reduced input, where 8 are too few."""
+
+
+def on_meta(name: str, **options) -> nn.Module:
+    with torch.device("meta"):
+        return networks.build(name, **options)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@functools.cache
+def as_published(name: str, stream: str) -> nn.Module:
+    return on_meta(name, **channels_of(name, stream))
+
+
+def channels_of(name: str, stream: str) -> dict[str, int]:
+    """What `build` takes for one network, or one tower, of `stream`."""
+    return {} if stream == "both" else {"in_channels": networks.CHANNELS[stream]}
+
+
+def reduced(name: str, clips: int = 2) -> tuple[torch.Tensor, ...]:
+    """Clips of 48x48 for one network of its default stream; RGB as the loader gives it, frame by frame."""
+    entry, frames = networks.entry(name), FRAMES.get(name, 8)
+    generator = torch.Generator().manual_seed(0)
+    channels = (3, 2) if entry.streams[0] == "both" and not entry.two_towers else (3,)
+    return tuple(torch.rand(clips, c, frames, 48, 48, generator=generator) * 2 - 1 for c in channels)
+
+
+def test_the_table_of_published_figures_has_every_network():
+    assert set(networks.names()) - {"small"} == set(NAMES)
+
+
+@pytest.mark.parametrize(("name", "stream"), PUBLISHED)
+def test_parameters_are_exactly_the_published_ones(name, stream):
+    assert parameters(as_published(name, stream)) == PUBLISHED[name, stream][0]
+
+
+@pytest.mark.parametrize(("name", "stream"), [key for key, value in PUBLISHED.items() if value[1]])
+def test_multiply_adds_are_the_published_ones(name, stream):
+    network = as_published(name, stream)
+    gmacs = networks.multiply_adds(network, *networks.entry(name).inputs(stream)) / 1e9
+    assert gmacs == pytest.approx(PUBLISHED[name, stream][1], rel=0.01)
+
+
+def test_the_printed_table_says_the_same():
+    for name, streams in (("two-stream", ["both"]), ("tsn-bninception", ["rgb", "flow", "both"])):
+        rows = networks.describe(name)
+        assert [row.stream for row in rows] == streams
+        assert all(row.gmacs > 1 for row in rows)
+    assert rows[2].parameters == sum(PUBLISHED["tsn-bninception", s][0] for s in ("rgb", "flow"))
+    assert rows[2].input == (5, 15, 224, 224)
+
+
+@pytest.mark.parametrize(("name", "published"), [("i3d-r50", 37.53), ("slowfast-4x16-r50", 36.69)])
+def test_published_costs_that_count_normalisation_are_ours_with_five_for_each_value(name, published):
+    """pytorchvideo's model zoo has these two figures: its counter adds five for each value normalised."""
+    network, values = on_meta(name).eval(), []
+    for layer in network.modules():
+        if isinstance(layer, BatchNorm3d):
+            layer.register_forward_hook(lambda _, __, out: values.append(out.numel()))
+    gmacs = networks.multiply_adds(network, *networks.entry(name).inputs("rgb")) / 1e9
+    assert gmacs + 5 * sum(values) / 1e9 == pytest.approx(published, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "published"),
+    [
+        ("r2d-18", {"frames": 16}, 11_522_832),
+        ("r2plus1d-18", {"width": "vmz"}, 33_370_839),
+        ("r2plus1d-34", {"width": "torchvision"}, 61_831_661),
+        ("hara-r3d-18", {"shortcut": "A"}, 33_409_104 - 173_824),
+        ("hara-r3d-34", {"shortcut": "A"}, 63_718_736 - 173_824),
+        ("i3d-r50-nl5", {"nonlocal_blocks": 0}, 28_043_472),
+        ("i3d-top-heavy", {"cut": "1a", "bn_scale": True}, 12_697_264),  # all of I3D
+        ("tsm-r50", {"online": True}, 24_327_632),
+    ],
+)
+def test_variants_have_exactly_the_published_parameters(name, options, published):
+    assert parameters(on_meta(name, **options)) == published
+
+
+def test_a_vmz_network_costs_what_is_published():
+    network = on_meta("r2plus1d-18", width="vmz")
+    assert networks.multiply_adds(network, (3, 16, 112, 112)) / 1e9 == pytest.approx(41.50, rel=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_configuration_fits_the_network(name):
+    settings = configuration.resolve(None, {"network": {"name": name}})
+    entry, options, seen = networks.entry(name), settings.network.options, settings.input
+    assert seen.stream == entry.streams[0]
+    for stream in ("rgb", "flow") if entry.two_towers else entry.streams[:1]:
+        network = on_meta(name, num_classes=7, **channels_of(name, stream), **options)
+        wanted = ("rgb", "flow") if stream == "both" else (stream,)
+        shape = (seen.frames, seen.crop, seen.crop)
+        inputs = [torch.empty(2, networks.CHANNELS[s], *shape, device="meta") for s in wanted]
+        assert network(*inputs).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_is_keyed_by_sample_and_normalisation_can_be_frozen(name):
+    network = on_meta(name, dropout=0.25, bn_momentum=0.3, bn_frozen=True).train()
+    assert not [m for m in network.modules() if isinstance(m, nn.Dropout | nn.Dropout3d)]
+    assert {m.probability for m in network.modules() if type(m).__name__ == "Dropout"} == {0.25}
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert {m.momentum for m in norms} == {0.3}
+    assert not any(m.training for m in norms)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in LIGHT else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
+def test_it_trains_two_steps_evaluates_and_is_restored_from_its_state(name):
+    torch.manual_seed(0)
+    inputs, target = reduced(name), torch.tensor([0, 1])
+    network = networks.build(name, 3, dropout=0.1, bn_momentum=0.1).train()
+    before = [p.detach().clone() for p in network.parameters()]
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01)
+    for _ in range(2):
+        seed_dropout(network, torch.tensor([1, 2]))
+        optimiser.zero_grad()
+        logits = network(*inputs)
+        assert logits.shape == (2, 3)
+        F.cross_entropy(logits, target).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+        optimiser.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)]
+    assert sum(moved) > 0.5 * len(moved)
+    del before
+    with torch.no_grad():
+        want = network.eval()(*inputs)
+        assert want.isfinite().all()
+        assert network.features(*inputs).ndim == 2
+        again = networks.build(name, 3).eval()
+        again.load_state_dict(network.state_dict())
+        assert torch.equal(again(*inputs), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_can_be_exported(name):
+    network = networks.build(name, 3).eval()
+    inputs = reduced(name, 1)
+    exported = torch.export.export(network, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(*inputs), network(*inputs))
+
+
+@pytest.mark.parametrize("name", from_torchvision.NAMES)
+def test_logits_are_torchvisions_for_the_same_weights(name):
+    video = pytest.importorskip("torchvision.models.video", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    theirs = getattr(video, from_torchvision.NAMES[name])(num_classes=11).eval()
+    for norm in (m for m in theirs.modules() if isinstance(m, nn.BatchNorm3d)):
+        nn.init.normal_(norm.running_mean, std=0.1)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+    ours = networks.build(name, 11).eval()
+    ours.load_state_dict(from_torchvision.convert(name, theirs.state_dict()))
+    clip = torch.rand(1, 3, 16, 224, 224) if name == "s3d" else torch.rand(2, 3, 9, 40, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(clip), theirs(clip), rtol=1e-5, atol=1e-6)
+
+
+def test_non_local_blocks_put_into_a_network_change_nothing():
+    torch.manual_seed(0)
+    plain = networks.build("i3d-r50", 5).eval()
+    for layer in plain.modules():
+        if isinstance(layer, BatchNorm3d):
+            nn.init.uniform_(layer.weight, 0.5, 1)
+    more = networks.build("i3d-r50", 5, nonlocal_blocks=5).eval()
+    names = iter(n for n, m in more.named_modules() if isinstance(m, NonLocal))
+    assert list(names) == ["layer2.2", "layer2.5", "layer3.2", "layer3.5", "layer3.8"]
+    given = iter(plain.state_dict().values())
+    inside = tuple(n for n, m in more.named_modules() if isinstance(m, NonLocal))
+    own = {k: v if k.startswith(inside) else next(given) for k, v in more.state_dict().items()}
+    more.load_state_dict(own)
+    clip = torch.randn(1, 3, 4, 48, 48)
+    with torch.no_grad():
+        assert torch.equal(more(clip), plain(clip))
+
+
+@pytest.mark.parametrize("kind", NonLocal.KINDS)
+def test_a_non_local_block_is_the_mean_that_the_paper_defines(kind):
+    torch.manual_seed(0)
+    block = NonLocal(Norm(), 6, kind, subsample=False).double().eval()
+    nn.init.ones_(block.norm.weight)
+    block.norm.eps = 0.0
+    x = torch.randn(1, 6, 2, 2, 3, dtype=torch.float64)
+    places = x.flatten(2)[0].T  # (12, 6)
+
+    def linear(conv: nn.Conv3d, values: torch.Tensor) -> torch.Tensor:
+        return F.linear(values, conv.weight[:, :, 0, 0, 0], conv.bias)
+
+    want = torch.zeros(12, 6, dtype=torch.float64)
+    for i in range(12):
+        weights = []
+        for j in range(12):
+            if kind == "gaussian":
+                weights.append(torch.exp(places[i] @ places[j]))
+                continue
+            theta, phi = linear(block.theta, places[i]), linear(block.phi, places[j])
+            if kind == "embedded-gaussian":
+                weights.append(torch.exp(theta @ phi / 3**0.5))
+            elif kind == "dot-product":
+                weights.append(theta @ phi)
+            else:
+                weights.append(F.relu(linear(block.weigh, torch.cat([theta, phi])))[0])
+        f = torch.stack(weights)
+        f = f / (f.sum() if "gaussian" in kind else 12)
+        want[i] = places[i] + linear(block.out, f @ linear(block.g, places))
+    torch.testing.assert_close(block(x).flatten(2)[0].T, want)
+
+
+@pytest.mark.parametrize("padding", ["zero", "circulant"])
+def test_a_shift_brings_an_eighth_from_after_and_an_eighth_from_before(padding):
+    x = torch.arange(1.0, 1 + 16 * 4).reshape(1, 16, 4, 1, 1)
+    y = Shift(8, padding)(x)[0, :, :, 0, 0]
+    given = x[0, :, :, 0, 0]
+    ends = (given[:2, 0], given[2:4, 3]) if padding == "circulant" else (torch.zeros(2), torch.zeros(2))
+    assert torch.equal(y[:2], torch.cat([given[:2, 1:], ends[0][:, None]], dim=1))
+    assert torch.equal(y[2:4], torch.cat([ends[1][:, None], given[2:4, :3]], dim=1))
+    assert torch.equal(y[4:], given[4:])
+
+
+@pytest.mark.parametrize("placement", ["residual", "in-place"])
+def test_online_frame_by_frame_is_the_clip_and_keeps_an_eighth_of_the_channels(placement):
+    torch.manual_seed(0)
+    network = networks.build("tsm-r50", 5, online=True, placement=placement).eval()
+    clip, state, logits = torch.randn(2, 3, 4, 32, 32), None, []
+    with torch.no_grad():
+        want = network.logits_over_time(clip)
+        for frame in clip.unbind(dim=2):
+            one, state = network.step(frame, state)
+            logits.append(one)
+    torch.testing.assert_close(torch.stack(logits, dim=1), want, rtol=1e-4, atol=1e-4)
+    assert [kept.shape[1] for kept in state] == [8] + [32] * 3 + [64] * 4 + [128] * 6 + [256] * 2
+    with pytest.raises(ValueError, match="online=True"):
+        on_meta("tsm-r50").step(torch.empty(1, 3, 32, 32, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("lateral", "fusion"),
+    [
+        ("time-to-channel", "sum"),
+        ("time-to-channel", "concatenation"),
+        ("sampling", "concatenation"),
+        ("convolution", "sum"),
+        ("convolution", "concatenation"),
+    ],
+)
+def test_slowfast_has_three_laterals_and_two_fusions(lateral, fusion):
+    network = on_meta("slowfast-4x16-r50", num_classes=5, lateral=lateral, fusion=fusion)
+    assert network(torch.empty(1, 3, 16, 64, 64, device="meta")).shape == (1, 5)
+    with pytest.raises(ValueError, match="cannot be added"):
+        on_meta("slowfast-8x8-r50", lateral="sampling", fusion="sum")
+
+
+def test_the_slow_pathway_sees_frames_spread_from_first_to_last():
+    network = on_meta("slowfast-8x8-r50")
+    for frames in (4, 8, 32, 124):
+        assert network.slow_frames(frames) == torch.linspace(0, frames - 1, frames // 4).long().tolist()
+
+
+def test_small_and_big_views_start_as_the_2d_network():
+    torch.manual_seed(0)
+    network = networks.build("smallbig-r50", 5).eval()
+    frame = torch.randn(1, 3, 1, 48, 48)
+    with torch.no_grad():
+        assert torch.allclose(network(frame.expand(-1, -1, 4, -1, -1)), network(frame), atol=1e-5)
+        clip = torch.cat([frame, torch.randn(1, 3, 1, 48, 48)], dim=2)
+        alone = [network.features(f[:, :, None]) for f in clip.unbind(dim=2)]
+        assert torch.allclose(network.features(clip), sum(alone) / 2, atol=1e-5)
+        for name, parameter in network.named_parameters():
+            if ".big." in name:
+                nn.init.constant_(parameter, 0.5)
+        alone = [network.features(f[:, :, None]) for f in clip.unbind(dim=2)]
+        assert not torch.allclose(network.features(clip), sum(alone) / 2, atol=1e-3)
+
+
+def test_two_streams_average_probabilities_and_pick_the_rgb_frame_that_flow_starts_from():
+    torch.manual_seed(0)
+    network = networks.build("two-stream", 5).eval()
+    rgb, flow = torch.randn(1, 3, 20, 32, 32), torch.randn(1, 2, 20, 32, 32)
+    with torch.no_grad():
+        logits = network(rgb, flow)
+        steps = network.steps(rgb, flow)
+        assert torch.allclose(logits.exp(), steps.softmax(dim=2).mean(dim=1), atol=1e-6)
+        assert torch.allclose(network(rgb[:, :, ::10], flow), logits, atol=1e-6)
+        halves = [network.steps(rgb[:, :, i : i + 1], flow[:, :, i : i + 10]) for i in (0, 10)]
+        assert torch.allclose(steps, sum(halves) / 2, atol=1e-5)
+    with pytest.raises(ValueError, match="20 frames of flow go with 2 of RGB, not with 3"):
+        network(rgb[:, :, :3], flow)
+
+
+def test_a_recurrent_network_gives_logits_after_each_frame_and_answers_with_the_last():
+    torch.manual_seed(0)
+    network = networks.build("convnet-lstm", 5, bn_momentum=1.0)
+    clip = torch.randn(4, 3, 3, 32, 32)
+    with torch.no_grad():
+        for _ in range(3):  # the statistics of one step change what the next one sees
+            network.train()(clip)
+        steps = network.eval().steps(clip)
+        assert steps.shape == (4, 3, 5)
+        assert torch.equal(network(clip), steps[:, -1])
+        assert torch.allclose(network(clip[:, :, :2]), steps[:, 1], atol=1e-6)
+        turned = network(clip.flip(2))
+    assert not torch.allclose(turned, steps[:, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["f-r2d-18", "tsn-bninception"])
+def test_a_network_of_single_frames_does_not_see_their_order(name):
+    torch.manual_seed(0)
+    network = networks.build(name, 5).eval()
+    clip = torch.randn(1, 3, 5, 48, 48).repeat_interleave(5, dim=2)
+    with torch.no_grad():
+        torch.testing.assert_close(network(clip.flip(2)), network(clip), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "says"),
+    [
+        ("r2d-18", 7, "takes 8 frames as channels, not 7"),
+        ("slowfast-4x16-r50", 7, "at least 8 frames, not 7"),
+        ("c3d-bn", 15, "at least 16 frames, not 15"),
+        ("tsn-bninception", 4, "snippets of 5 frames, not 4"),
+    ],
+)
+def test_too_few_frames_are_refused_in_a_sentence(name, frames, says):
+    with pytest.raises(ValueError, match=says):
+        on_meta(name)(torch.empty(1, 3, frames, 64, 64, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("r2plus1d-18", {"width": "wide"}),
+        ("hara-r3d-18", {"shortcut": "C"}),
+        ("i3d-r50", {"nonlocal_blocks": 2}),
+        ("i3d-r50", {"nonlocal_blocks": 1, "nonlocal_kind": "cosine"}),
+        ("slowfast-4x16-r50", {"lateral": "none"}),
+        ("slowfast-4x16-r50", {"fusion": "product"}),
+        ("tsm-r50", {"placement": "before"}),
+        ("tsm-r50", {"padding": "reflect"}),
+        ("tsm-r50", {"padding": "circulant", "online": True}),
+        ("i3d-top-heavy", {"cut": "6a"}),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_with_what_there_is(name, options):
+    with pytest.raises(ValueError, match=r"choose|take"):
+        on_meta(name, **options)

@@ -188,21 +188,46 @@ def _fetch(video: Video, job: Job, store: WorkStore, scratch: Path, lane: Lane) 
 
 
 def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path) -> dict:
-    """Encode and flow of one clip out of its piece; the record of the clip that is ready."""
-    recipe = job.recipe
+    """Encode and flow of one clip out of its piece, in one pass; the record of the clip that is ready.
+
+    A clip that was encoded before, for another flow, is only decoded again; without flow not even that.
+    """
+    recipe, encode_hash = job.recipe, stage_hash(job.recipe.fetch, job.recipe.encode)
+    encoded = store.read_record("encode", encode_hash, wanted.key)
     video_file = scratch / f"{wanted.key}.mp4"
-    cut = clip.cut(
-        piece.path,
-        piece.start,
-        piece.end,
-        recipe.encode,
-        video_file,
-        ffmpeg=job.ffmpeg,
-        timeout=job.encode_timeout,
-    )
-    encode_hash = stage_hash(recipe.fetch, recipe.encode)
-    files = {"mp4": store.put_file("encode", encode_hash, wanted.key, ".mp4", video_file).as_dict()}
-    meta = {
+    if encoded is None or recipe.flow is not None:
+        cut = clip.cut(
+            piece.path,
+            piece.start,
+            piece.end,
+            recipe.encode,
+            video_file if encoded is None else None,
+            ffmpeg=job.ffmpeg,
+            timeout=job.encode_timeout,
+        )
+    if encoded is None:
+        stored = store.put_file("encode", encode_hash, wanted.key, ".mp4", video_file)
+        video_file.unlink()
+        encoded = {"files": {"mp4": stored.as_dict()}, "meta": _describe(wanted, piece, cut)}
+        store.write_record("encode", encode_hash, wanted.key, encoded)
+    files, meta = dict(encoded["files"]), dict(encoded["meta"])
+    if recipe.flow is not None:
+        flow_file = scratch / f"{wanted.key}.flow.mp4"
+        saturation = write_flow(clip.gray(cut.planes), cut.frames, recipe.flow, flow_file, job)
+        stored = store.put_file("flow", job.clip_hash, wanted.key, ".flow.mp4", flow_file)
+        flow_file.unlink()
+        files["flow.mp4"] = stored.as_dict()
+        meta["flow"] = {
+            "bound": recipe.flow.coding.bound,
+            "saturation": saturation,
+            "tvl1": asdict(recipe.flow.solver),
+        }
+    return {"outcome": READY, "files": files, "meta": meta, "attempts": 1}
+
+
+def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict:
+    """What a sample's json says of the clip and its source."""
+    return {
         "key": wanted.key,
         "frames": cut.frames,
         "frames_wanted": cut.wanted,
@@ -218,20 +243,6 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path)
             "duration": cut.source.duration if piece.duration is None else piece.duration,
         },
     }
-    if recipe.flow is not None:
-        flow_file = scratch / f"{wanted.key}.flow.mp4"
-        saturation = write_flow(clip.gray(cut.planes), cut.frames, recipe.flow, flow_file, job)
-        files["flow.mp4"] = store.put_file(
-            "flow", job.clip_hash, wanted.key, ".flow.mp4", flow_file
-        ).as_dict()
-        meta["flow"] = {
-            "bound": recipe.flow.coding.bound,
-            "saturation": saturation,
-            "tvl1": asdict(recipe.flow.solver),
-        }
-        flow_file.unlink()
-    video_file.unlink()
-    return {"outcome": READY, "files": files, "meta": meta, "attempts": 1}
 
 
 def write_flow(gray: np.ndarray, frames: int, recipe: FlowRecipe, out: Path, job: Job) -> float:

@@ -127,3 +127,17 @@ def test_waves_publish_as_they_go_and_compact_gives_what_one_run_gives(videos, l
     assert done.returncode == 0, done.stderr
     assert published_bytes(tmp_path / "compact") == published_bytes(tmp_path / "whole")
     assert pipeline("verify", tmp_path / "compact").returncode == 0
+
+
+def test_flow_added_later_fetches_nothing(videos, list_file, tmp_path):
+    work = ("--work", tmp_path / "work")
+    with Site(videos) as site:
+        done = prepare(list_file, site, tmp_path / "rgb", *work)
+        assert done.returncode == 0, done.stderr
+        site.clear()
+        done = prepare(list_file, site, tmp_path / "both", *work, "--flow", "tvl1")
+        assert done.returncode == 0, done.stderr
+        assert not site.requests
+        done = prepare(list_file, site, tmp_path / "fresh", "--flow", "tvl1")
+        assert done.returncode == 0, done.stderr
+    assert published_bytes(tmp_path / "both") == published_bytes(tmp_path / "fresh")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,23 @@ class Tower(nn.Module):
 
     def forward(self, pictures: Pictures) -> Tensor:
         """Logits (N, num_classes) float32 of `pictures`."""
+        return self.network(*self._inputs(pictures)).float()
+
+    def lessons(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
+        """Logits (N, num_classes), and those of all steps that the loss is on (N, S, num_classes), float32.
+
+        A network that defines `steps` has several, and `answer`, which makes its logits of them.
+        """
+        network: Any = self.network
+        if not hasattr(network, "steps"):
+            logits = self(pictures)
+            return logits, logits[:, None]
+        steps = network.steps(*self._inputs(pictures)).float()
+        return network.answer(steps), steps
+
+    def _inputs(self, pictures: Pictures) -> list[Tensor]:
         seen = {"rgb": pictures[:1], "flow": pictures[1:], "both": pictures}[self.stream]
-        inputs = [x.contiguous(memory_format=torch.channels_last_3d) for x in seen if x is not None]
-        return self.network(*inputs).float()
+        return [x.contiguous(memory_format=torch.channels_last_3d) for x in seen if x is not None]
 
 
 class Objective(nn.Module):
@@ -43,9 +58,11 @@ class Objective(nn.Module):
         self.tower = tower
 
     def forward(self, pictures: Pictures, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the samples, weighted: cross entropy, and correct first choices."""
-        logits = self.tower(pictures)
-        loss = F.cross_entropy(logits, target.clamp(min=0), reduction="none")
+        """Sums over the samples, weighted: cross entropy (the mean over steps), and correct first choices."""
+        logits, steps = self.tower.lessons(pictures)
+        wanted = target.clamp(min=0)[:, None].expand(-1, steps.shape[1])
+        loss = F.cross_entropy(steps.flatten(0, 1), wanted.flatten(), reduction="none")
+        loss = loss.view(wanted.shape).mean(dim=1)
         return (loss * weight).sum(), ((logits.argmax(1) == target) * weight).sum()
 
 

@@ -13,6 +13,7 @@ from trainer import configuration, networks
 from trainer.networks.layers import BatchNorm3d, Norm, seed_dropout
 from trainer.networks.resnet_i3d import NonLocal
 from trainer.networks.tsm import Shift
+from trainer.towers import Objective, Tower
 from trainer.weights import torchvision as from_torchvision
 
 PUBLISHED = {  # parameters with 400 classes; 1e9 multiply-adds at the entry's sizes; None: not published
@@ -375,6 +376,22 @@ def test_a_recurrent_network_gives_logits_after_each_frame_and_answers_with_the_
         assert torch.allclose(network(clip[:, :, :2]), steps[:, 1], atol=1e-6)
         turned = network(clip.flip(2))
     assert not torch.allclose(turned, steps[:, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["convnet-lstm", "two-stream", "mc2-18"])
+def test_the_loss_is_on_all_steps_that_a_network_has(name):
+    torch.manual_seed(0)
+    network = networks.build(name, 3).eval()
+    stream = "both" if name == "two-stream" else "rgb"
+    pictures = reduced(name) if stream == "both" else (*reduced(name), None)
+    target, weight = torch.tensor([2, -1]), torch.tensor([1.0, 0.0])
+    with torch.no_grad():
+        loss, correct = Objective(Tower(stream, network))(pictures, target, weight)
+        logits = network(*reduced(name))
+        steps = network.steps(*reduced(name)) if hasattr(network, "steps") else logits[:, None]
+    want = sum(F.cross_entropy(step, torch.tensor(2)) for step in steps[0]) / len(steps[0])
+    torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
+    assert correct == (logits[0].argmax() == 2)
 
 
 @pytest.mark.parametrize("name", ["f-r2d-18", "tsn-bninception"])

@@ -96,9 +96,13 @@ class ConvNetLSTM(nn.Module):
         """(N, C, T, H, W) -> logits after each frame (N, T, num_classes)."""
         return self.logits(self.dropout(self.hidden(x)))
 
+    def answer(self, steps: Tensor) -> Tensor:
+        """What `steps` say: the logits after the last frame, (N, num_classes)."""
+        return steps[:, -1]
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) -> logits (N, num_classes), after the last frame."""
-        return self.steps(x)[:, -1]
+        return self.answer(self.steps(x))
 
 
 class C3D(nn.Module):
@@ -219,9 +223,13 @@ class TwoStream(nn.Module):
         by_flow = self.logits_flow(self.dropout_flow(seen_flow)).mean(dim=(2, 3, 4))
         return torch.stack([by_rgb, by_flow], dim=1)
 
+    def answer(self, steps: Tensor) -> Tensor:
+        """What `steps` say: the logarithms of the mean of both towers' probabilities, (N, num_classes)."""
+        return steps.log_softmax(dim=2).logsumexp(dim=1) - math.log(2)
+
     def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
         """The logarithms of the mean of both towers' probabilities, (N, num_classes)."""
-        return self.steps(rgb, flow).log_softmax(dim=2).logsumexp(dim=1) - math.log(2)
+        return self.answer(self.steps(rgb, flow))
 
 
 class FusedThreeD(nn.Module):

@@ -87,12 +87,12 @@ def _networks(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return 0
-    print(f"{'network':<16} {'stream':<6} {'input':<14} {'parameters':>12} {'GMACs':>8}  Kinetics-400 top-1")
+    print(f"{'network':<18} {'stream':<6} {'input':<14} {'parameters':>12} {'GMACs':>8}  Kinetics-400 top-1")
     for row in rows:
         size = "x".join(map(str, row.input))
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.1f} %"
         print(
-            f"{row.name:<16} {row.stream:<6} {size:<14} {row.parameters:>12,} {row.gmacs:>8.2f}  "
+            f"{row.name:<18} {row.stream:<6} {size:<14} {row.parameters:>12,} {row.gmacs:>8.2f}  "
             f"{accuracy:<7} {row.source}"
         )
     return 0

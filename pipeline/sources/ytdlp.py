@@ -128,7 +128,7 @@ class Fetch:
                     for rest in self.folder.glob(f"{number}.*"):
                         rest.unlink()
                     failed = self.explain(error, media=True)
-                    if failed.failure_class not in _RANGE_ONLY:
+                    if failed.failure_class not in _RANGE_ONLY and not self.ignores_ranges(info, failed):
                         return answers + [_failure(failed)] * (len(self.job.ranges) - len(answers))
                     why_whole = self.fallback = failed.reason
             whole = whole or self.whole(info)
@@ -183,6 +183,17 @@ class Fetch:
             moved = answer.url != info["url"]
             info["url"] = answer.url
         return moved
+
+    def ignores_ranges(self, info: dict[str, Any], failed: Failed) -> bool:
+        """Whether a range broke off because the server sends the whole file whatever is asked for."""
+        if "prematurely" not in failed.reason:
+            return False
+        headers = {**(info.get("http_headers") or {}), "Range": "bytes=0-0"}
+        try:
+            with self.ydl.urlopen(YtRequest(info["url"], headers=headers)) as answer:
+                return answer.status == 200
+        except Exception:  # the range's own failure says more
+            return False
 
     def check_range(self, path: Path, said: str, low: float, end: float) -> float | None:
         """The source's duration (s); `Failed` unless the file goes to `end`, or as far as the source."""

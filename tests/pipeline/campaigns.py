@@ -41,3 +41,15 @@ def published_bytes(root: Path) -> dict[str, str]:
     """sha256 of every shard, index file and dataset.json below `root`, by relative path."""
     files = [*root.glob("shards/*"), *root.glob("index/*"), root / "dataset.json"]
     return {str(f.relative_to(root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
+
+
+def workers_of(root: Path) -> list[str]:
+    """Processes that were started with QUOVADIS_TEST_ROOT naming `root`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"QUOVADIS_TEST_ROOT={root}\0".encode() in entry.read_bytes():
+                found.append(entry.parent.name)
+        except OSError:
+            continue
+    return found

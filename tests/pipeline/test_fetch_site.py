@@ -213,6 +213,16 @@ def test_where_ranges_are_refused_the_file_comes_once_for_all_clips_and_it_is_co
     assert len({p.path for p in fetched.pieces.values()}) == 1
 
 
+def test_a_small_file_of_a_server_without_ranges_comes_whole(tmp_path):
+    # ffmpeg seeks in it, is sent the file from its start again, and says that the stream broke off.
+    timestamped.write(tmp_path / "small.mp4", timestamped.constant(25, 12), audio_from=0.1)
+    with Site(tmp_path, {"/x.mp4": Behaviour(file="small.mp4", ranges=False)}) as site:
+        fetched = get(f"{site.url}/{{youtube_id}}.mp4", tmp_path, QUICK, *two("x"))
+        assert site.count() <= 4
+    assert fetched.whole
+    assert "prematurely" in fetched.fallbacks[0]
+
+
 def test_a_range_that_fails_for_the_network_keeps_what_came_before(footage, tmp_path):
     """The first range takes up to four requests; then the site breaks down and comes back."""
     broken = [GOOD] * 4 + [Behaviour(status=500)] + [GOOD]

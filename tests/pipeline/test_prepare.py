@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, make_videos, pipeline, published_bytes
+from campaigns import make_list, make_videos, pipeline, published_bytes, workers_of
 
 from pipeline import dataset
 
@@ -72,17 +72,6 @@ def kill_when(process: subprocess.Popen, ready) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-
-
-def workers_of(root: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"QUOVADIS_TEST_ROOT={root}\0".encode() in entry.read_bytes():
-                found.append(entry.parent.name)
-        except OSError:
-            continue
-    return found
 
 
 def test_a_killed_run_resumes_to_identical_bytes(root, videos, list_file, tmp_path):

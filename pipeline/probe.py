@@ -64,7 +64,7 @@ class SourceInfo:
     @property
     def origin(self) -> float:
         """Time stamp, in seconds, that a clip's times are counted from: broadcasts begin anywhere."""
-        return self.start if self.container == "mpegts" else 0.0
+        return self.start if self.container in ("mpegts", "mpeg") else 0.0
 
     @property
     def shown_size(self) -> tuple[Fraction, Fraction]:

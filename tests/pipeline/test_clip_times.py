@@ -56,6 +56,28 @@ def test_the_mp4_has_the_same_frames_as_the_planes(sources, tmp_path, container)
     assert gray(piece.planes).shape == (101, 256, 342)
 
 
+OLD = {
+    "avi": ["-c:v", "mpeg4", "-bf", "2", "-g", "300"],
+    "flv": ["-c:v", "libx264", "-bf", "2", "-g", "300"],
+    "mpg": ["-c:v", "mpeg2video", "-bf", "2", "-g", "300"],
+    "asf": ["-c:v", "msmpeg4", "-g", "300"],
+    "ogv": ["-c:v", "libtheora", "-g", "256"],
+}
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, 2.6])
+@pytest.mark.parametrize("suffix", list(OLD))
+def test_an_old_container_shows_its_pictures_wherever_a_clip_starts(sources, tmp_path, suffix, start):
+    source = sources("mkv-29.97")
+    old = tmp_path / f"old.{suffix}"
+    command = [FFMPEG, "-v", "error", "-i", source.path, "-an", "-q:v", "2", "-r", "25", *OLD[suffix], old]
+    subprocess.run(command, check=True, timeout=60)
+    times = timestamped.read_times(make(old, start, start + 2).planes)
+    expected = start + np.arange(len(times)) / 25
+    assert not np.isnan(times).any(), "torn or grey pictures"
+    assert np.abs(times - expected).max() < 0.2  # a muxer may move all by its B-frames
+
+
 def test_sixty_frames_a_second_are_met_within_half_a_frame_of_ours(tmp_path):
     source = timestamped.write(tmp_path / "60.mp4", timestamped.constant(60, 4))
     piece = make(source.path, 1.234, 3.234)

@@ -12,7 +12,7 @@ test: lint types
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.ready-to-develop
-	$(BIN)/python -m pytest -m slow --timeout 1200
+	$(BIN)/python -m pytest -n 2 -m slow --timeout 1200
 
 lint: $(VENV)/.ready-to-develop
 	$(BIN)/ruff format --check .

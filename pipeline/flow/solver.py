@@ -166,18 +166,22 @@ def _buffers(width: int, height: int) -> Buffers:
     )
 
 
+# The least share of its error that the n-th iteration after a median filter leaves, n from 2 on, and the
+# last one's for all that follow: exceeded by 96 % of the iterations on real footage. A product of several
+# is far below what the same number of iterations leaves.
+SHARES = (0.25, 0.41, 0.61, 0.65, 0.73, 0.79, 0.79, 0.83, 0.85)
+
+
 @kernel
 def _iterations_until(error, target, done, most):
     """A lower bound on how many more iterations bring the error to the target.
 
-    Measured on real footage: an iteration leaves at least 20 % of the error after the first one, 45 %
-    after two or three, 78 % from four on. Checking only then stops at the very iteration at
-    which checking each would stop.
+    Checking only then stops at the very iteration at which checking each would stop, but for 3 of the
+    1,315 rounds of 40 pairs of real footage, where it came after one or a few too many.
     """
-    rate = 0.2 if done == 1 else 0.45 if done < 4 else 0.78
-    count, predicted = 1, error * rate
-    while predicted > target and count < most:
-        predicted *= rate
+    count, predicted = 0, error
+    while count == 0 or (predicted > target and count < most):
+        predicted *= SHARES[min(done + count, len(SHARES)) - 1]
         count += 1
     return count
 

@@ -35,7 +35,7 @@ from pipeline import (
     stages,
 )
 from pipeline.flow import device_class
-from pipeline.outcome import FAILED, RETRY_AFTER
+from pipeline.outcome import EXCLUDED, FAILED, RETRY_AFTER
 from pipeline.pressure import Pressure
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.sources import FetchOptions, archive, parse
@@ -90,7 +90,7 @@ class Summary:
     generation: str | None  # None: there was nothing left to do
     counts: dict[str, int]
     failures: dict[str, int]  # by class
-    example: str | None  # a reason of the commonest class
+    example: str | None  # a reason of the commonest class, else why the commonest rows are excluded
 
 
 def make_plan(settings: Settings) -> pa.Table:
@@ -166,9 +166,11 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
     )
     planned = make_plan(settings)
     generation = None
+    made: list[str] = []
     with _only_campaign(store.storage):
-        while (table := _to_do(planned, job.recipe, settings, root, store)) is not None:
+        while (table := _to_do(planned, job.recipe, settings, root, store, made)) is not None:
             generation = publish.next_generation(root)
+            made.append(generation)
             job = replace(job, generation=generation)
             archive.lay_out(settings.sources, table, store, job.fetch)
             _work(job, _write_plan(table, job, store), table, options, store)
@@ -184,10 +186,10 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
             )
             if not job.keep_sources:
                 archive.clear(settings.sources, store)
-            left = planned.num_rows - dataset.open(root).outcomes().num_rows
-            if not left:
+            if settings.wave is None:
                 break
-            print(_remaining(left, planned.num_rows, job.pressure), file=sys.stderr)
+            if left := planned.num_rows - dataset.open(root).outcomes().num_rows:
+                print(_remaining(left, planned.num_rows, job.pressure), file=sys.stderr)
         if generation is not None:
             reconciliation.write(root, settings.sources, store, job.clip_hash)
         if settings.clean_work and generation is not None:
@@ -227,27 +229,38 @@ def _only_campaign(work: Storage) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(work.lock("campaign.lock"))
-        except Busy:
+        except Busy as busy:
+            hint = "" if work.is_local else f" If none is, delete {busy}."
             raise CampaignError(
-                f"another prepare is at work in {work.url}; wait for it, or give another --output and --work."
+                f"another prepare is at work in {work.url}; wait for it, or give another --output and "
+                f"--work.{hint}"
             ) from None
         yield
 
 
 def _to_do(
-    planned: pa.Table, recipe: Recipe, settings: Settings, root: Storage, store: WorkStore
+    planned: pa.Table,
+    recipe: Recipe,
+    settings: Settings,
+    root: Storage,
+    store: WorkStore,
+    made: Sequence[str],
 ) -> pa.Table | None:
     """The rows that the next generation decides, with their shards; None when nothing is due.
 
-    A generation that was begun and not published goes on with the rows it was begun with.
+    A generation that was begun and not published goes on with the rows it was begun with. What failed in a
+    generation of this run (`made`) waits for another run: else it would take each wave's first places.
     """
     if publish.admit(root, recipe.as_dict(), plan.classes(planned)) is None:
+        if not planned.num_rows:
+            raise CampaignError("the lists hold no row, so there is nothing to prepare; check --manifest.")
         due = np.ones(planned.num_rows, bool)
     else:
         outcomes = dataset.open(root).outcomes()
         planned, place = _as_published(planned, outcomes, root)
         due = np.ones(planned.num_rows, bool)
-        due[place] = _due(outcomes, settings.retry).to_numpy(zero_copy_only=False)
+        before = pc.invert(pc.is_in(outcomes["generation"], pa.array(made, pa.string())))
+        due[place] = pc.and_(_due(outcomes, settings.retry), before.combine_chunks())
     if not due.any():
         return None
     purpose = f"{plan.digest(planned)} {settings.retry} {settings.wave} {settings.plan.shard_size}"
@@ -356,7 +369,8 @@ def _work(
     except Exception as error:
         reason = stages.stop_reason(store, job.generation)
         if reason is None and prepare.is_local(options):
-            reason = f"a worker failed unexpectedly ({_last_line(error)}); see {store.storage.where(log)}."
+            more = f"see {store.storage.where(log)}" if store.storage.is_local else "repeat it with --debug"
+            reason = f"a worker failed unexpectedly ({_last_line(error)}); {more}."
         if reason is None:
             raise
         raise CampaignError(reason) from error
@@ -365,12 +379,13 @@ def _work(
 @contextlib.contextmanager
 def _stderr_to(path: Path | None) -> Iterator[None]:
     """Send what Beam and its workers say to a file; what this process says through `sys.stderr` stays."""
-    try:
-        assert path is not None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    except OSError:
-        log = os.open(os.devnull, os.O_WRONLY)
+    log = os.open(os.devnull, os.O_WRONLY)  # kept where the work store is no folder, or takes no file
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(file, log)
+            os.close(file)
     terminal, before = os.dup(2), sys.stderr
     sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
     os.dup2(log, 2)
@@ -412,9 +427,12 @@ def _summary(root: Storage, generation: str | None) -> Summary:
     failed = outcomes.filter(pc.equal(outcomes["outcome"], FAILED))
     failures = Counter(failed["failure_class"].to_pylist())
     example = None
-    if failures:
-        commonest = failures.most_common(1)[0][0]
-        example = failed.filter(pc.equal(failed["failure_class"], commonest))["reason"][0].as_py()
+    for kind, column in ((FAILED, "failure_class"), (EXCLUDED, "excluded_for")):
+        rows = outcomes.filter(pc.equal(outcomes["outcome"], kind))
+        if rows.num_rows:
+            commonest = Counter(rows[column].to_pylist()).most_common(1)[0][0]
+            example = rows.filter(pc.equal(rows[column], commonest))["reason"][0].as_py()
+            break
     return Summary(generation, dict(Counter(outcomes["outcome"].to_pylist())), dict(failures), example)
 
 

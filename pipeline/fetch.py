@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def fetch(video: Video, sources: tuple[Source, ...], folder: Path, options: Fetc
                 pieces[key] = piece
     for key, failed in failures.items():
         if key not in pieces:
-            pieces[key] = min(failed, key=_rank)
+            pieces[key] = most_telling(failed)
     paths = {piece.path if isinstance(piece, Piece) else None for piece in pieces.values()}
     return Fetched(
         {clip.key: pieces[clip.key] for clip in video.clips},
@@ -96,6 +97,11 @@ def worth_repeating(piece: Piece | Failed) -> bool:
         and piece.failure_class is FailureClass.NETWORK
         and not isinstance(piece, FailedForNow)
     )
+
+
+def most_telling(failures: Sequence[Failed]) -> Failed:
+    """Of several sources' failures of one clip (the first of equals) the one to keep, as `fetch` says."""
+    return min(failures, key=_rank)
 
 
 def _rank(failed: Failed) -> int:

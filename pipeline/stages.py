@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -126,6 +126,7 @@ def process(task: Task, job: Job, store: WorkStore, lane: Lane) -> Iterator[Clip
                         record = _failure_record(piece, fetched.attempts)
                     else:
                         record = _make(wanted, piece, job, store, scratch)
+                        record["attempts"] = max(1, fetched.attempts)
                 except Failed as failure:
                     if failure.failure_class in _MACHINE:
                         raise
@@ -170,21 +171,40 @@ def _known(store: WorkStore, job: Job, wanted: Clip) -> dict | None:
 
 
 def _fetch(video: Video, job: Job, store: WorkStore, scratch: Path, lane: Lane) -> Fetched:
-    """The pieces of `video`: kept ones from the work store, the others from the sources, then kept."""
+    """The pieces of `video`: kept ones from the work store, the others from the sources.
+
+    Sources on this machine that come first wait for no lane; what comes from the others is kept.
+    """
     chosen = tuple(sources.parse(spec) for spec in job.sources)
     if not job.network:
         return fetch.fetch(video, chosen, scratch, job.fetch)
-    kept = kept_pieces(video, job, store, scratch)
-    missing = tuple(c for c in video.clips if c.key not in kept)
-    if not missing:
-        return Fetched(kept, requests=0, whole=False, tool="", attempts=0)
+    near = tuple(itertools.takewhile(lambda source: not source.network, chosen))
+    pieces = kept_pieces(video, job, store, scratch)
+    failures: dict[str, Failed] = {}
+    if near and (wanted := _without(video, pieces)).clips:
+        for key, piece in fetch.fetch(wanted, near, scratch, job.fetch).pieces.items():
+            if isinstance(piece, Failed):
+                failures[key] = piece
+            else:
+                pieces[key] = piece
+    missing = _without(video, pieces)
+    if not missing.clips:
+        return Fetched(pieces, requests=0, whole=False, tool="", attempts=0)
     for _ in range(1 + job.pressure.pauses):
         lane.wait()
-        fetched = fetch.fetch(replace(video, clips=missing), chosen, scratch, job.fetch)
+        fetched = fetch.fetch(missing, chosen[len(near) :], scratch, job.fetch)
         if not lane.heed(fetched.pieces):
             break
+    for key, piece in fetched.pieces.items():
+        if isinstance(piece, Failed) and key in failures:
+            fetched.pieces[key] = fetch.most_telling([failures[key], piece])
     _keep(video, fetched, job, store)
-    return replace(fetched, pieces=kept | fetched.pieces)
+    return replace(fetched, pieces=pieces | fetched.pieces)
+
+
+def _without(video: Video, pieces: Mapping[str, object]) -> Video:
+    """`video` with the clips that have no piece yet."""
+    return replace(video, clips=tuple(c for c in video.clips if c.key not in pieces))
 
 
 def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path) -> dict:
@@ -222,7 +242,7 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path)
             "saturation": saturation,
             "tvl1": asdict(recipe.flow.solver),
         }
-    return {"outcome": READY, "files": files, "meta": meta, "attempts": 1}
+    return {"outcome": READY, "files": files, "meta": meta}
 
 
 def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict:

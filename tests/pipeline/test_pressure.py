@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from pathlib import Path
 
@@ -127,6 +128,40 @@ def test_waves_publish_as_they_go_and_compact_gives_what_one_run_gives(videos, l
     assert done.returncode == 0, done.stderr
     assert published_bytes(tmp_path / "compact") == published_bytes(tmp_path / "whole")
     assert pipeline("verify", tmp_path / "compact").returncode == 0
+
+
+def test_a_wave_of_failures_does_not_stand_before_the_others(videos, list_file, tmp_path):
+    """A lane's worth of videos that fail again and again once took the first places of every wave."""
+    with Site(videos, {f"/{name}.mp4": Behaviour(status=404) for name in IDS[:6]}) as site:
+        done = prepare(list_file, site, tmp_path / "root", "--wave", 2, "--retry", "all")
+        assert done.returncode == 0, done.stderr
+        data = dataset.open(tmp_path / "root")
+        assert data.meta["counts"] == {"train": {"failed": 5, "ready": 1}, "val": {"failed": 1, "ready": 1}}
+        assert len(data.generations) == 4
+        site.behaviours.clear()
+        done = prepare(list_file, site, tmp_path / "root", "--wave", 4, "--retry", "all")
+        assert done.returncode == 0, done.stderr
+    assert dataset.open(tmp_path / "root").meta["counts"] == {"train": {"ready": 6}, "val": {"ready": 2}}
+
+
+def test_what_lies_on_this_machine_waits_for_no_lane(videos, list_file, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in IDS[1:]:
+        shutil.copy(videos / f"{name}.mp4", here)
+    start = time.monotonic()
+    with Site(videos) as site:
+        sources = (f"dir:{here}", f"{site.url}/{{youtube_id}}.mp4")
+        done = pipeline(
+            "prepare", "--manifest", list_file, "--output", tmp_path / "root", "--flow", "none",
+            "--source", *sources, "--budget", 60, "--direct_num_workers", 1,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert {request.path for request in site.requests} == {f"/{IDS[0]}.mp4"}
+    assert time.monotonic() - start < 60, "a video a minute, had each been asked for"
+    assert dataset.open(tmp_path / "root").meta["counts"] == {"train": {"ready": 6}, "val": {"ready": 2}}
+    kept = {path.stem.split("_")[0] for path in (tmp_path / "root/work/source").rglob("*.mp4")}
+    assert kept == {IDS[0]}, "what lies in a folder is not copied"
 
 
 def test_flow_added_later_fetches_nothing(videos, list_file, tmp_path):

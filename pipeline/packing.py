@@ -10,12 +10,12 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from pipeline import shards
+from pipeline import shards, stages
 from pipeline.layout import OUTCOME_SCHEMA, shard_path, write_table
 from pipeline.outcome import READY, Outcome
 from pipeline.stages import ClipResult, Job
 from pipeline.storage import Storage
-from pipeline.work import Stored
+from pipeline.work import Stored, WorkStore
 
 
 def index_part(split: str, generation: str, number: int) -> str:
@@ -38,7 +38,15 @@ def pack_shard(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) 
 
     Returns:
         The path of the outcome part, relative to the work store.
+
+    Raises:
+        Failed: class storage; its sentence is left for the launching process.
     """
+    with stages.stop_on_failure(WorkStore(job.work), job):
+        return _pack(job, shard, results)
+
+
+def _pack(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) -> str:
     split, number = shard
     work = Storage(job.work)
     ordered = sorted(results, key=lambda result: shards.order(result.clip.key))
@@ -47,6 +55,8 @@ def pack_shard(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) 
         path = shard_path(split, job.generation, number)
         info, rows = shards.pack(ready, work, Storage(job.output), path)
         shards.write_part(work, index_part(split, job.generation, number), info, rows)
+    else:  # what a killed run packed of clips that were ready then must not be published
+        work.delete(index_part(split, job.generation, number))
     outcomes = [vars(_outcome(result, job.generation)) for result in ordered]
     path = outcome_part(split, job.generation, number)
     write_table(work, path, pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA))

@@ -1,0 +1,68 @@
+"""Promises of packing: what a killed run left is not published, and a failure says its sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline import packing, shards, stages
+from pipeline.campaign import _stderr_to
+from pipeline.manifest import Clip
+from pipeline.outcome import FAILED, READY, Failed
+from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
+from pipeline.sources import FetchOptions
+from pipeline.stages import ClipResult, Job
+from pipeline.work import WorkStore
+
+SHARD = ("train", 0)
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    return Job(
+        output=str(tmp_path / "root"),
+        work=str(tmp_path / "work"),
+        sources=(f"dir:{tmp_path}",),
+        recipe=Recipe(FetchRecipe(), EncodeRecipe(), None),
+        fetch=FetchOptions(),
+        ffmpeg="ffmpeg",
+        generation="00000",
+        keep_sources=False,
+    )
+
+
+@pytest.fixture
+def ready(job, tmp_path) -> ClipResult:
+    (tmp_path / "clip").write_bytes(b"a clip")
+    wanted = Clip("list.csv", 2, "aaaaaaaaaa1", 0.0, 2.0, None, "train")
+    stored = WorkStore(job.work).put_file("encode", "0", wanted.key, ".mp4", tmp_path / "clip")
+    meta = {"key": wanted.key, "frames": 50, "width": 340, "height": 256}
+    return ClipResult(wanted, 0, None, READY, {"mp4": stored.as_dict()}, meta)
+
+
+def test_a_shard_that_a_killed_run_packed_is_forgotten_when_none_of_its_clips_is_ready_now(job, ready):
+    work = WorkStore(job.work).storage
+    packing.pack_shard(job, SHARD, [ready])
+    assert shards.read_part(work, packing.index_part(*_names(job))) is not None
+    failed = replace(ready, outcome=FAILED, files={}, meta={}, failure_class="missing", reason="not there")
+    packing.pack_shard(job, SHARD, [failed])
+    assert shards.read_part(work, packing.index_part(*_names(job))) is None
+
+
+def test_a_shard_that_cannot_be_packed_leaves_its_sentence_for_the_launcher(job, ready):
+    store = WorkStore(job.work)
+    (member,) = ready.files.values()
+    store.storage.write(member["path"], b"other")
+    with pytest.raises(Failed, match="not what its record says"):
+        packing.pack_shard(job, SHARD, [ready])
+    assert "delete it and repeat" in (stages.stop_reason(store, job.generation) or "")
+
+
+def test_a_work_store_that_is_no_folder_keeps_no_log_and_stops_nothing():
+    with _stderr_to(None):
+        pass
+
+
+def _names(job: Job) -> tuple[str, str, int]:
+    return SHARD[0], job.generation, SHARD[1]

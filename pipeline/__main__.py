@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.beam = rest
     try:
         return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _say("stopped; repeat the same command to do it again.", EXIT_FAILED)
     except Exception as error:
         if arguments.debug:
             raise
@@ -30,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _stop(signum: int, frame: object) -> None:
     """End now: what is done is in the work store, and local workers end with this process."""
-    os.write(2, b"\npipeline: stopped; nothing is lost, repeat the same command to go on.\n")
+    os.write(
+        sys.stderr.fileno(), b"\npipeline: stopped; nothing is lost, repeat the same command to go on.\n"
+    )
     os._exit(EXIT_FAILED)
 
 
@@ -65,12 +69,12 @@ def _sentence(error: Exception) -> str:
 def _prepare(arguments: argparse.Namespace) -> int:
     from pipeline import campaign, manifest, plan
     from pipeline.outcome import READY
-    from pipeline.sources import FetchOptions
+    from pipeline.sources import FetchOptions, parse
 
     settings = campaign.Settings(
         manifests=tuple(arguments.manifest),
         output=arguments.output,
-        sources=tuple(arguments.source),
+        sources=tuple(arguments.source or ["youtube"]),
         exclude=tuple(arguments.exclude),
         flow=arguments.flow,
         flow_device=arguments.flow_device,
@@ -97,11 +101,16 @@ def _prepare(arguments: argparse.Namespace) -> int:
         ),
         ffmpeg=arguments.ffmpeg,
     )
+    if arguments.beam:
+        campaign.beam_options(arguments.beam)  # a misspelt option stops --plan and --compact too
     if arguments.plan:
+        network = any(parse(spec).network for spec in settings.sources)
         cost = plan.estimate(
             campaign.make_plan(settings),
             budget=arguments.budget or campaign.SITE_BUDGET,
             flow=settings.flow != "none",
+            network=network,
+            keep_sources=network if settings.keep_sources is None else settings.keep_sources,
         )
         print(json.dumps(cost) if arguments.json else plan.describe(cost))
         return EXIT_DONE
@@ -125,18 +134,17 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     report = verify(arguments.root, sample=arguments.sample)
     if arguments.json:
-        print(json.dumps({"breaches": report.breaches, "checked": report.checked}))
+        print(json.dumps(vars(report)))
     else:
-        for breach in report.breaches:
-            print(breach)
-        print("checked: " + ", ".join(f"{count} {what}" for what, count in report.checked.items()))
+        print("\n".join(report.lines()))
     return EXIT_FAILED if report.breaches else EXIT_DONE
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from pipeline import report
 
-    print(report.write(arguments.root))
+    page = report.write(arguments.root)
+    print(json.dumps({"page": page}) if arguments.json else page)
     return EXIT_DONE
 
 
@@ -190,20 +198,34 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
     command.epilog = (
         "Every other option goes to Apache Beam (--runner ...); no runner named: local, on all cores."
     )
-    add("--manifest", nargs="+", required=True, metavar="FILE", help="Kinetics lists (files or globs)")
+    add(
+        "--manifest",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="Kinetics lists (files or globs)",
+    )
     add("--output", required=True, metavar="ROOT", help="where the data set is published")
     add(
         "--source",
         nargs="+",
-        default=["youtube"],
+        action="extend",
         metavar="SOURCE",
-        help="youtube, a URL template such as 'http://host/{youtube_id}.mp4', dir:PATH, or archive:GLOB of "
-        "tar and tar.gz files; tried in order",
+        help="youtube (the default), a URL template such as 'http://host/{youtube_id}.mp4', dir:PATH, or "
+        "archive:GLOB of tar and tar.gz files; tried in order",
     )
     add("--flow", choices=["tvl1", "none"], default="tvl1", help="optical flow (default tvl1)")
     add("--flow-device", choices=["cpu", "cuda"], default="cpu", help="what computes the flow (default cpu)")
     add("--unique", choices=["video", "clip"], default="video", help="at most one clip a video, or all")
-    add("--exclude", nargs="+", default=[], metavar="FILE", help="lists whose videos must not be in train")
+    add(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="lists whose videos must not be in train",
+    )
     add(
         "--classes", metavar="FILE", help="the label map, one class a line (default: the labels of the lists)"
     )
@@ -261,6 +283,7 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
     add(
         "--yt-dlp",
         nargs="+",
+        action="extend",
         default=[],
         type=_option,
         metavar="KEY=VALUE",

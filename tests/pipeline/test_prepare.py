@@ -187,6 +187,28 @@ def test_no_clip_ready_is_published_as_such_and_exits_1(tmp_path):
     assert dataset.open(tmp_path / "root").outcomes()["failure_class"].to_pylist() == ["missing"]
 
 
+def test_where_every_row_is_excluded_the_cause_is_said(videos, list_file, tmp_path):
+    listed = make_list(tmp_path / "train.csv", [f"a,{IDS[0]},0,1.2,train,0"])
+    other = shutil.copy(listed, tmp_path / "other_train.csv")
+    done = prepare(listed, videos, tmp_path / "root", "--exclude", other)
+    assert done.returncode == 1
+    assert "--exclude" in done.stderr
+
+
+def test_lists_without_a_row_are_refused_with_a_sentence(videos, tmp_path):
+    done = prepare(make_list(tmp_path / "train.csv", []), videos, tmp_path / "root")
+    assert done.returncode == 1
+    assert [line for line in sentences(done) if "no row" in line] == done.stderr.splitlines()
+
+
+def test_an_option_said_twice_names_further_lists(videos, list_file, tmp_path):
+    more = make_list(tmp_path / "more_train.csv", [f"class 9,{IDS[0]}x,0,1.2,train,0"])
+    done = prepare(list_file, videos, tmp_path / "root", "--manifest", more, "--plan", "--json")
+    assert done.returncode == 0, done.stderr
+    cost = json.loads(done.stdout)
+    assert (cost["rows"], cost["requests"], cost["source_bytes"]) == (len(IDS) + 1, 0, 0)
+
+
 def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -238,6 +260,7 @@ def test_an_output_that_cannot_be_written_gives_one_sentence(videos, list_file, 
     [
         (["--manifest", "nowhere.csv"], "nowhere.csv"),
         (["--no-such-option", "1"], "no-such-option"),
+        (["--no-such-option", "1", "--plan"], "no-such-option"),
         (["--source", "dir:/nowhere/at/all"], "/nowhere/at/all"),
         (["--limit", "0"], "limit"),
         (["--yt-dlp", "ratelimit"], "KEY=VALUE"),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 _OURS = {
+    "allowed_extractors": None,
+    "continuedl": None,
     "cookiefile": "--cookies",
     "download_archive": None,
     "download_ranges": None,
@@ -28,15 +30,27 @@ _OURS = {
     "exec_cmd": None,
     "external_downloader": None,
     "external_downloader_args": None,
+    "extract_flat": None,
+    "extractor_retries": "--attempts",
     "ffmpeg_location": "--ffmpeg",
+    "file_access_retries": None,
     "force_keyframes_at_cuts": None,
+    "hls_prefer_native": None,
     "ignoreerrors": None,
     "logger": None,
+    "max_filesize": None,
+    "noplaylist": None,
+    "noprogress": None,
     "outtmpl": None,
     "paths": None,
+    "playlist_items": None,
     "postprocessors": None,
     "proxy": "--proxy",
+    "retries": "--attempts",
+    "skip_unavailable_fragments": None,
+    "updatetime": None,
 }
+"""Options of yt-dlp that are not the user's to set, and what is for the user instead."""
 
 
 class SourceError(ValueError):

@@ -72,7 +72,7 @@ def test_sources_and_options_travel_to_workers(tmp_path):
 
 
 def test_options_that_are_decided_here_are_refused(tmp_path):
-    for name in ("outtmpl", "download_ranges", "enable_file_urls", "external_downloader_args", "cookiefile"):
+    for name in ("outtmpl", "download_ranges", "external_downloader_args", "cookiefile", "retries"):
         with pytest.raises(SourceError, match=name):
             FetchOptions(ytdlp={name: True})
     with pytest.raises(SourceError, match="does not exist"):

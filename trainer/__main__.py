@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        rank = f"rank {os.environ.get('RANK', 0)}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
         print(f"{rank}{_sentence(error)}", file=sys.stderr)
         return 2 if _is_wrong_call(error) else 1
 
@@ -52,7 +52,9 @@ def _train(options: argparse.Namespace) -> int:
     }
     settings = configuration.resolve(options.config, flags)
     job = Job(settings, tuple(options.data), options.output, options.resume, options.init)
-    print(train(job), file=sys.stderr)
+    path = train(job)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(path, file=sys.stderr)
     return 0
 
 
@@ -182,9 +184,9 @@ def _sentence(error: Exception) -> str:
 
 def _is_wrong_call(error: Exception) -> bool:
     from trainer.configuration import ConfigurationError
-    from trainer.data.rows import RowsError
+    from trainer.data.rows import DamagedError, RowsError
 
-    return isinstance(error, ConfigurationError | RowsError)
+    return isinstance(error, ConfigurationError | RowsError) and not isinstance(error, DamagedError)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_networks_prints_every_network_with_its_published_figures(capsys):
 @pytest.mark.parametrize(
     ("call", "code", "said"),
     [
-        (["train", "--data", "none", "--output", "run", "--network", "i4d"], 2, "there are: i3d"),
+        (["train", "--data", "none", "--output", "run", "--network", "i4d"], 2, "no network 'i4d'; there"),
         (["train", "--data", "none", "--output", "run", "--crop", "300"], 2, "does not fit"),
         (["train", "--data", "none", "--output", "run", "--config", "none.toml"], 2, "cannot be read"),
         (["train", "--data", "none", "--output", "run"], 2, "none"),
@@ -61,6 +61,25 @@ def test_a_wrong_call_ends_with_its_code_and_one_sentence(tmp_path, monkeypatch,
     assert said in error
     assert error.count("\n") == 1
     assert "Traceback" not in error
+
+
+def test_a_shard_or_an_index_that_is_not_whole_is_no_wrong_call(tmp_path, capsys):
+    root = tiny_dataset.publish(tmp_path / "data", {"train": 4}, frames=(25,))
+    call = ["train", "--data", str(root), "--output", str(tmp_path / "run"), "--config", "quick"]
+    for path, said in (
+        ("shards/train-00000-00000.tar", "copy it again"),
+        ("index/train-00000.parquet", "not readable as Parquet"),
+    ):
+        file = root / path
+        whole = file.read_bytes()
+        file.write_bytes(whole[:1000])
+        assert main(call) == 1
+        file.unlink()
+        assert main(call) == 1
+        file.write_bytes(whole)
+        assert said in capsys.readouterr().err
+    assert main([*call, "--frames", "8", "--batch-size", "4"]) == 2
+    assert "at least 9 frames, not 8" in capsys.readouterr().err
 
 
 def test_a_call_that_argparse_refuses_ends_with_two(capsys):

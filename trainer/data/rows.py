@@ -52,6 +52,10 @@ class RowsError(ValueError):
     """The data sets cannot feed this run; one sentence with the remedy."""
 
 
+class DamagedError(RowsError):
+    """What was published is no longer there as it was, or not to be reached: no fault of the call."""
+
+
 def open_rows(
     roots: Sequence[str],
     split: str,
@@ -67,18 +71,28 @@ def open_rows(
 
     Raises:
         RowsError: no such split or generation, no flow, or data sets that do not go together.
+        DamagedError: a shard or an index that is absent, cut short or of impossible numbers.
     """
+    if generations is not None and len(generations) != len(roots):
+        raise RowsError(f"the run has {len(generations)} data sets, not {len(roots)}: name those in --data")
     try:
         opened = [dataset.open(root) for root in roots]
+        for data in opened:
+            _check_shards(data, split)
+    except Failed as error:
+        raise DamagedError(error.reason) from None
+    except DatasetError as error:
+        raise RowsError(str(error)) from None
+    try:
         pinned = (
             [tuple(d.generations) for d in opened] if generations is None else list(map(tuple, generations))
         )
         tables = [d.index(split, g) for d, g in zip(opened, pinned, strict=True)]
-        for data in opened:
-            _check_shards(data, split)
     except Failed as error:
-        raise RowsError(error.reason) from None
-    except (DatasetError, ValueError) as error:
+        raise DamagedError(error.reason) from None
+    except DatasetError as error:
+        raise DamagedError(str(error)) from None
+    except ValueError as error:  # a generation that there is not
         raise RowsError(str(error)) from None
     _check_alike(opened)
     shards = [(n, path) for n, d in enumerate(opened) for path, s in d.shards.items() if s.split == split]
@@ -144,7 +158,7 @@ def _check_columns(table: pa.Table, classes: int, where: str) -> None:
     for name, (low, high) in {**limits, "class_index": (0, classes - 1)}.items():
         found = pc.min_max(table[name]).as_py()
         if found["min"] is not None and not low <= found["min"] <= found["max"] <= high:
-            raise RowsError(
+            raise DamagedError(
                 f"the index of {where} has a {name} outside {low} to {high}: "
                 "copy it again from where it was published"
             )
@@ -160,7 +174,9 @@ def _check_shards(data: Dataset, split: str) -> None:
         size = data.storage.size(path) if data.storage.exists(path) else None
         if size != shard.size:
             found = "is missing" if size is None else f"has {size} bytes instead of {shard.size}"
-            raise RowsError(f"{data.storage.where(path)} {found}: copy it again from where it was published")
+            raise DamagedError(
+                f"{data.storage.where(path)} {found}: copy it again from where it was published"
+            )
 
 
 def _numbers(table: pa.Table, root: int, places: dict[tuple[int, str], int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer import configuration, networks
 from trainer.networks.layers import BatchNorm3d, Norm, seed_dropout
+from trainer.networks.recurrent import BatchNormLSTM
 from trainer.networks.resnet_i3d import NonLocal
 from trainer.networks.tsm import Shift
 from trainer.towers import Objective, Tower
@@ -376,6 +377,19 @@ def test_a_recurrent_network_gives_logits_after_each_frame_and_answers_with_the_
         assert torch.allclose(network(clip[:, :, :2]), steps[:, 1], atol=1e-6)
         turned = network(clip.flip(2))
     assert not torch.allclose(turned, steps[:, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_steps_beyond_the_clips_trained_on_are_normalised_as_the_last_one_trained(frozen):
+    torch.manual_seed(0)
+    network = BatchNormLSTM(4, 8, momentum=0.1, frozen=frozen, longest=6)
+    for _ in range(3):
+        network(torch.randn(5, 3, 4) * 3 + 1)
+    for norms in (network.input_norms, network.hidden_norms, network.cell_norms):
+        means = torch.stack([norm.running_mean for norm in norms])
+        assert torch.equal(means[3:], means[2:3].expand(3, -1))
+        assert (means == 0).all() if frozen else not torch.equal(means[1], means[2])
+    assert network.eval()(torch.randn(5, 9, 4)).shape == (5, 9, 8)
 
 
 @pytest.mark.parametrize("name", ["convnet-lstm", "two-stream", "mc2-18"])

@@ -32,8 +32,9 @@ class BatchNormLSTM(nn.Module):
     """(N, T, `in_channels`) -> hidden states (N, T, `channels`).
 
     The sums from input and hidden state, and the cell, are normalised each, with statistics of their own for
-    each of the first `longest` steps, and the last one's from there on. The scales are fixed: the I3D paper's
-    9 million parameters have none.
+    each of the first `longest` steps, and the last one's from there on. Steps that a training's clips are too
+    short for take the statistics of their last step (section 4 of the paper): I3D's trains on 25 frames and
+    tests on 50. The scales are fixed: the I3D paper's 9 million parameters have none.
 
     Args:
         momentum: of the running statistics, in torch's sense.
@@ -43,7 +44,7 @@ class BatchNormLSTM(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, momentum: float, frozen: bool, longest: int = 50):
         super().__init__()
-        self.channels, self.longest = channels, longest
+        self.channels, self.longest, self.frozen = channels, longest, frozen
         self.from_input = nn.Linear(in_channels, 4 * channels, bias=False)
         self.from_hidden = nn.Linear(channels, 4 * channels, bias=False)
         self.bias = nn.Parameter(torch.zeros(4 * channels))  # forget, input and output gate, candidate
@@ -67,4 +68,13 @@ class BatchNormLSTM(nn.Module):
             cell = forget.sigmoid() * cell + write.sigmoid() * candidate.tanh()
             hidden = read.sigmoid() * self.get_submodule("cell_norms").get_submodule(step)(cell).tanh()
             out.append(hidden)
+        if self.training and not self.frozen:
+            self._extend(len(inputs))
         return torch.stack(out, dim=1)
+
+    def _extend(self, steps: int) -> None:
+        """Gives the steps from number `steps` on the running statistics of the one before."""
+        for norms in (self.get_submodule(f"{name}_norms") for name in ("input", "hidden", "cell")):
+            each = list(norms.children())
+            for later in each[steps:]:
+                later.load_state_dict(each[steps - 1].state_dict())

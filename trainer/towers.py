@@ -88,10 +88,17 @@ def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, Towe
         raise CheckpointError(
             f"the checkpoint was trained on {' and '.join(checkpoint.towers)}, not on {missing[0]}"
         )
-    towers = build(checkpoint.network, checkpoint.options, streams, len(checkpoint.classes))
-    for name, tower in towers.items():
-        tower.network.load_state_dict(checkpoint.towers[name])
-        tower.eval()
+    try:
+        towers = build(checkpoint.network, checkpoint.options, streams, len(checkpoint.classes))
+        for name, tower in towers.items():
+            tower.network.load_state_dict(checkpoint.towers[name])
+            tower.eval()
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        said = str(error).strip("'").split("\n")[0][:200]
+        raise CheckpointError(
+            f"the checkpoint's weights and network do not go together ({said}): take another, or the trainer "
+            "that wrote it"
+        ) from error
     return towers
 
 
@@ -109,12 +116,25 @@ def initialise(towers: Mapping[str, Tower], checkpoint: Checkpoint, classes: tup
         given, own = checkpoint.towers[stream], tower.network.state_dict()
         if given.keys() != own.keys():
             raise CheckpointError(f"--init: the checkpoint is of {checkpoint.network} with other layers")
-        last = {name for name in own if given[name].shape != own[name].shape}
-        if checkpoint.classes != classes:
-            last |= {name for name in own if name.rsplit(".", 1)[0] == list(own)[-1].rsplit(".", 1)[0]}
+        last = _heads(checkpoint, stream, own) if checkpoint.classes != classes else set()
+        if other := [n for n in own if n not in last and given[n].shape != own[n].shape]:
+            raise CheckpointError(
+                f"--init: the checkpoint's {other[0]} is {tuple(given[other[0]].shape)}, this network's "
+                f"{tuple(own[other[0]].shape)}: take the options of its [network]"
+            )
         tower.network.load_state_dict({n: own[n] if n in last else given[n] for n in own})
         fresh += sorted(last)
     return fresh
+
+
+def _heads(checkpoint: Checkpoint, stream: str, own: Mapping[str, Tensor]) -> set[str]:
+    """The names of the weights whose shapes depend on the number of classes: of the last layer or layers."""
+    shapes = []
+    for classes in (2, 3):
+        with torch.device("meta"):
+            built = build(checkpoint.network, checkpoint.options, [stream], classes)[stream]
+        shapes.append({name: value.shape for name, value in built.network.state_dict().items()})
+    return {name for name in own if shapes[0][name] != shapes[1][name]}
 
 
 def seed_batch(towers: Iterable[Tower], seed: int, epoch: int, keys: Iterable[str]) -> None:

@@ -127,3 +127,48 @@ def test_an_absent_file_and_an_empty_folder_each_say_what_to_name(tmp_path):
 def test_a_stream_that_was_not_trained_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="trained on rgb, not on flow"):
         towers.restore(made(stream="rgb"), "flow")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"network": "i4d"},
+        {"network": "i3d"},
+        {"options": {"widths": 3}},
+        {"options": ["dropout"]},
+        {"classes": ("a", "b")},
+        {"towers": {"rgb": [1, 2], "flow": None}},
+    ],
+)
+def test_weights_that_do_not_go_with_their_network_are_refused_in_a_sentence(other):
+    with pytest.raises(CheckpointError, match="do not go together") as caught:
+        towers.restore(replace(made(), **other))
+    assert "\n" not in str(caught.value)
+
+
+def two_stream(classes: tuple[str, ...]) -> tuple[dict[str, towers.Tower], Checkpoint]:
+    built = towers.build("two-stream", {}, ("both",), len(classes), seed=len(classes[0]))
+    state = {"both": built["both"].network.state_dict()}
+    entry = replace(made(stream="rgb"), network="two-stream", options={}, classes=classes, towers=state)
+    return built, entry
+
+
+def test_init_leaves_every_last_layer_fresh_where_the_classes_are_others():
+    """As many classes, so that no shape tells; and two last layers."""
+    _, given = two_stream(("a", "b"))
+    built, _ = two_stream(("one", "two"))
+    heads = [f"logits_{stream}.{kind}" for stream in ("rgb", "flow") for kind in ("bias", "weight")]
+    assert sorted(towers.initialise(built, given, ("one", "two"))) == sorted(heads)
+    own = built["both"].network.state_dict()
+    same = {name for name, value in given.towers["both"].items() if torch.equal(own[name], value)}
+    assert same >= own.keys() - set(heads)
+    assert not same & {"logits_rgb.weight", "logits_flow.weight"}
+
+
+def test_init_from_another_width_is_refused_in_a_sentence():
+    built = towers.build("r2d-18", {"frames": 4}, ("rgb",), 3)
+    wide = towers.build("r2d-18", {}, ("rgb",), 3)["rgb"].network.state_dict()
+    given = replace(made(stream="rgb"), network="r2d-18", options={}, towers={"rgb": wide})
+    for classes in (("a", "b", "c"), ("d", "e", "f")):
+        with pytest.raises(CheckpointError, match=r"--init: .*stem"):
+            towers.initialise(built, given, classes)

@@ -24,6 +24,7 @@ from trainer.data import order
 from trainer.data.batch import Batch
 from trainer.data.loader import EvaluationBatches, TrainBatches
 from trainer.data.rows import Rows, open_rows
+from trainer.networks import CHANNELS
 from trainer.optimisation import learning_rate, sgd
 
 
@@ -66,12 +67,13 @@ def train(job: Job) -> Path:
                     recorder.step(record)
                 epoch_ends = batch.step + 1 == training.steps_per_epoch
                 stop = training.anyone(interrupt.requested)
-                if epoch_ends and run.evaluate_every and (batch.epoch + 1) % run.evaluate_every == 0:
+                if training.done % run.checkpoint_every == 0 or epoch_ends or training.finished or stop:
+                    training.save(job.output)
+                due = epoch_ends and run.evaluate_every and (batch.epoch + 1) % run.evaluate_every == 0
+                if due and not stop:  # who asks for an end gets it, once the step is saved
                     scores = training.evaluate()
                     if recorder:
                         recorder.evaluation(training.done, batch.epoch, scores)
-                if training.done % run.checkpoint_every == 0 or epoch_ends or training.finished or stop:
-                    training.save(job.output)
                 if stop and not training.finished:
                     raise Interrupted(
                         f"Stopped at step {training.done} of {training.steps}, saved in {job.output}: "
@@ -90,7 +92,7 @@ class Training:
     configuration: Configuration
     group: distributed.Group
     rows: Rows
-    data: tuple[str, ...]
+    validation: Rows | None  # where the run evaluates
     towers: dict[str, towers.Tower]
     done: int  # steps taken
     start: tuple[int, int]  # epoch and step within it of the next batch
@@ -199,12 +201,15 @@ class Training:
         )
 
     def evaluate(self) -> dict[str, Any]:
-        """The scores on the validation split as it is now; the towers are back in training after it."""
-        group, input = self.group, self.configuration.input
-        self.group.average_statistics(self.towers.values())
-        rows = open_rows(self.data, "val", input.streams, self.rows.generations)
+        """The scores on the validation split, of what was just saved: each rank has the same statistics."""
+        group, rows = self.group, self.validation
+        assert rows is not None
         batches = EvaluationBatches(
-            rows, input, rank=group.rank, world=group.world, workers=self.configuration.run.workers
+            rows,
+            self.configuration.input,
+            rank=group.rank,
+            world=group.world,
+            workers=self.configuration.run.workers,
         )
         for tower in self.towers.values():
             tower.eval()
@@ -216,22 +221,16 @@ class Training:
 
 def set_up(job: Job, group: distributed.Group) -> Training:
     """The run as it stands in its folder, or at its start."""
-    if group.first:
-        job.output.mkdir(parents=True, exist_ok=True)
-        if job.resume == "none":
-            checkpoints.clear(job.output)
-            recording.clear(job.output)
-    group.wait()
-    before = checkpoints.newest(job.output)
+    before = checkpoints.newest(job.output) if job.resume == "auto" else None
+    if len(set(group.gather(before.steps if before else 0))) > 1:
+        raise TrainingError(f"The ranks find different checkpoints in {job.output}: put it where all see it")
     streams = job.configuration.input.streams
     rows = open_rows(job.data, "train", streams, before.generations if before else None)
+    wanted = job.configuration.run.evaluate_every > 0
+    validation = open_rows(job.data, "val", streams, rows.generations) if wanted else None
     configuration = with_flow_bound(job.configuration, rows.flow_bound)
     _same_run(job, configuration, before, rows)
-    network, seed = configuration.network, configuration.run.seed
-    try:
-        built = towers.build(network.name, network.options, configuration.towers, len(rows.classes), seed)
-    except TypeError as error:
-        raise ConfigurationError(f"[network]: {error}") from None
+    built = _built(configuration, len(rows.classes))
     if before:
         for stream, tower in built.items():
             tower.network.load_state_dict(before.towers[stream])
@@ -239,7 +238,7 @@ def set_up(job: Job, group: distributed.Group) -> Training:
             configuration,
             group,
             rows,
-            job.data,
+            validation,
             built,
             before.steps,
             (before.state["epoch"], before.state["step"]),
@@ -252,16 +251,40 @@ def set_up(job: Job, group: distributed.Group) -> Training:
             fresh = towers.initialise(built, checkpoints.load(job.init), rows.classes)
             if fresh and group.first:
                 print(f"--init: left fresh, the classes being others: {', '.join(fresh)}", file=sys.stderr)
-        training = Training(configuration, group, rows, job.data, built, 0, (0, 0))
-    if group.first:
+        training = Training(configuration, group, rows, validation, built, 0, (0, 0))
+    if group.first:  # only now, so that a call that cannot be run leaves what is there
+        job.output.mkdir(parents=True, exist_ok=True)
+        if job.resume == "none":
+            checkpoints.clear(job.output)
+            recording.clear(job.output)
         recording.write_json(job.output / recording.CONFIGURATION, configuration.as_dict())
     group.wait()
     return training
 
 
+def _built(configuration: Configuration, classes: int) -> dict[str, towers.Tower]:
+    """Fresh towers, once their input has gone through them without values.
+
+    Raises ConfigurationError for options or an input that the network does not take.
+    """
+    network, input = configuration.network, configuration.input
+    try:
+        with torch.device("meta"):
+            empty = towers.build(network.name, network.options, configuration.towers, classes)
+            size = (input.frames, input.crop, input.crop)
+            rgb, flow = (torch.empty(1, CHANNELS[stream], *size) for stream in ("rgb", "flow"))
+            for tower in empty.values():
+                tower.eval()((rgb, flow))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"{network.name} cannot be trained so: {error}") from None
+    return towers.build(network.name, network.options, configuration.towers, classes, configuration.run.seed)
+
+
 def _same_run(job: Job, configuration: Configuration, before: Checkpoint | None, rows: Rows) -> None:
     """Raises ConfigurationError where the folder holds another run than this one."""
     path = job.output / recording.CONFIGURATION
+    if job.resume == "none":
+        return
     if not path.exists() and before is None:
         return
     theirs = before.configuration if before else json.loads(path.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -190,6 +191,49 @@ def test_a_finished_run_stays_as_it_is_and_resume_none_starts_over(root, tmp_pat
     assert again.state["seed"] == 3
     assert [r["step"] for r in lines(run)] == [1]
     assert len(list(run.glob("checkpoint-*.pt"))) == 1
+
+
+def test_a_call_that_cannot_be_run_leaves_the_run_that_is_there(root, tmp_path):
+    run = tmp_path / "run"
+    train(root, run, tiny(steps=2))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for data, settings in (
+        (tmp_path / "none", tiny()),
+        (root, tiny(network={"width": 3})),
+        (root, resolve("quick", {"input": {"frames": 8}})),  # I3D takes 9
+    ):
+        with pytest.raises((RowsError, ConfigurationError)):
+            train(data, run, settings, resume="none")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_to_evaluate_without_a_validation_split_is_refused_before_it_starts(tmp_path):
+    data = tiny_dataset.publish(tmp_path / "data", {"train": 4}, frames=(30,))
+    with pytest.raises(RowsError, match="no val clips"):
+        train(data, tmp_path / "run", tiny(evaluate_every=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resume_on_another_number_of_data_sets_is_refused_in_a_sentence(root, tmp_path):
+    train(root, tmp_path / "run", tiny(steps=1))
+    with pytest.raises(RowsError, match="has 1 data sets, not 2"):
+        training.train(training.Job(tiny(steps=1), (str(root), str(root)), tmp_path / "run"))
+
+
+def test_ranks_that_find_different_checkpoints_are_refused(root, tmp_path):
+    """As where RUN lies on each node's own disk and one node is new."""
+    train(root, tmp_path / "run0", tiny(steps=2))
+    (tmp_path / "run1").mkdir()
+    call = ["train", "--data", str(root), *TINY, "--stream", "rgb", "--steps", "2"]
+    inner = (
+        shlex.join([sys.executable, PROGRAM, *call, "--output"]) + f" {shlex.quote(str(tmp_path))}/run$RANK"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "--no-python", "bash", "-c", inner], check=False, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "The ranks find different checkpoints" in done.stderr
 
 
 def test_a_longer_run_is_the_same_run_where_the_rate_allows(root, tmp_path):

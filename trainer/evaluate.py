@@ -173,9 +173,12 @@ def output_path(job: Job) -> Path:
 def main(job: Job, output: Path | None) -> dict[str, Any]:
     """Evaluates in the group that torchrun started, and writes the scores as JSON."""
     with distributed.join() as group:
+        path = output or output_path(job)
+        if group.first:
+            path.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours
         scores = evaluate(job, group)
         if group.first:
-            recording.write_json(output or output_path(job), scores)
+            recording.write_json(path, scores)
     return scores
 
 

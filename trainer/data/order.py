@@ -15,8 +15,8 @@ import numpy as np
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 
-ORDER, AUGMENTATION, DROPOUT = 1, 2, 3
-"""First words of keys: what the numbers are for, so that no two uses share a stream."""
+ORDER, AUGMENTATION = 1, 2
+"""First words of keys: what the numbers are for, so that neither use shares a stream with the other."""
 
 
 def keyed(*words: int) -> int:

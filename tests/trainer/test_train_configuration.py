@@ -53,7 +53,7 @@ def test_what_is_recorded_makes_the_same_configuration_again():
         ("[run]\nprecision = 'int8'\n", "no precision"),
         ("[run]\nbatch_size = 0\n", "--batch-size is 0"),
         ("[run]\nepochs = 1\nsteps = 1\n", "one length"),
-        ("[network]\nname = 'i4d'\n", "there are: i3d"),
+        ("[network]\nname = 'i4d'\n", "no network 'i4d'; there are: "),
         ("[run\n", "no TOML file"),
     ],
 )

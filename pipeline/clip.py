@@ -28,6 +28,7 @@ from pipeline.probe import (
     PROBE_BYTES,
     PROBE_MICROSECONDS,
     PROTOCOLS,
+    SEEKABLE,
     SourceInfo,
     reader_options,
 )
@@ -35,9 +36,6 @@ from pipeline.probe import probe as probe
 from pipeline.recipe import EncodeRecipe
 
 _PREROLL = 2.0  # s decoded before the start, so that the picture on screen there is known
-_SEEKABLE = ("mov", "matroska")
-"""Where a seek lands on a keyframe at or before its time. In mpegts it lands seconds late, in avi behind
-the only keyframe even at 0, and what is decoded then is grey: others are read from their start."""
 _MAX_PLANE_BYTES = 2 << 30
 _UNTAGGED_HD = 720  # lines: an untagged source of so many is taken for BT.709, as players do
 
@@ -165,7 +163,7 @@ def command(
         "reinit_filter": 0,
     }
     seek = start - preroll / recipe.rate
-    if info.container in _SEEKABLE and seek > 0:
+    if info.container in SEEKABLE and seek > 0:
         options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{seek:.6f}"}
     video = ffmpeg_python.input(f"file:{Path(source).absolute()}", **options)["V:0"]
     frames = _frames(video, info, start + info.origin, preroll, wanted, recipe)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.outcome import Failed, FailureClass
-from pipeline.probe import SourceInfo, main_video, reader_options
+from pipeline.probe import SEEKABLE, SourceInfo, main_video, packets, reader_options
 
 MIN_SECONDS = 1.0
 _MAX_DAMAGED = 0.02  # of the section's pictures; beyond it the clip is not worth training on
@@ -88,10 +88,10 @@ def _count(path: Path, info: SourceInfo, start: float, end: float, timeout: floa
     with av.open(f"file:{Path(path).absolute()}", options=reader_options(), timeout=timeout) as container:
         video = main_video(container)
         video.codec_context.thread_count = 1
-        if info.container != "mpegts":
+        if info.container in SEEKABLE:
             with contextlib.suppress(av.error.FFmpegError):  # then from the beginning
                 container.seek(round(start / video.time_base), stream=video, backward=True, any_frame=False)
-        for packet in _packets(container, video):
+        for packet in packets(container, video):
             if time.monotonic() > deadline:
                 raise Failed(FailureClass.TOO_LARGE, f"the damaged source was not read within {timeout:g} s")
             stamp = packet.pts if packet.pts is not None else packet.dts
@@ -106,18 +106,6 @@ def _count(path: Path, info: SourceInfo, start: float, end: float, timeout: floa
             if any(p.time is not None and p.time >= last for p in pictures):
                 break
     return Damage(decoded, concealed, lost)
-
-
-def _packets(container, video):
-    """The packets until the file, or what can be read of it, ends."""
-    import av
-
-    packets = container.demux(video)
-    while True:
-        try:
-            yield next(packets)
-        except (StopIteration, av.error.FFmpegError):
-            return
 
 
 def judge(

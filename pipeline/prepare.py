@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from pipeline.stages import Job
 from pipeline.transforms import PackShards, ProcessVideos, ReadTasks
+
+if TYPE_CHECKING:
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 
 def build(root: beam.Pipeline, job: Job, parts: Sequence[str]) -> beam.PCollection:
@@ -48,11 +55,11 @@ def workers(options: PipelineOptions) -> int:
     return options.view_as(DirectOptions).direct_num_workers or 1
 
 
-def _runner(options: PipelineOptions):
+def _runner(options: PipelineOptions) -> FnApiRunner | None:
     if not is_local(options):
         return None  # Beam takes the one that the options name
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-    direct = options.view_as(DirectOptions)
-    direct.direct_running_mode = "multi_processing"
-    return FnApiRunner()
+    command = shlex.join([sys.executable, "-m", "pipeline.local_worker", str(os.getpid())])
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))

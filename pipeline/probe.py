@@ -37,6 +37,9 @@ _MATRICES = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "s
     9: "bt2020nc",
     10: "bt2020c",
 }
+SEEKABLE = ("mov", "matroska")
+"""Where a seek lands on a keyframe at or before its time. In mpegts it lands seconds late, in avi behind
+the only keyframe even at 0, and what is decoded then is grey: others are read from their start."""
 HDR = frozenset({"smpte2084", "arib-std-b67"})
 _HIGHEST_RATE = 240  # frames a second
 
@@ -212,7 +215,7 @@ def _first_picture(container, video) -> tuple[int, float | None]:
     import av
 
     video.codec_context.thread_count = 1
-    for count, packet in enumerate(container.demux(video)):
+    for count, packet in enumerate(packets(container, video)):
         try:
             for frame in packet.decode():
                 return round(frame.rotation / 90) * 90 % 360, frame.time
@@ -221,6 +224,18 @@ def _first_picture(container, video) -> tuple[int, float | None]:
         if count >= _PACKETS_TO_FIRST_PICTURE:
             break
     return 0, None
+
+
+def packets(container, video):
+    """The stream's packets until the file, or what can be read of it, ends."""
+    import av
+
+    rest = container.demux(video)
+    while True:
+        try:
+            yield next(rest)
+        except (StopIteration, av.error.FFmpegError, IndexError):  # IndexError: of a stream begun midway
+            return
 
 
 def _duration(container, video) -> tuple[float | None, bool]:

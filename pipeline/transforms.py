@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline import child, packing, stages
+from pipeline import packing, stages
 from pipeline.pressure import Lane
 from pipeline.progress import Tally
 from pipeline.recipe import check_canary
@@ -59,7 +59,7 @@ class PackShards(beam.PTransform):
 
 
 class _Process(beam.DoFn):
-    """Runs `stages.process` in a worker that has proven its canary and dies with its launcher."""
+    """Runs `stages.process` in a worker that has proven its canary."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -69,7 +69,6 @@ class _Process(beam.DoFn):
         self._lane = Lane(self._job.pressure, self._store.storage)
         self._tally = None
         if self._job.launcher is not None:
-            child.die_with(self._job.launcher)
             self._tally = Tally(self._store.storage, self._job.generation)
         with stages.stop_on_failure(self._store, self._job):
             check_canary(self._job.recipe, self._job.ffmpeg, self._store)

@@ -29,6 +29,7 @@ from pipeline import (
     plan,
     progress,
     publish,
+    purge,
     reconciliation,
     remove,
     shards,
@@ -167,7 +168,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
     planned = make_plan(settings)
     generation = None
     made: list[str] = []
-    with _only_campaign(store.storage):
+    with _only_campaign(root, store.storage):
         while (table := _to_do(planned, job.recipe, settings, root, store, made)) is not None:
             generation = publish.next_generation(root)
             made.append(generation)
@@ -175,6 +176,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
             archive.lay_out(settings.sources, table, store, job.fetch)
             _work(job, _write_plan(table, job, store), table, options, store)
             outcomes, packed = _parts(table, generation, store.storage)
+            _sweep(root, packed)
             publish.publish(
                 root,
                 plan=table,
@@ -225,15 +227,17 @@ def _pressure(settings: Settings, options: PipelineOptions) -> Pressure:
 
 
 @contextlib.contextmanager
-def _only_campaign(work: Storage) -> Iterator[None]:
+def _only_campaign(root: Storage, work: Storage) -> Iterator[None]:
+    """Hold ROOT and the work store, whichever of them another campaign has too."""
     with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(root.lock(".prepare.lock"))
             stack.enter_context(work.lock("campaign.lock"))
         except Busy as busy:
-            hint = "" if work.is_local else f" If none is, delete {busy}."
+            hint = "" if root.is_local and work.is_local else f"; if none is, delete {busy}"
             raise CampaignError(
-                f"another prepare is at work in {work.url}; wait for it, or give another --output and "
-                f"--work.{hint}"
+                f"another prepare or remove is at work in {root.url} or {work.url}; wait for it, or give "
+                f"another --output and --work{hint}."
             ) from None
         yield
 
@@ -420,6 +424,13 @@ def _remaining(left: int, rows: int, pressure: Pressure) -> str:
     """After a wave: what is left, and how long it will take at this budget."""
     hours = pressure.budget and f", about {progress.duration(3600 * left / pressure.budget)} at this budget"
     return f"prepare: {rows - left} of {rows} rows are decided and published; {left} are left{hours or ''}"
+
+
+def _sweep(root: Storage, packed: Sequence[tuple[layout.ShardInfo, pa.Table]]) -> None:
+    """Delete shards that an earlier, unpublished plan left: a glob over ROOT/shards must not find them."""
+    meta = layout.read_meta(root)
+    published = {shard["path"] for shard in meta["shards"]} if meta else set()
+    purge.unpublished(root, published | {info.path for info, _ in packed}, dry_run=False)
 
 
 def _summary(root: Storage, generation: str | None) -> Summary:

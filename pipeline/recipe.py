@@ -83,7 +83,7 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
     import numpy as np
 
     from pipeline import child, clip
-    from pipeline.flow import tvl1
+    from pipeline.flow import tvl1_clip
 
     frames = _canary_frames()
     found = {}
@@ -104,7 +104,8 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
         clip.cut(source, 0.5, 1.5, recipe.encode, out, ffmpeg=ffmpeg, timeout=60)
         found["encode"] = hashlib.sha256(out.read_bytes()).hexdigest()
     if recipe.flow is not None:
-        flow = tvl1(frames[0], frames[1], recipe.flow.solver)
+        device = "cuda" if recipe.flow.device == "cuda" else "cpu"
+        flow = tvl1_clip(frames[:2], recipe.flow.solver, device=device)
         found["flow"] = hashlib.sha256(np.ascontiguousarray(flow).tobytes()).hexdigest()
     return found
 

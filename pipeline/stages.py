@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import clip, fetch, plan, sources
-from pipeline.flow import coding, tvl1_pairs
+from pipeline.flow import coding, tvl1_clip, tvl1_pairs
 from pipeline.manifest import Clip
 from pipeline.outcome import FAILED, READY, Failed, FailureClass
 from pipeline.pressure import Lane, Pressure
@@ -276,7 +276,7 @@ def write_flow(gray: np.ndarray, frames: int, recipe: FlowRecipe, out: Path, job
 
     def flows() -> Iterator[np.ndarray]:
         last = np.zeros((*gray.shape[1:], 2), np.float32)
-        for last in tvl1_pairs(gray, recipe.solver):
+        for last in solve(gray, recipe):
             saturated.append(coding.saturation(last, recipe.coding))
             yield last
         for _ in range(frames - len(saturated)):
@@ -285,6 +285,13 @@ def write_flow(gray: np.ndarray, frames: int, recipe: FlowRecipe, out: Path, job
 
     coding.encode(flows(), out, recipe.coding, ffmpeg=job.ffmpeg, timeout=job.encode_timeout)
     return round(float(np.mean(saturated)), 6)
+
+
+def solve(gray: np.ndarray, recipe: FlowRecipe) -> Iterable[np.ndarray]:
+    """The flow of every pair, float32 (H, W, 2) each, by the kind of device that the recipe names."""
+    if recipe.device == "cuda":
+        return tvl1_clip(gray, recipe.solver, device="cuda")
+    return tvl1_pairs(gray, recipe.solver)
 
 
 def kept_pieces(video: Video, job: Job, store: WorkStore, scratch: Path) -> dict[str, Piece | Failed]:

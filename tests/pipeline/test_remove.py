@@ -348,7 +348,7 @@ def test_what_the_log_names_is_left_out_of_every_later_plan(root, tmp_path):
 def test_while_a_campaign_is_at_work_nothing_is_removed(root):
     before = state(root)
     with (
-        campaign._only_campaign(Storage(root / "work")),
+        campaign._only_campaign(Storage(root), Storage(root / "work")),
         pytest.raises(RemoveError, match=r"stop it \(nothing is lost\)"),
     ):
         remove.remove(root, [GONE.name], "reason")

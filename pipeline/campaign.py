@@ -163,7 +163,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         generation="",
         keep_sources=network if settings.keep_sources is None else settings.keep_sources,
         pressure=_pressure(settings, options),
-        launcher=os.getpid() if prepare.is_local(options) else None,
+        local=prepare.is_local(options),
     )
     planned = make_plan(settings)
     generation = None

@@ -30,6 +30,7 @@ from pipeline.probe import (
     PROTOCOLS,
     SEEKABLE,
     SourceInfo,
+    pictures,
     reader_options,
 )
 from pipeline.probe import probe as probe
@@ -341,28 +342,14 @@ def decode(data: bytes | Path, frames: range | None = None, threads: int = 1) ->
     exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     reformatter = VideoReformatter()
     source = io.BytesIO(data) if isinstance(data, bytes) else f"file:{Path(data).absolute()}"
-    pictures = []
+    decoded = []
     try:
         with av.open(source, options=reader_options()) as container:
-            for picture in _pictures(container, frames, threads):
+            for picture in pictures(container, frames, threads):
                 rgb = reformatter.reformat(picture, format="rgb24", interpolation=exact, threads=1)
-                pictures.append(rgb.to_ndarray())
+                decoded.append(rgb.to_ndarray())
     except (av.error.FFmpegError, StopIteration) as error:
         raise Failed(FailureClass.CORRUPT, f"a clip cannot be decoded: {error}") from error
-    if frames is not None and len(pictures) != len(frames):
+    if frames is not None and len(decoded) != len(frames):
         raise IndexError(f"frames {frames.start} to {frames.stop} are not all in the clip")
-    return np.stack(pictures)
-
-
-def _pictures(container, frames: range | None, threads: int):
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = threads
-    tick = 1 / (stream.average_rate * stream.time_base)  # time stamps a frame
-    if frames is not None and frames.start > 0:
-        container.seek(round(frames.start * tick), stream=stream, backward=True, any_frame=False)
-    for picture in container.decode(stream):
-        index = round(picture.pts / tick)
-        if frames is None or index in frames:
-            yield picture
-        if frames is not None and index >= frames.stop - 1:
-            return
+    return np.stack(decoded)

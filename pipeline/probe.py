@@ -238,6 +238,21 @@ def packets(container, video):
             return
 
 
+def pictures(container, frames: range | None, threads: int):
+    """Decoded pictures of one of our own videos, or of a contiguous range, from the keyframe before it."""
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = threads
+    tick = 1 / (stream.average_rate * stream.time_base)  # time stamps a frame
+    if frames is not None and frames.start > 0:
+        container.seek(round(frames.start * tick), stream=stream, backward=True, any_frame=False)
+    for picture in container.decode(stream):
+        index = round(picture.pts / tick)
+        if frames is None or index in frames:
+            yield picture
+        if frames is not None and index >= frames.stop - 1:
+            return
+
+
 def _duration(container, video) -> tuple[float | None, bool]:
     """Seconds, and whether they are the video stream's own."""
     if video.duration:

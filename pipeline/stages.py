@@ -44,7 +44,7 @@ class Job:
     generation: str
     keep_sources: bool
     pressure: Pressure = field(default_factory=Pressure)
-    launcher: int | None = None  # process id that local workers must not outlive
+    local: bool = False  # the workers are processes of this machine and leave their counts for its display
     encode_timeout: float = 300.0  # seconds a clip: 200 times what a clip takes, so only a hang meets it
 
     @property

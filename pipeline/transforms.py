@@ -68,7 +68,7 @@ class _Process(beam.DoFn):
         self._store = WorkStore(self._job.work)
         self._lane = Lane(self._job.pressure, self._store.storage)
         self._tally = None
-        if self._job.launcher is not None:
+        if self._job.local:
             self._tally = Tally(self._store.storage, self._job.generation)
         with stages.stop_on_failure(self._store, self._job):
             check_canary(self._job.recipe, self._job.ffmpeg, self._store)

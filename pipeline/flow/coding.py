@@ -190,16 +190,9 @@ def decode(
 
 def _lumas(container, frames: range | None, threads: int) -> Iterator[np.ndarray]:
     """Luma planes, uint8 (2H, W) each, of the wanted frames."""
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = threads
-    tick = 1 / (stream.average_rate * stream.time_base)  # time stamps a frame
-    if frames is not None and frames.start > 0:
-        container.seek(round(frames.start * tick), stream=stream, backward=True, any_frame=False)
-    for picture in container.decode(stream):
-        index = round(picture.pts / tick)
-        if frames is None or index in frames:
-            plane = picture.planes[0]
-            rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-            yield rows[:, : plane.width].copy()
-        if frames is not None and index >= frames.stop - 1:
-            return
+    from pipeline.probe import pictures
+
+    for picture in pictures(container, frames, threads):
+        plane = picture.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        yield rows[:, : plane.width].copy()

@@ -101,6 +101,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         ),
         ffmpeg=arguments.ffmpeg,
     )
+    if not arguments.debug:
+        logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
     if arguments.beam:
         campaign.beam_options(arguments.beam)  # a misspelt option stops --plan and --compact too
     if arguments.plan:
@@ -118,8 +120,6 @@ def _prepare(arguments: argparse.Namespace) -> int:
         summary = campaign.compact(settings, arguments.compact)
         print(json.dumps(vars(summary)) if arguments.json else campaign.text(summary, arguments.compact))
         return EXIT_DONE
-    if not arguments.debug:
-        logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     summary = campaign.run(settings, campaign.beam_options(arguments.beam))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -382,7 +383,8 @@ def _work(
 
 @contextlib.contextmanager
 def _stderr_to(path: Path | None) -> Iterator[None]:
-    """Send what Beam and its workers say to a file; what this process says through `sys.stderr` stays."""
+    """Send what Beam, its threads and its workers say to a file; what this process says through
+    `sys.stderr` stays."""
     log = os.open(os.devnull, os.O_WRONLY)  # kept where the work store is no folder, or takes no file
     if path is not None:
         with contextlib.suppress(OSError):
@@ -390,13 +392,15 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(file, log)
             os.close(file)
-    terminal, before = os.dup(2), sys.stderr
+    terminal, before, hook = os.dup(2), sys.stderr, threading.excepthook
     sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
     os.dup2(log, 2)
     os.close(log)
+    threading.excepthook = lambda died: os.write(2, f"{died.thread}: {died.exc_value}\n".encode())
     try:
         yield
     finally:
+        threading.excepthook = hook
         os.dup2(terminal, 2)
         sys.stderr = before
         os.close(terminal)

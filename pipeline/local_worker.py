@@ -5,13 +5,28 @@ python -m pipeline.local_worker LAUNCHER_PID
 
 from __future__ import annotations
 
+import io
 import sys
 
 from pipeline import child
 
 
+class _Log(io.FileIO):
+    """Standard error on a disk that may be full: what it does not take is lost, and nothing else is.
+
+    Beam prints a failure before it answers the launcher, which waits for ever where printing raises.
+    """
+
+    def write(self, text) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+
 def main() -> None:
     """Watch the launcher from the first moment on: it may be killed before Beam has said a word."""
+    sys.stderr = io.TextIOWrapper(_Log(2, "w", closefd=False), errors="backslashreplace", write_through=True)
     child.die_with(int(sys.argv[1]))
     from apache_beam.runners.worker import sdk_worker_main
 

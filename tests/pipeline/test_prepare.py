@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from campaigns import make_list, make_videos, pipeline, published_bytes, workers_of
 
-from pipeline import dataset
+from pipeline import dataset, layout
 
 IDS = ["aaaaaaaaaa1", "-bbbbbbbbb2", "cccc_cccc_3", "ddddddddd-4", "eeeeeeeeee5", "ffffffffff6"]
 
@@ -245,6 +245,40 @@ def test_a_full_disk_gives_one_sentence_and_nothing_half_published(videos, list_
     assert "no space left" in done.stderr
     assert not (small_disk / "root" / "dataset.json").exists()
     assert not list(small_disk.glob("root/shards/*.tar"))
+
+
+def test_a_failure_that_the_log_cannot_take_still_ends_the_job(videos, list_file, tmp_path):
+    log = tmp_path / "root" / "work" / "log" / f"{layout.generation_name(0)}.txt"
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    done = prepare(list_file, videos, tmp_path / "root", preexec_fn=limit_file_size, timeout=90)
+    assert done.returncode == 1
+    assert len(sentences(done)) == 1, done.stderr
+
+
+def test_a_worker_that_is_killed_ends_the_job_with_a_sentence(videos, list_file, tmp_path):
+    root = tmp_path / "root"
+    command = [sys.executable, "-m", "pipeline", "prepare", "--manifest", list_file, "--output", root]
+    with subprocess.Popen(
+        [*map(str, command), "--source", f"dir:{videos}", "--direct_num_workers", "2"],
+        env={**os.environ, "QUOVADIS_TEST_ROOT": str(root)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        while not list(root.glob("work/encode/*/*/*.mp4")) and launcher.poll() is None:
+            time.sleep(0.02)
+        called = {
+            int(pid): Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in workers_of(root)
+        }
+        workers = [pid for pid, words in called.items() if words[1:3] == [b"-m", b"pipeline.local_worker"]]
+        os.kill(min(workers), signal.SIGKILL)  # the oldest: the others may be about to become its ffmpeg
+        said = launcher.communicate(timeout=90)[1]
+    assert launcher.returncode == 1
+    said = [line for line in said.splitlines() if not line.startswith("prepare: ")]
+    assert len(said) == 1, said
+    assert "worker" in said[0]
+    assert not (root / "dataset.json").exists()
+    assert prepare(list_file, videos, root).returncode == 0
 
 
 def test_an_output_that_cannot_be_written_gives_one_sentence(videos, list_file, tmp_path):

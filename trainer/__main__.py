@@ -40,6 +40,7 @@ def _train(options: argparse.Namespace) -> int:
             name: getattr(options, name)
             for name in (
                 "batch_size",
+                "micro_batch",
                 "epochs",
                 "steps",
                 "seed",
@@ -117,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--short-side", type=int, metavar="PIXELS", help="resize before the crop")
     train.add_argument("--crop", type=int, metavar="PIXELS")
     train.add_argument("--batch-size", type=int, metavar="CLIPS", help="of one step over all ranks")
+    train.add_argument(
+        "--micro-batch", type=int, metavar="CLIPS", help="that a rank takes at a time; 0: its whole share"
+    )
     length = train.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N")
     length.add_argument("--steps", type=int, metavar="N")

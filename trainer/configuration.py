@@ -17,7 +17,7 @@ from trainer.optimisation import Optimisation
 
 FOLDER = Path(__file__).parent / "configurations"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-FREE = {"workers", "evaluate_every", "checkpoint_every"}
+FREE = {"workers", "micro_batch", "evaluate_every", "checkpoint_every"}
 """Settings of a run that change nothing in what is learned: a resume may have others."""
 
 
@@ -38,6 +38,7 @@ class Run:
     """How long, how much at once, on what, and how often something is kept."""
 
     batch_size: int = 8  # clips over all ranks
+    micro_batch: int = 0  # most clips that a rank takes at a time, its gradients added up; 0: all of its own
     epochs: int | None = None  # exactly one of epochs and steps
     steps: int | None = None
     seed: int = 0
@@ -53,6 +54,7 @@ class Run:
             raise ValueError(f"there is no precision {self.precision!r}: choose fp32, bf16 or fp16")
         for name, least in (
             ("batch_size", 1),
+            ("micro_batch", 0),
             ("workers", 0),
             ("checkpoint_every", 1),
             ("evaluate_every", 0),

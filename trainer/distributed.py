@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,13 @@ class Group:
         with warnings.catch_warnings():  # the successor of broadcast_buffers is not in every torch we allow
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    @contextmanager
+    def alone(self, module: nn.Module, alone: bool) -> Iterator[None]:
+        """Keeps the gradients that a wrapped `module` gathers in the block from the group, while `alone`."""
+        apart = alone and isinstance(module, DistributedDataParallel)
+        with module.no_sync() if apart else nullcontext():  # type: ignore[operator]
+            yield
 
     def sum(self, values: Tensor) -> Tensor:
         """`values` added up over the group, on every rank."""

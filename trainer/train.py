@@ -130,29 +130,11 @@ class Training:
         )
 
     def step(self, batch: Batch) -> dict[str, Any]:
-        """One step of every tower; returns the line of metrics.jsonl, without the speed.
-
-        The loss is the mean over the global batch: DDP averages the ranks' gradients, so each rank's sum is
-        divided by the global weight and multiplied by the number of ranks, whatever its share.
-        """
-        group, run = self.group, self.configuration.run
+        """One step of every tower; returns the line of metrics.jsonl, without the speed."""
         rate = learning_rate(self.done, self.steps, self.configuration.optimisation)
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = rate
-        mine = order.share(np.arange(len(batch.keys)), group.rank, group.world)
-        towers.seed_batch(self.towers.values(), run.seed, batch.epoch, [batch.keys[i] for i in mine])
-        pictures = batch.inputs(group.device)
-        target, weight = batch.target.to(group.device), batch.weight.to(group.device)
-        total = max(batch.total_weight, 1.0)
-        sums = []
-        self.optimiser.zero_grad(set_to_none=True)
-        for objective in self.objectives.values():
-            with towers.autocast(group.device, self.precision):
-                loss, correct = objective(pictures, target, weight)
-            self.scaler.scale(loss * group.world / total).backward()
-            sums += [loss.detach(), correct]
-        means = (group.sum(torch.stack(sums)) / total).tolist()
-        losses, accuracies = means[::2], means[1::2]
+        losses, accuracies = self.gradients(batch)
         if not np.isfinite(losses).all():
             raise TrainingError(
                 f"The loss is {sum(losses)} at step {self.done + 1}: lower --lr, or take --precision fp32"
@@ -173,6 +155,32 @@ class Training:
             "order": order.digest(batch.keys),
             **each,
         }
+
+    def gradients(self, batch: Batch) -> tuple[list[float], list[float]]:
+        """Sets the gradients of a batch; returns each tower's loss and share of right first choices.
+
+        The loss is the mean over the global batch: DDP averages the ranks' gradients, so each rank's sum is
+        divided by the global weight and multiplied by the number of ranks, whatever its share; and that sum
+        is gathered over parts of `micro_batch` clips, which the ranks exchange once, after the last.
+        """
+        group, run = self.group, self.configuration.run
+        mine = order.share(np.array(batch.keys), group.rank, group.world)
+        total = max(batch.total_weight, 1.0)
+        sums = torch.zeros(len(self.objectives), 2, device=group.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        for clips, part in batch.parts(run.micro_batch):
+            towers.seed_batch(self.towers.values(), run.seed, batch.epoch, mine[clips])
+            pictures = part.inputs(group.device)
+            target, weight = part.target.to(group.device), part.weight.to(group.device)
+            more = clips.stop < len(batch.target)
+            for number, objective in enumerate(self.objectives.values()):
+                with group.alone(objective, more):
+                    with towers.autocast(group.device, self.precision):
+                        loss, correct = objective(pictures, target, weight)
+                    self.scaler.scale(loss * group.world / total).backward()
+                sums[number] += torch.stack([loss.detach(), correct])
+        losses, accuracies = (group.sum(sums) / total).T.tolist()
+        return losses, accuracies
 
     def anyone(self, requested: bool) -> bool:
         """Whether any rank was told to stop."""
@@ -198,6 +206,7 @@ class Training:
             steps=self.done,
             towers={s: t.network.state_dict() for s, t in self.towers.items()},
             optimiser={"sgd": self.optimiser.state_dict(), "scaler": self.scaler.state_dict()},
+            fingerprint=self.rows.fingerprint,
         )
 
     def evaluate(self) -> dict[str, Any]:
@@ -221,7 +230,7 @@ class Training:
 
 def set_up(job: Job, group: distributed.Group) -> Training:
     """The run as it stands in its folder, or at its start."""
-    before = checkpoints.newest(job.output) if job.resume == "auto" else None
+    before, damage = checkpoints.newest(job.output) if job.resume == "auto" else (None, None)
     if len(set(group.gather(before.steps if before else 0))) > 1:
         raise TrainingError(f"The ranks find different checkpoints in {job.output}: put it where all see it")
     streams = job.configuration.input.streams
@@ -254,6 +263,9 @@ def set_up(job: Job, group: distributed.Group) -> Training:
         training = Training(configuration, group, rows, validation, built, 0, (0, 0))
     if group.first:  # only now, so that a call that cannot be run leaves what is there
         job.output.mkdir(parents=True, exist_ok=True)
+        if damage and before:
+            print(damage, file=sys.stderr)
+            checkpoints.set_aside(job.output, before.steps)
         if job.resume == "none":
             checkpoints.clear(job.output)
             recording.clear(job.output)
@@ -291,6 +303,8 @@ def _same_run(job: Job, configuration: Configuration, before: Checkpoint | None,
     phrase = difference(configuration, theirs)
     if phrase is None and before and before.classes != rows.classes:
         phrase = "the data set's classes are others"
+    if phrase is None and before and before.fingerprint != rows.fingerprint:
+        phrase = "it was trained on other clips than those of --data"
     if phrase:
         raise ConfigurationError(
             f"{job.output} holds another run ({phrase}): "

@@ -181,9 +181,13 @@ def test_one_stream_reads_and_decodes_that_one_only(copy):
 
 
 def test_a_batch_comes_apart_for_gradient_accumulation(reference):
-    parts = list(reference[0].parts(3))
-    assert [len(p.target) for p in parts] == [3, 1]
-    assert same(joined(parts), reference[0])
+    for size, lengths in ((3, [2, 2]), (1, [1, 1, 1, 1]), (9, [4]), (0, [4])):
+        parts = list(reference[0].parts(size))
+        assert [len(p.target) for _, p in parts] == lengths
+        assert [reference[0].target[clips].tolist() for clips, _ in parts] == [
+            p.target.tolist() for _, p in parts
+        ]
+        assert same(joined(p for _, p in parts), reference[0])
 
 
 def test_loading_draws_nothing_from_the_generators_that_dropout_uses(root):

@@ -143,13 +143,14 @@ def test_sigterm_saves_the_step_in_hand_and_says_how_to_go_on(root, tmp_path, un
 
 
 def test_two_ranks_see_the_same_samples_and_take_the_same_steps_as_one(root, tmp_path):
-    """A batch of 5 over 2 ranks, dropout on; statistics frozen, for they alone are each rank's own."""
+    """A batch of 5 over 2 ranks, at most 2 clips at a time; dropout on, statistics frozen, for they alone are
+    each part's own."""
     file = tmp_path / "frozen.toml"
     file.write_text("[network]\nbn_frozen = true\n[optimisation]\nschedule = 'constant'\nlr = 0.05\n")
     call = ["train", "--data", str(root), *TINY, "--config", str(file), "--stream", "flow"]
     call += ["--batch-size", "5", "--steps", "6", "--output"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, PROGRAM, *call, str(tmp_path / "two")], check=True)
+    subprocess.run([*launch, PROGRAM, *call, str(tmp_path / "two"), "--micro-batch", "2"], check=True)
     subprocess.run([sys.executable, PROGRAM, *call, str(tmp_path / "one")], check=True)
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [r["order"] for r in one] == [r["order"] for r in two]

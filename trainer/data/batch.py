@@ -79,12 +79,17 @@ class Batch:
             flow = self.flow.to(device, non_blocking=True).float().sub_(128).mul_(scale / 127).clamp_(-1, 1)
         return rgb, flow
 
-    def parts(self, size: int) -> Iterator[Batch]:
-        """This batch in pieces of at most `size` clips, for gradient accumulation."""
-        for first in range(0, len(self.target), size):
-            clips = slice(first, first + size)
-            views = slice(first * self.views, (first + size) * self.views)
-            yield replace(
+    def parts(self, size: int) -> Iterator[tuple[slice, Batch]]:
+        """This batch in even pieces of at most `size` clips (0: in one), each with its place in the whole.
+
+        Even, so that no clip is left alone where a network normalises over its batch.
+        """
+        count = len(self.target)
+        pieces = -(-count // size) if size else 1
+        for piece in range(pieces):
+            first, end = piece * count // pieces, (piece + 1) * count // pieces
+            clips, views = slice(first, end), slice(first * self.views, end * self.views)
+            part = replace(
                 self,
                 rgb=None if self.rgb is None else self.rgb[views],
                 flow=None if self.flow is None else self.flow[views],
@@ -92,6 +97,7 @@ class Batch:
                 target=self.target[clips],
                 weight=self.weight[clips],
             )
+            yield clips, part
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""

@@ -11,7 +11,7 @@ demo: $(VENV)/.ready-to-train
 test: lint types
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(VENV)/.ready-to-develop
+test-slow: $(VENV)/.ready-for-clusters
 	$(BIN)/python -m pytest -n 2 -m slow --timeout 1200
 
 lint: $(VENV)/.ready-to-develop
@@ -33,6 +33,10 @@ $(VENV)/.ready-to-develop: setup.py
 	$(MAKE) --no-print-directory $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable ".[train,dev]"
 	touch $@ $(VENV)/.ready-to-train
+
+$(VENV)/.ready-for-clusters: $(VENV)/.ready-to-develop
+	$(BIN)/pip install --quiet --editable ".[train,dev,spark]"
+	touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

@@ -35,12 +35,16 @@ setup(
         "dev": [
             "hypothesis>=6.170",
             "matplotlib>=3.11",
+            "flask>=3.1",
+            "flask-cors>=6.0",
+            "moto[s3]>=5.2",  # the S3 server of the tests, with flask
             "mypy>=2.4",
             "opencv-contrib-python-headless>=5.0",  # the peer that flow is held against
             "pytest>=9.2",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "s3fs>=2026.9",
             "torchvision>=0.28",
             "webdataset>=1.0",
         ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ from torch import Tensor
 
 from trainer.data.batch import Input
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2  # of a run: the newest and the one before it
+
+_SEAL = re.compile(rb"sha256:([0-9a-f]{64})\Z")
+_SEAL_SIZE = len("sha256:") + 64
+_ZIP_END_SIZE = 22  # bytes of a zip file's last record, whose last two are the length of the comment after it
 
 
 class CheckpointError(RuntimeError):
@@ -36,6 +42,7 @@ class Checkpoint:
         steps: taken so far.
         towers: stream -> state dict.
         optimiser: its state dict; None in a checkpoint that only stands for its weights.
+        fingerprint: `Rows.fingerprint` of what it was trained on; empty where none of our data sets was.
     """
 
     network: str
@@ -48,6 +55,7 @@ class Checkpoint:
     steps: int
     towers: Mapping[str, Mapping[str, Tensor]]
     optimiser: Mapping[str, Any] | None = None
+    fingerprint: str = ""
 
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
@@ -60,15 +68,16 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes `path` whole or not at all: a temporary file, fsync, rename."""
+    """Writes `path` whole or not at all: a temporary file, fsync, rename. It ends with its own sha256."""
     plain = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
     plain["input"] = dict(vars(checkpoint.input))
     plain["classes"] = list(checkpoint.classes)
     plain["generations"] = [list(names) for names in checkpoint.generations]
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("w+b") as stream:
             torch.save({"format": FORMAT, **plain}, stream)
+            _seal(stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -96,9 +105,11 @@ def find(path: str | Path) -> Path:
 def load(path: str | Path) -> Checkpoint:
     """The checkpoint at `path` (a file or a RUN folder), tensors on the CPU.
 
-    Only tensors and plain values are read, so a hostile file can run nothing. Raises CheckpointError.
+    Only tensors and plain values are read, so a hostile file can run nothing. Raises CheckpointError, also
+    for a file that is cut short or in which a byte has changed.
     """
     file = find(path)
+    _check_seal(file)
     try:
         plain = torch.load(file, map_location="cpu", weights_only=True)
         if plain["format"] != FORMAT:
@@ -120,20 +131,29 @@ def load(path: str | Path) -> Checkpoint:
         ) from error
 
 
-def newest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that can be read; None where there is none at all.
+def newest(run: Path) -> tuple[Checkpoint | None, str | None]:
+    """The newest checkpoint of a run that can be read, None where there is none at all.
 
-    Raises CheckpointError when there are some and none can be read.
+    Beside it a sentence, where a newer one is damaged. Raises CheckpointError when none can be read.
     """
     damage: CheckpointError | None = None
     for file in _in_run(run):
         try:
-            return load(file)
+            found = load(file)
         except CheckpointError as error:
             damage = damage or error
+            continue
+        return found, f"{damage}; going on from {file.name}" if damage else None
     if damage:
         raise damage
-    return None
+    return None, None
+
+
+def set_aside(run: Path, steps: int) -> None:
+    """Renames the checkpoints after `steps`, which are damaged: none is kept in the place of a whole one."""
+    for file in _in_run(run):
+        if int(file.stem.rpartition("-")[2]) > steps:
+            file.rename(file.with_name(f"{file.name}.damaged"))
 
 
 def clear(run: Path) -> None:
@@ -145,3 +165,37 @@ def clear(run: Path) -> None:
 def _in_run(run: Path) -> list[Path]:
     """The run's checkpoints, newest first."""
     return sorted((p for p in run.glob("checkpoint-*.pt") if re.search(r"-\d+\.pt$", p.name)), reverse=True)
+
+
+def _seal(stream: BufferedRandom) -> None:
+    """Ends the zip file that torch wrote with a comment, which readers pass over: the sha256 of the rest."""
+    stream.seek(-_ZIP_END_SIZE, os.SEEK_END)
+    end = stream.read()
+    if not (end.startswith(b"PK\5\6") and end.endswith(b"\0\0")):
+        raise CheckpointError("this torch writes no zip files: install torch 2.13 or newer")
+    stream.seek(-2, os.SEEK_END)
+    stream.write(_SEAL_SIZE.to_bytes(2, "little"))
+    stream.seek(0)
+    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    stream.seek(0, os.SEEK_END)
+    stream.write(f"sha256:{digest}".encode())
+
+
+def _check_seal(file: Path) -> None:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            left = file.stat().st_size - _SEAL_SIZE
+            while left > 0 and (part := stream.read(min(left, 1 << 20))):
+                digest.update(part)
+                left -= len(part)
+            seal = _SEAL.match(stream.read())
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): look at its disk") from error
+    if seal is None:
+        raise CheckpointError(
+            f"{file} is cut short, or no checkpoint of this trainer: take another, or make one of another "
+            "program's weights with `python -m trainer import`"
+        )
+    if seal[1].decode() != digest.hexdigest():
+        raise CheckpointError(f"{file} is damaged, its bytes are not those that were written: take another")

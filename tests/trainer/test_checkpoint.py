@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import small_network  # noqa: F401  (enters its network)
+import tiny_dataset
 import torch
 
+from pipeline import dataset, layout
+from pipeline.storage import Storage
 from trainer import checkpoint as checkpoints
 from trainer import towers
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.data.batch import Input
+from trainer.data.rows import open_rows
 
 
 def made(steps: int = 3, stream: str = "both") -> Checkpoint:
@@ -65,9 +73,29 @@ def test_a_newest_that_is_cut_short_gives_way_to_the_one_before_it(tmp_path):
     for steps in (1, 2):
         path = checkpoints.save(tmp_path, made(steps, "rgb"))
     path.write_bytes(path.read_bytes()[:5000])
-    found = checkpoints.newest(tmp_path)
+    found, damage = checkpoints.newest(tmp_path)
     assert found is not None
     assert found.steps == 1
+    assert damage is not None
+    assert damage.startswith(f"{path} is cut short")
+    assert damage.endswith("going on from checkpoint-000000001.pt")
+    assert "\n" not in damage
+
+
+def test_a_damaged_newest_is_set_aside_and_never_kept_for_the_one_before(tmp_path):
+    for steps in (1, 2):
+        path = checkpoints.save(tmp_path, made(steps, "rgb"))
+    damaged = path.read_bytes()[:5000]
+    path.write_bytes(damaged)
+    checkpoints.set_aside(tmp_path, 1)
+    checkpoints.save(tmp_path, made(2, "rgb"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint-000000001.pt",
+        "checkpoint-000000002.pt",
+        "checkpoint-000000002.pt.damaged",
+    ]
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == damaged
+    assert checkpoints.load(tmp_path).steps == 2
 
 
 class Bomb:
@@ -75,26 +103,48 @@ class Bomb:
         return os.mkdir, (os.environ["BOMB"],)
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "text", "bomb", "pickle bomb", "foreign", "future"])
+def sealed(path: Path) -> None:
+    """Gives a zip file the comment that our checkpoints end with: the sha256 of all before it."""
+    data = path.read_bytes()
+    assert data[-22:-18] == b"PK\x05\x06"
+    data = data[:-2] + (71).to_bytes(2, "little")
+    path.write_bytes(data + b"sha256:" + hashlib.sha256(data).hexdigest().encode())
+
+
+KINDS = [
+    "cut",
+    "cut at its end",
+    "empty",
+    "text",
+    "bomb",
+    "unsealed bomb",
+    "pickle bomb",
+    "foreign",
+    "future",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_checkpoint_is_refused_in_a_sentence_and_runs_nothing(tmp_path, monkeypatch, kind):
     path = tmp_path / "checkpoint-000000001.pt"
     exploded = tmp_path / "exploded"
     monkeypatch.setenv("BOMB", str(exploded))
-    if kind == "cut":
+    if kind.startswith("cut"):
         path = checkpoints.save(tmp_path, made(stream="rgb"))
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        size = path.stat().st_size
+        path.write_bytes(path.read_bytes()[: size // 2 if kind == "cut" else size - 1])
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
         path.write_text("not a checkpoint\n")
-    elif kind == "bomb":
-        torch.save({"format": 1, "towers": Bomb()}, path)
     elif kind == "pickle bomb":
-        path.write_bytes(pickle.dumps(Bomb()))
-    elif kind == "foreign":
-        torch.save({"state_dict": {}}, path)
+        data = pickle.dumps(Bomb())
+        path.write_bytes(data + b"sha256:" + hashlib.sha256(data).hexdigest().encode())
     else:
-        torch.save({"format": 99}, path)
+        bomb = {"format": 2, "towers": Bomb()}
+        torch.save({"foreign": {"state_dict": {}}, "future": {"format": 99}}.get(kind, bomb), path)
+        if kind != "unsealed bomb":
+            sealed(path)
     with pytest.raises(CheckpointError) as caught:
         checkpoints.load(path)
     assert str(path) in str(caught.value)
@@ -103,6 +153,39 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence_and_runs_nothing(tmp_pat
     if kind != "future":
         with pytest.raises(CheckpointError):
             checkpoints.newest(tmp_path)
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
+    path = checkpoints.save(tmp_path, made(stream="rgb"))
+    data = path.read_bytes()
+    places = np.random.default_rng(0).integers(0, len(data), 40).tolist()
+    for place in [0, *places, *range(len(data) - 95, len(data), 4), len(data) - 1]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"take another") as caught:
+            checkpoints.load(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(data)
+    assert checkpoints.load(path).steps == 3
+
+
+def test_the_fingerprint_is_of_the_clips_and_not_of_where_they_lie(tmp_path):
+    here = tiny_dataset.publish(tmp_path / "here", {"train": 3}, flow=False, frames=(12,))
+    first = open_rows([str(here)], "train", ("rgb",)).fingerprint
+    there = shutil.move(here, tmp_path / "there")
+    assert open_rows([str(there)], "train", ("rgb",)).fingerprint == first
+    index = layout.index_path("train", "00000")
+    taken_down = dataset.open(there).index("train").to_pylist()
+    taken_down[1]["removed"] = True
+    layout.write_table(Storage(there), index, pa.Table.from_pylist(taken_down, schema=layout.INDEX_SCHEMA))
+    rows = open_rows([str(there)], "train", ("rgb",))
+    assert rows.removed.any()
+    assert rows.fingerprint == first
+    for number, other in enumerate(({"frames": (13,)}, {"classes": 3}, {"samples": {"train": 4}})):
+        given = {"samples": {"train": 3}, "flow": False, "frames": (12,), **other}
+        root = tiny_dataset.publish(tmp_path / str(number), **given)
+        assert open_rows([str(root)], "train", ("rgb",)).fingerprint != first
 
 
 def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
@@ -121,7 +204,7 @@ def test_an_absent_file_and_an_empty_folder_each_say_what_to_name(tmp_path):
     for path in (tmp_path, tmp_path / "none.pt"):
         with pytest.raises(CheckpointError, match="name"):
             checkpoints.load(path)
-    assert checkpoints.newest(Path(tmp_path)) is None
+    assert checkpoints.newest(Path(tmp_path)) == (None, None)
 
 
 def test_a_stream_that_was_not_trained_is_refused(tmp_path):

@@ -237,6 +237,32 @@ def test_ranks_that_find_different_checkpoints_are_refused(root, tmp_path):
     assert "The ranks find different checkpoints" in done.stderr
 
 
+def test_a_resume_on_other_clips_is_refused_and_on_a_moved_data_set_it_is_not(root, tmp_path):
+    first = tiny_dataset.publish(tmp_path / "first", {"train": 4}, flow=False, frames=(30,))
+    other = tiny_dataset.publish(tmp_path / "other", {"train": 4}, flow=False, frames=(31,))
+    settings = changed(tiny(steps=1), schedule="constant")
+    train(first, tmp_path / "run", settings)
+    longer = changed(tiny(steps=2), schedule="constant")
+    with pytest.raises(ConfigurationError, match="trained on other clips than those of --data"):
+        train(other, tmp_path / "run", longer)
+    assert train(first.rename(tmp_path / "moved"), tmp_path / "run", longer).steps == 2
+
+
+def test_a_resume_says_that_the_newest_checkpoint_is_damaged_and_goes_on_from_the_one_before(
+    root, tmp_path, capsys
+):
+    whole = train(root, tmp_path / "run", tiny(steps=4, checkpoint_every=2))
+    newest = checkpoints.find(tmp_path / "run")
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 4
+    newest.write_bytes(data)
+    assert same_bits(train(root, tmp_path / "run", tiny(steps=4, checkpoint_every=2)), whole)
+    said = capsys.readouterr().err
+    assert f"{newest} is damaged" in said
+    assert "going on from checkpoint-00000000" in said
+    assert newest.with_name(f"{newest.name}.damaged").read_bytes() == data
+
+
 def test_a_longer_run_is_the_same_run_where_the_rate_allows(root, tmp_path):
     train(root, tmp_path / "grown", changed(tiny(steps=1), schedule="constant"))
     whole = changed(tiny(steps=3), schedule="constant")

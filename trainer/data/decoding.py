@@ -44,20 +44,11 @@ def decode_rgb(data: bytes, cuts: Sequence[Cut], size: tuple[int, int], rate: in
     """
     reformatter = VideoReformatter()
     places = _places(cuts)
-    for number, frame in _frames(data, places, size, rate):
-        rgb = reformatter.reformat(
-            frame,
-            cuts[0].width,
-            cuts[0].height,
-            format="gbrp",
-            interpolation=_EXACT,
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
-        )
-        planes = [_plane(rgb.planes[plane]) for plane in _RED_GREEN_BLUE]
+    for number, frame in pictures(data, places, size, rate):
+        planes = rgb_planes(frame, cuts[0], reformatter)
         for view, place in places[number]:
             for channel, plane in enumerate(planes):
-                out[view, channel, place] = plane[_square(cuts[view])]
+                out[view, channel, place] = plane[square(cuts[view])]
     _mirror(out, cuts)
 
 
@@ -81,22 +72,60 @@ def decode_flow(
     width, height = size
     reformatter = VideoReformatter()
     places = _places(cuts)
-    for number, frame in _frames(data, places, (width, 2 * height), rate):
-        luma = _plane(frame.planes[0])
-        for channel in range(2):
-            half = luma[channel * height : (channel + 1) * height]
-            if (cuts[0].width, cuts[0].height) != size:
-                half = _resize_grey(half, cuts[0], reformatter)
-            for view, place in places[number]:
-                out[view, channel, place] = half[_square(cuts[view])]
+    for number, frame in pictures(data, places, (width, 2 * height), rate):
+        planes = flow_planes(plane_of(frame), cuts[0], reformatter)
+        for view, place in places[number]:
+            for channel, plane in enumerate(planes):
+                out[view, channel, place] = plane[square(cuts[view])]
     _mirror(out, cuts)
-    return [((-c.width if c.mirrored else c.width) / width, c.height / height) for c in cuts]
+    return [flow_scale(cut, size) for cut in cuts]
 
 
-def _frames(
+def rgb_planes(frame: VideoFrame, cut: Cut, reformatter: VideoReformatter) -> list[np.ndarray]:
+    """Red, green and blue of a decoded picture, resized as `cut` says: uint8 (cut.height, cut.width) each."""
+    rgb = reformatter.reformat(
+        frame,
+        cut.width,
+        cut.height,
+        format="gbrp",
+        interpolation=_EXACT,
+        dst_color_range=ColorRange.JPEG,
+        threads=1,
+    )
+    return [_plane(rgb.planes[plane]) for plane in _RED_GREEN_BLUE]
+
+
+def flow_planes(luma: np.ndarray, cut: Cut, reformatter: VideoReformatter) -> list[np.ndarray]:
+    """u and v of a flow picture, uint8 (2 H, W), resized as `cut` says: uint8 (cut.height, cut.width) each.
+
+    What they stand for changes with the resize: see `flow_scale`.
+    """
+    height, width = luma.shape[0] // 2, luma.shape[1]
+    halves = [luma[:height], luma[height:]]
+    if (cut.width, cut.height) == (width, height):
+        return halves
+    return [_resize_grey(half, cut, reformatter) for half in halves]
+
+
+def flow_scale(cut: Cut, size: tuple[int, int]) -> tuple[float, float]:
+    """What u and v of a clip of `size` (width, height) are multiplied by in `cut`."""
+    width, height = size
+    return (-cut.width if cut.mirrored else cut.width) / width, cut.height / height
+
+
+def plane_of(frame: VideoFrame) -> np.ndarray:
+    """The luma of a decoded picture, uint8 (H, W), which must not outlive it."""
+    return _plane(frame.planes[0])
+
+
+def pictures(
     data: bytes, wanted: Collection[int], size: tuple[int, int], rate: int
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """The wanted frames with their numbers, in order, decoded from the keyframe before the first."""
+    """The wanted frames with their numbers, in order, decoded from the keyframe before the first.
+
+    Raises:
+        Undecodable: as in `decode_rgb`.
+    """
     left = set(wanted)
     first = min(left)
     try:
@@ -155,7 +184,8 @@ def _places(cuts: Sequence[Cut]) -> dict[int, list[tuple[int, int]]]:
     return places
 
 
-def _square(cut: Cut) -> tuple[slice, slice]:
+def square(cut: Cut) -> tuple[slice, slice]:
+    """Rows and columns of the square that `cut` takes of a resized picture."""
     return slice(cut.top, cut.top + cut.side), slice(cut.left, cut.left + cut.side)
 
 

@@ -78,7 +78,7 @@ class Configuration:
         """Plain values, in the sections of a configuration file."""
         return {
             "network": {"name": self.network.name, **self.network.options},
-            "input": asdict(self.input),
+            "input": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.input).items()},
             "optimisation": {**asdict(self.optimisation), "milestones": list(self.optimisation.milestones)},
             "run": asdict(self.run),
         }

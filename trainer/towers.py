@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer import networks
 from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.data.batch import Input
 from trainer.data.order import keyed
 from trainer.networks.layers import seed_dropout
 
@@ -22,12 +23,23 @@ Pictures = tuple[Tensor | None, Tensor | None]
 
 
 class Tower(nn.Module):
-    """A network with the stream it sees, in the memory layout that measures fastest."""
+    """A network with the stream it sees, in the memory layout that measures fastest.
 
-    def __init__(self, stream: str, network: nn.Module):
+    Pictures come in [-1, 1]; RGB is brought to the mean and deviation of `input` here.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, stream: str, network: nn.Module, input: Input | None = None):
         super().__init__()
         self.stream = stream
         self.network = network.to(memory_format=torch.channels_last_3d)
+        given = input or Input()
+        mean, deviation = (torch.tensor(x)[:, None, None, None] for x in (given.mean, given.deviation))
+        self.register_buffer("scale", 0.5 / deviation, persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / deviation, persistent=False)
+        self.normalises = (given.mean, given.deviation) != (Input.mean, Input.deviation)
 
     def forward(self, pictures: Pictures) -> Tensor:
         """Logits (N, num_classes) float32 of `pictures`."""
@@ -46,7 +58,10 @@ class Tower(nn.Module):
         return network.answer(steps), steps
 
     def _inputs(self, pictures: Pictures) -> list[Tensor]:
-        seen = {"rgb": pictures[:1], "flow": pictures[1:], "both": pictures}[self.stream]
+        rgb, flow = pictures
+        if rgb is not None and self.normalises:
+            rgb = rgb * self.scale + self.shift
+        seen = {"rgb": (rgb,), "flow": (flow,), "both": (rgb, flow)}[self.stream]
         return [x.contiguous(memory_format=torch.channels_last_3d) for x in seen if x is not None]
 
 
@@ -67,17 +82,22 @@ class Objective(nn.Module):
 
 
 def build(
-    name: str, options: Mapping, streams: Iterable[str], classes: int, seed: int = 0
+    name: str,
+    options: Mapping,
+    streams: Iterable[str],
+    classes: int,
+    seed: int = 0,
+    input: Input | None = None,
 ) -> dict[str, Tower]:
-    """Fresh towers by stream; one stream's weights are the same whatever the others.
+    """Fresh towers by stream, for pictures as `input` has them.
 
-    Raises TypeError for an option that the network has not.
+    One stream's weights are the same whatever the others. Raises TypeError for an option that the network has not.
     """
     towers = {}
     for stream in streams:
         torch.manual_seed(keyed(seed, list(networks.CHANNELS).index(stream) if stream != "both" else 2) >> 1)
         channels = {} if stream == "both" else {"in_channels": networks.CHANNELS[stream]}
-        towers[stream] = Tower(stream, networks.build(name, classes, **channels, **options))
+        towers[stream] = Tower(stream, networks.build(name, classes, **channels, **options), input)
     return towers
 
 
@@ -89,7 +109,8 @@ def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, Towe
             f"the checkpoint was trained on {' and '.join(checkpoint.towers)}, not on {missing[0]}"
         )
     try:
-        towers = build(checkpoint.network, checkpoint.options, streams, len(checkpoint.classes))
+        classes = len(checkpoint.classes)
+        towers = build(checkpoint.network, checkpoint.options, streams, classes, input=checkpoint.input)
         for name, tower in towers.items():
             tower.network.load_state_dict(checkpoint.towers[name])
             tower.eval()

@@ -282,14 +282,16 @@ def _built(configuration: Configuration, classes: int) -> dict[str, towers.Tower
     network, input = configuration.network, configuration.input
     try:
         with torch.device("meta"):
-            empty = towers.build(network.name, network.options, configuration.towers, classes)
+            empty = towers.build(network.name, network.options, configuration.towers, classes, input=input)
             size = (input.frames, input.crop, input.crop)
             rgb, flow = (torch.empty(1, CHANNELS[stream], *size) for stream in ("rgb", "flow"))
             for tower in empty.values():
                 tower.eval()((rgb, flow))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{network.name} cannot be trained so: {error}") from None
-    return towers.build(network.name, network.options, configuration.towers, classes, configuration.run.seed)
+    return towers.build(
+        network.name, network.options, configuration.towers, classes, configuration.run.seed, input
+    )
 
 
 def _same_run(job: Job, configuration: Configuration, before: Checkpoint | None, rows: Rows) -> None:

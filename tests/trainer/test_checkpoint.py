@@ -255,3 +255,15 @@ def test_init_from_another_width_is_refused_in_a_sentence():
     for classes in (("a", "b", "c"), ("d", "e", "f")):
         with pytest.raises(CheckpointError, match=r"--init: .*stem"):
             towers.initialise(built, given, classes)
+
+
+def test_rgb_is_fed_with_the_mean_and_deviation_of_the_checkpoint():
+    given = made()
+    mean, deviation = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+    other = replace(given, input=replace(given.input, mean=mean, deviation=deviation))
+    pixels = torch.rand(2, 3, 9, 32, 32)
+    pictures = (2 * pixels - 1, torch.randn(2, 2, 9, 32, 32))
+    towers_of = towers.restore(other)
+    normalised = torch.stack([(pixels[:, c] - mean[c]) / deviation[c] for c in range(3)], dim=1)
+    torch.testing.assert_close(towers_of["rgb"](pictures), towers_of["rgb"].network(normalised))
+    assert torch.equal(towers_of["flow"](pictures), towers_of["flow"].network(pictures[1]))

@@ -27,8 +27,14 @@ class Input:
     flip: bool = True  # mirror half of the training clips and negate u: off where left and right differ
     rate: int = 25  # frames a second of the data set
     flow_bound: float = 20.0  # pixels; flow is fed as v / flow_bound, in [-1, 1]
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of R, G and B in [0, 1]
+    deviation: tuple[float, ...] = (0.5, 0.5, 0.5)  # RGB is fed as (x - mean) / deviation: here in [-1, 1]
 
     def __post_init__(self) -> None:
+        for name in ("mean", "deviation"):  # lists, as they come from files
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        if len(self.mean) != 3 or len(self.deviation) != 3 or min(self.deviation) <= 0:
+            raise ValueError("mean and deviation are three numbers each, the latter above zero")
         if self.stream not in (*STREAMS, "both"):
             raise ValueError(f"there is no stream {self.stream!r}: choose rgb, flow or both")
         if min(self.frames, self.stride, self.crop) < 1:

@@ -91,17 +91,14 @@ def reference(root) -> list[Batch]:
     return take(rows_of(root), 5)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_batches_do_not_depend_on_the_number_of_workers(root, reference, workers):
-    found = take(rows_of(root), 5, workers=workers)
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_shares_of_any_ranks_and_workers_join_to_the_batches_of_one(root, reference, world, workers):
+    rows = rows_of(root)
+    ranks = [take(rows, 5, rank=rank, world=world, workers=workers) for rank in range(world)]
+    found = list(map(joined, zip(*ranks, strict=True)))
     assert len(found) == 5
     assert all(map(same, found, reference))
-
-
-@pytest.mark.parametrize("world", [2, 3, 4])
-def test_the_ranks_shares_join_to_the_batches_of_one_rank(root, reference, world):
-    ranks = [take(rows_of(root), 5, rank=rank, world=world) for rank in range(world)]
-    assert all(map(same, map(joined, zip(*ranks, strict=True)), reference))
 
 
 @pytest.mark.parametrize(("done", "workers"), [(1, 0), (2, 1), (3, 3)])

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.networks.layers import Dropout, Norm, Triple
+from trainer.networks.layers import Conv3d, Dropout, Norm, Triple
 from trainer.networks.registry import register
 from trainer.networks.residual import WIDTHS, activated, initialise
 
 SOURCE = "Wang et al., CVPR 2018, arXiv:1711.09125; github.com/wanglimin/ARTNet"
 
 
-def convolution(in_channels: int, out_channels: int, kernel: Triple, stride: int, bias: bool) -> nn.Conv3d:
+def convolution(in_channels: int, out_channels: int, kernel: Triple, stride: int, bias: bool) -> Conv3d:
     """A 3D convolution, padded by half of its kernel; the published one has a bias from res3 on."""
     t, h, w = kernel
-    return nn.Conv3d(in_channels, out_channels, kernel, stride, (t // 2, h // 2, w // 2), bias=bias)
+    return Conv3d(in_channels, out_channels, kernel, stride, (t // 2, h // 2, w // 2), bias=bias)
 
 
 class Smart(nn.Module):

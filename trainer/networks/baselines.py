@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.i3d import MIXED, Mixed, Unit, initialise
-from trainer.networks.layers import Dropout, MaxPool3dSame, Norm
+from trainer.networks.layers import Conv3d, Dropout, MaxPool3dSame, Norm
 from trainer.networks.recurrent import BatchNormLSTM
 from trainer.networks.registry import register
 from trainer.networks.residual import activated
@@ -133,7 +133,7 @@ class C3D(nn.Module):
         before = in_channels
         for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
             for width in widths:
-                layers.append(activated(nn.Conv3d(before, width, 3, padding=1, bias=False), norm(width)))
+                layers.append(activated(Conv3d(before, width, 3, padding=1, bias=False), norm(width)))
                 before = width
             layers.append(nn.MaxPool3d(2))
         layers[-1] = nn.MaxPool3d((1, 2, 2), (1, 2, 2), padding=(0, 1, 1))  # no time is left to halve
@@ -258,7 +258,7 @@ class FusedThreeD(nn.Module):
         super().__init__()
         norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
         self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
-        self.fusion = nn.Conv3d(self.rgb.channels + self.flow.channels, 512, 3, padding=1)
+        self.fusion = Conv3d(self.rgb.channels + self.flow.channels, 512, 3, padding=1)
         self.pool = MaxPool3dSame((3, 3, 3), (2, 2, 2))
         self.dropout = Dropout(dropout)
         self.logits = nn.Conv3d(512, num_classes, 1)

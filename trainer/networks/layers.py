@@ -26,7 +26,19 @@ def same_padding(sizes: Sequence[int], kernel: Triple, stride: Triple) -> list[i
     return padding
 
 
-class Conv3dSame(nn.Conv3d):
+class Conv3d(nn.Conv3d):
+    """torch's 3D convolution, with true gradients for any length of clip."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and x.shape[2] < self.kernel_size[0]:
+            # torch 2.13's bfloat16 weight gradient is of memory never written where a clip has fewer frames
+            # than the kernel: 16 frames come to 2 in the last modules.
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
+class Conv3dSame(Conv3d):
     """A 3D convolution padded with zeros as TensorFlow's SAME. (N, C, T, H, W) -> (N, C', T/s, H/s, W/s)."""
 
     def __init__(
@@ -42,11 +54,6 @@ class Conv3dSame(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         if self.steps != (1, 1, 1):
             x = F.pad(x, same_padding(x.shape[2:], self.kernel, self.steps))
-        if x.device.type == "cpu" and x.shape[2] < self.kernel[0] and torch.is_autocast_enabled("cpu"):
-            # torch 2.13's bfloat16 weight gradient is of memory never written where a clip has fewer frames
-            # than the kernel: 16 frames come to 2 in the last modules.
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
         return super().forward(x)
 
 

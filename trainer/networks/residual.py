@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.networks.layers import Dropout, Norm, Triple
+from trainer.networks.layers import Conv3d, Dropout, Norm, Triple
 
 DEPTHS = {
     18: (2, 2, 2, 2),
@@ -31,10 +31,10 @@ Block = Callable[[int, int, int], nn.Module]
 
 def convolution(
     in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1), groups: int = 1
-) -> nn.Conv3d:
+) -> Conv3d:
     """A 3D convolution without bias, padded on both sides by half of its kernel."""
     t, h, w = kernel
-    return nn.Conv3d(
+    return Conv3d(
         in_channels,
         out_channels,
         kernel,

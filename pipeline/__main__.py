@@ -59,7 +59,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, Failed):
         return error.reason
     text = str(error).strip()
-    if type(error).__module__.startswith("pipeline.") or isinstance(error, ValueError):
+    if type(error).__module__.startswith("pipeline.") or type(error) is ValueError:  # ours; not a library's
         return text
     last = text.splitlines()[-1] if text else ""
     name = type(error).__name__
@@ -109,7 +109,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         network = any(parse(spec).network for spec in settings.sources)
         cost = plan.estimate(
             campaign.make_plan(settings),
-            budget=arguments.budget or campaign.SITE_BUDGET,
+            budget=settings.rate,
             flow=settings.flow != "none",
             network=network,
             keep_sources=network if settings.keep_sources is None else settings.keep_sources,

@@ -84,6 +84,11 @@ class Settings:
     fetch: FetchOptions = field(default_factory=FetchOptions)
     ffmpeg: str | None = None
 
+    @property
+    def rate(self) -> float | None:
+        """Videos an hour for all workers; None where neither the user nor a video site limits it."""
+        return self.budget or (SITE_BUDGET if "youtube" in self.sources else None)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -191,8 +196,8 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
                 archive.clear(settings.sources, store)
             if settings.wave is None:
                 break
-            if left := planned.num_rows - dataset.open(root).outcomes().num_rows:
-                print(_remaining(left, planned.num_rows, job.pressure), file=sys.stderr)
+            if left := _remaining(planned, dataset.open(root).outcomes(), job.pressure):
+                print(left, file=sys.stderr)
         if generation is not None:
             reconciliation.write(root, settings.sources, store, job.clip_hash)
         if settings.clean_work and generation is not None:
@@ -222,9 +227,8 @@ def _pressure(settings: Settings, options: PipelineOptions) -> Pressure:
     """The settings' pressure, with what was not said: a site's budget, and a lane for each local worker."""
     from pipeline import prepare
 
-    budget = settings.budget or (SITE_BUDGET if "youtube" in settings.sources else None)
     lanes = settings.lanes or (prepare.workers(options) if prepare.is_local(options) else FLEET_LANES)
-    return Pressure(budget=budget, lanes=lanes, pause=settings.pause)
+    return Pressure(budget=settings.rate, lanes=lanes, pause=settings.pause)
 
 
 @contextlib.contextmanager
@@ -424,10 +428,18 @@ def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Tab
     return outcomes, [part for part in found if part is not None]
 
 
-def _remaining(left: int, rows: int, pressure: Pressure) -> str:
-    """After a wave: what is left, and how long it will take at this budget."""
-    hours = pressure.budget and f", about {progress.duration(3600 * left / pressure.budget)} at this budget"
-    return f"prepare: {rows - left} of {rows} rows are decided and published; {left} are left{hours or ''}"
+def _remaining(planned: pa.Table, outcomes: pa.Table, pressure: Pressure) -> str:
+    """After a wave: what is left, and how long it will take at this budget; empty when nothing is."""
+    rows, decided = planned.num_rows, outcomes.num_rows
+    if decided == rows:
+        return ""
+    wanted = pc.unique(planned.filter(pc.equal(planned["decision"], plan.PROCESS))["video"])
+    videos = pc.sum(pc.invert(pc.is_in(wanted, pc.unique(outcomes["youtube_id"])))).as_py()
+    text = f"prepare: {decided} of {rows} rows are decided and published; {rows - decided} rows of {videos} "
+    if not pressure.budget:
+        return f"{text}videos are left"
+    time = progress.duration(3600 * videos / pressure.budget)
+    return f"{text}videos are left, about {time} at this budget"
 
 
 def _sweep(root: Storage, packed: Sequence[tuple[layout.ShardInfo, pa.Table]]) -> None:

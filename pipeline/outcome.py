@@ -54,7 +54,7 @@ class Failed(Exception):
     Args:
         failure_class: one of `FailureClass`.
         reason: one sentence for a person, the site's or tool's own words where it has any.
-        retry_after: when the site itself named a time; otherwise `RETRY_AFTER` decides.
+        retry_after: when the site itself named a time (kept as `named`); otherwise `RETRY_AFTER` decides.
     """
 
     def __init__(self, failure_class: FailureClass, reason: str, retry_after: datetime | None = None):
@@ -62,12 +62,13 @@ class Failed(Exception):
         self.failure_class = failure_class
         self.reason = " ".join(reason.split())[:500] or str(failure_class)
         delay = RETRY_AFTER.get(failure_class)
+        self.named = retry_after if delay is not None else None
         if retry_after is None and delay is not None:
             retry_after = datetime.now(UTC).replace(microsecond=0) + delay
         self.retry_after = retry_after if delay is not None else None
 
     def __reduce__(self):
-        return Failed, (self.failure_class, self.reason, self.retry_after)
+        return Failed, (self.failure_class, self.reason, self.named)
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ def estimate(
     flow: bool = True,
     network: bool = True,
     keep_sources: bool = True,
-    budget: float = 300.0,
+    budget: float | None = 300.0,
     costs: Costs | None = None,
 ) -> dict[str, Any]:
     """What carrying out a plan costs, if every video is still there. Plain numbers, fit for JSON.
@@ -251,7 +251,7 @@ def estimate(
     Args:
         flow, network, keep_sources: whether flow is computed, videos are asked for over the
             network, and what was fetched is kept.
-        budget: videos an hour; 300 is what a video site lets a guest have.
+        budget: videos an hour; 300 is what a video site lets a guest have; None where nothing limits it.
     """
     costs = costs or Costs()
     planned = table.select(["split", "shard", "video", "time_start", "time_end"])
@@ -271,7 +271,7 @@ def estimate(
         "videos": videos,
         "requests": videos * network,
         "budget": budget,
-        "hours": videos / budget * network,
+        "hours": videos / budget * network if budget else None,
         "footage_hours": footage / 3600,
         "encode_core_hours": encode_hours,
         "flow_core_hours": flow_hours,
@@ -294,15 +294,14 @@ def describe(costs: dict[str, Any]) -> str:
         return f"{number / 1e12:,.2f} TB" if number >= 1e11 else f"{number / 1e9:,.2f} GB"
 
     c = costs
+    if c["hours"]:
+        time = f"{c['hours']:,.1f} hours ({c['hours'] / 24:,.1f} days) at {c['budget']:,.0f} videos an hour"
     lines = [
         ("rows", f"{c['rows']:,}: {c['clips']:,} clips to prepare ({listed(c['by_split'])})"),
         ("excluded", f"{sum(c['excluded'].values()):,} ({listed(c['excluded'])})"),
         ("failed", f"{c['failed']:,} (bad rows of the manifests)"),
         ("videos", f"{c['videos']:,}, each asked for once: {c['requests']:,} requests or more, with retries"),
-        (
-            "time",
-            f"{c['hours']:,.1f} hours ({c['hours'] / 24:,.1f} days) at {c['budget']:,.0f} videos an hour",
-        ),
+        *([("time", time)] if c["hours"] else []),
         (
             "computing",
             f"{c['core_hours']:,.1f} core hours (encode {c['encode_core_hours']:,.1f}, "
@@ -315,8 +314,6 @@ def describe(costs: dict[str, Any]) -> str:
             f"{size(c['work_bytes'])}, kept sources {size(c['source_bytes'])}",
         ),
     ]
-    if not c["requests"]:
-        lines = [line for line in lines if line[0] != "time"]
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 

@@ -31,7 +31,8 @@ class Pressure:
         lanes: how many videos are fetched at a time; each lane needs a worker to itself.
         pause: seconds that the whole fleet waits when the site says that it blocks us.
         pauses: how often a video is asked for again after such a pause, before it counts as blocked.
-        backoff: seconds a lane waits after a rate limit, doubled for each one in a row, with jitter.
+        backoff: seconds a lane waits after a rate limit, doubled for each one in a row, with jitter; longer
+            where the site names a longer time.
         longest: seconds; a lane never backs off for longer.
     """
 
@@ -81,8 +82,11 @@ class Lane:
             raise failures[FailureClass.ENVIRONMENT]
         self._limited = self._limited + 1 if FailureClass.RATE in failures else 0
         if self._limited:
-            most = min(self._pressure.longest, self._pressure.backoff * 2 ** (self._limited - 1))
-            self._next = max(self._next, time.monotonic() + most * random.uniform(0.5, 1.0))
+            backoff = self._pressure.backoff * 2 ** (self._limited - 1) * random.uniform(0.5, 1.0)
+            named = failures[FailureClass.RATE].named
+            asked = (named - datetime.now(UTC)).total_seconds() if named else 0.0
+            wait = min(self._pressure.longest, max(backoff, asked))
+            self._next = max(self._next, time.monotonic() + wait)
         blocked = failures.get(FailureClass.BLOCKED)
         if blocked:
             until = datetime.now(UTC) + timedelta(seconds=self._pressure.pause)

@@ -223,7 +223,7 @@ def _gallery(shown: Shown) -> str:
 
 
 def _clip(playing: Playing) -> str:
-    row, source = playing.row, playing.meta.get("source", {})
+    row, source = playing.row, playing.meta.get("source")
     key = html.escape(row["key"])
     ratio = f'width="{row["width"]}" height="{row["height"]}"'
     videos = [("RGB", playing.rgb, playing.poster)]
@@ -235,7 +235,7 @@ def _clip(playing: Playing) -> str:
         for name, file, poster in videos
     )
     facts = [row["split"], f"{row['frames']} frames of {row['width']}×{row['height']}"]
-    if {"codec", "width", "height", "rate"} <= source.keys():
+    if isinstance(source, dict) and {"codec", "width", "height", "rate"} <= source.keys():
         rate = f"{source['rate']:g}" if isinstance(source["rate"], int | float) else source["rate"]
         facts.append(f"from {source['codec']} {source['width']}×{source['height']} at {rate}/s")
     if note := playing.meta.get("note"):

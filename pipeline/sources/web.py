@@ -129,6 +129,25 @@ class UrlSource:
         return _fetch(self.kind, clips, folder, options, trusted=(self.template,), trimmed=self.trimmed)
 
 
+@dataclass(frozen=True)
+class AddressSource:
+    """One address that a person named: the whole file there, whatever clip is asked for."""
+
+    url: str
+    kind: str = "url"
+    network: bool = True
+
+    def fetch(self, video: Video, folder: Path, options: FetchOptions) -> Fetched:
+        """One extraction, and the whole file."""
+        trusted = (self.url,) if self.kind == "url" else ()
+        return _fetch(self.kind, {self.url: video.clips}, folder, options, trusted=trusted, trimmed=True)
+
+
+def whole_video(youtube_id: str) -> AddressSource:
+    """The site's whole video of an id."""
+    return AddressSource(f"https://www.youtube.com/watch?v={youtube_id}", kind="youtube")
+
+
 def _number(seconds: float) -> str:
     return str(int(seconds)) if float(seconds).is_integer() else repr(float(seconds))
 
@@ -214,7 +233,7 @@ def _request(
 
 
 def _failed(failure: Failed) -> dict[str, Any]:
-    due = failure.retry_after.isoformat() if failure.retry_after else None
+    due = failure.named.isoformat() if failure.named else None
     return {
         "failed": str(failure.failure_class),
         "reason": failure.reason,

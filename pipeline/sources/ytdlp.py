@@ -289,7 +289,7 @@ def _failure(failed: Failed) -> dict[str, Any]:
     return {
         "failed": str(failed.failure_class),
         "reason": failed.reason,
-        "retry_after": failed.retry_after.isoformat() if failed.retry_after else None,
+        "retry_after": failed.named.isoformat() if failed.named else None,
         "for_now": isinstance(failed, FailedForNow),
     }
 

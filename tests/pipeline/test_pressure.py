@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import shutil
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,16 @@ def test_rate_limits_in_a_row_slow_a_lane_more_and_more(tmp_path):
     assert time.monotonic() - start < 0.04
 
 
+def test_a_lane_waits_as_long_as_the_site_asks_for_but_not_for_ever(tmp_path):
+    for longest, expected in ((600.0, 1.5), (0.3, 0.3)):
+        lane = Lane(Pressure(backoff=0.01, longest=longest), Storage(tmp_path))
+        due = datetime.now(UTC) + timedelta(seconds=1.5)
+        lane.heed({"key": pickle.loads(pickle.dumps(Failed(FailureClass.RATE, "too many", due)))})
+        start = time.monotonic()
+        lane.wait()
+        assert time.monotonic() - start == pytest.approx(expected, abs=0.2)
+
+
 def test_an_installation_that_fails_three_videos_in_a_row_stops_the_job(tmp_path):
     lane = Lane(Pressure(), Storage(tmp_path))
     lane.heed(failed(FailureClass.ENVIRONMENT))
@@ -112,7 +124,7 @@ def test_waves_publish_as_they_go_and_compact_gives_what_one_run_gives(videos, l
     with Site(videos, {"/video-002.mp4": Behaviour(status=404)}) as site:
         done = prepare(list_file, site, tmp_path / "waves", "--wave", 3)
         assert done.returncode == 0, done.stderr
-        assert "5 are left" in done.stderr
+        assert "5 rows of 5 videos are left" in done.stderr
         site.clear()
         assert prepare(list_file, site, tmp_path / "waves").returncode == 0
         assert not site.requests, "what is known is not asked for again"

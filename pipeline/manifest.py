@@ -6,7 +6,7 @@ Owns what a well-formed row is and the key of a clip. What becomes of the rows i
 from __future__ import annotations
 
 import csv
-import glob
+import io
 import os
 import re
 from collections import deque
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TextIO
 
 import pyarrow as pa
+
+from pipeline import location
 
 SPLITS = ("val", "test", "train")
 """The splits, the one that wins a video first."""
@@ -105,18 +107,18 @@ def key_of(youtube_id: str, time_start: float, time_end: float) -> str:
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
-    """File names and globs to files: patterns in the order given, a glob's files sorted, each file once.
+    """Names, URLs and globs to files: patterns in the order given, a glob's files sorted, each file once.
 
     Raises:
         ManifestError: a pattern that matches no file.
     """
     found: dict[str, str] = {}
     for pattern in patterns:
-        names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        names = location.expand(pattern)
         if not names:
             raise ManifestError(f"{_printable(pattern)}: no such file; check the name given with --manifest.")
         for name in names:
-            found.setdefault(os.path.realpath(name), name)
+            found.setdefault(name if location.is_url(name) else os.path.realpath(name), name)
     return list(found.values())
 
 
@@ -137,7 +139,9 @@ def read(path: str | os.PathLike[str]) -> pa.Table:
     """
     name = _printable(path)
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        with io.TextIOWrapper(
+            location.open_file(path), encoding="utf-8-sig", errors="surrogateescape"
+        ) as file:
             lines = _lines(file)
             columns = _header(name, lines)
             return pa.Table.from_batches(_batches(name, _records(lines, columns.count), columns), SCHEMA)
@@ -158,7 +162,8 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     name = _printable(path)
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        with io.TextIOWrapper(location.open_file(path), encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ManifestError(f"{name}: cannot be read ({why}); give a text file, one class a line.") from error

@@ -10,6 +10,7 @@ moment the data set can be read and the next `remove` completes what was begun. 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import card, conservation, dataset, erasure, purge
+from pipeline import card, conservation, dataset, erasure, location, purge
 from pipeline.dataset import Dataset
 from pipeline.layout import (
     META_FILE,
@@ -109,7 +110,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
         IdsError: unreadable, empty, or with a line that is no id or key.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(location.open_file(path), encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"

@@ -155,7 +155,7 @@ class _Tar:
         self.header(name, stored.size)
         offset, digest = self.position, hashlib.sha256()
         try:
-            with work.open(stored.path) as source:
+            with work.open(stored.path, stored.size) as source:
                 while chunk := source.read(CHUNK):
                     digest.update(chunk)
                     self._put(chunk)

@@ -1,7 +1,8 @@
 """Local disk and object stores through one set of functions; what is written appears whole or not at all.
 
 Paths are relative to the store's root, with forward slashes. Local disk goes through `os` (that is where
-atomicity has to be made); everything with a scheme goes through fsspec. Knows nothing of what is stored.
+atomicity has to be made) and is here; everything with a scheme is `pipeline.object_store`'s. Knows nothing
+of what is stored.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from pipeline.outcome import Failed, FailureClass
+
+if TYPE_CHECKING:
+    from pipeline.object_store import ObjectStore
 
 CHUNK = 1 << 20
 """Bytes copied at a time."""
@@ -42,7 +47,7 @@ class Changed(Exception):
 
 
 class Busy(Exception):
-    """`Storage.lock` found the lock taken by another process."""
+    """`Storage.lock` found the lock taken by another process: the lock, and in an object store its holder."""
 
 
 class Storage:
@@ -87,6 +92,8 @@ class Storage:
 
     def read_bytes(self, path: str, limit: int | None = None) -> bytes:
         """The whole file; a file of more than `limit` bytes is refused unread."""
+        if self._remote:
+            return self._remote.read(_checked(path), limit)
         if limit is not None and (size := self.size(path)) > limit:
             raise Failed(
                 FailureClass.STORAGE, f"{self.where(path)} has {size} bytes, more than the {limit} allowed"
@@ -98,22 +105,18 @@ class Storage:
         """`size` bytes from `offset`, in one request; fewer only where the file ends."""
         if offset < 0 or size < 0:
             raise ValueError(f"no range: offset {offset}, size {size}")
-        local = self.local(path)
-        with _as_failed("read", self.where(path)):
-            if local is None:
-                filesystem, target = self._remote(path)
-                return cast(bytes, filesystem.cat_file(target, start=offset, end=offset + size))
-            with open(local, "rb", buffering=0) as file:
-                return _pread(file.fileno(), offset, size)
+        if self._remote:
+            return self._remote.read_range(_checked(path), offset, size)
+        with _as_failed("read", self.where(path)), open(self._at(path), "rb", buffering=0) as file:
+            return _pread(file.fileno(), offset, size)
 
-    def open(self, path: str) -> BinaryIO:
-        """A seekable binary file for reading."""
-        local = self.local(path)
+    def open(self, path: str, size: int | None = None) -> BinaryIO:
+        """A seekable binary file for reading. A `size` known saves an object store's being asked for it; an
+        object that is absent is then noticed at the first read."""
+        if self._remote:
+            return self._remote.open(_checked(path), size)
         with _as_failed("read", self.where(path)):
-            if local is not None:
-                return open(local, "rb")
-            filesystem, target = self._remote(path)
-            return cast(BinaryIO, filesystem.open(target, "rb"))
+            return open(self._at(path), "rb")
 
     def exists(self, path: str) -> bool:
         """Whether there is a file (not a folder) at the path."""
@@ -125,20 +128,18 @@ class Storage:
 
     def size(self, path: str) -> int:
         """Bytes in the file; FileNotFoundError where there is none."""
-        local = self.local(path)
+        if self._remote:
+            return self._remote.size(_checked(path))
+        local = self._at(path)
         with _as_failed("read", self.where(path)):
-            if local is not None:
-                if local.is_dir():
-                    raise FileNotFoundError(errno.ENOENT, "a folder, not a file", str(local))
-                return local.stat().st_size
-            filesystem, target = self._remote(path)
-            info = filesystem.info(target)
-            if info["type"] != "file":
-                raise FileNotFoundError(errno.ENOENT, "a folder, not a file", self.where(path))
-            return int(info["size"])
+            if local.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "a folder, not a file", str(local))
+            return local.stat().st_size
 
     def version(self, path: str) -> str | None:
         """What `replace` wants to be shown: a token that changes with the content; None without a file."""
+        if self._remote:
+            return self._remote.version(_checked(path))
         try:
             return hashlib.sha256(self.read_bytes(path)).hexdigest()
         except FileNotFoundError:
@@ -146,15 +147,11 @@ class Storage:
 
     def names(self, folder: str) -> list[str]:
         """Names in one folder, sorted, hidden ones too; empty where there is none. For small folders only."""
-        local = self.local(folder)
+        if self._remote:
+            return self._remote.names(_checked(folder))
         with _as_failed("read", self.where(folder)):
             try:
-                if local is not None:
-                    return sorted(os.listdir(local))
-                filesystem, target = self._remote(folder)
-                return sorted(
-                    str(n).rstrip("/").rsplit("/", 1)[1] for n in filesystem.ls(target, detail=False)
-                )
+                return sorted(os.listdir(self._at(folder)))
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
@@ -167,13 +164,12 @@ class Storage:
         Locally: a temporary name in the same folder, fsync, atomic rename, fsync of the folder.
         Elsewhere: one upload that is completed at the end or discarded.
         """
-        local = self.local(path)
+        if self._remote:
+            with self._remote.writer(_checked(path)) as upload:
+                yield upload
+            return
+        local = self._at(path)
         with _as_failed("written", self.where(path)):
-            if local is None:
-                filesystem, target = self._remote(path)
-                with _uncommitted(filesystem.open(target, "wb", autocommit=False)) as file:
-                    yield file
-                return
             with _temporary(local) as temporary:
                 with open(temporary, "xb") as file:
                     yield file
@@ -184,6 +180,9 @@ class Storage:
 
     def write(self, path: str, content: bytes | Path) -> None:
         """Write bytes, or a copy of a local file, replacing what is there in one step."""
+        if self._remote and isinstance(content, bytes):
+            self._remote.write(_checked(path), content)
+            return
         with self.writer(path) as file:
             if isinstance(content, bytes):
                 file.write(content)
@@ -198,15 +197,11 @@ class Storage:
         Raises:
             AlreadyExists: the name was taken.
         """
-        local = self.local(path)
+        if self._remote:
+            self._remote.create(_checked(path), content)
+            return
+        local = self._at(path)
         with _as_failed("written", self.where(path)):
-            if local is None:
-                filesystem, target = self._remote(path)
-                try:
-                    filesystem.pipe_file(target, content, mode="create")
-                except FileExistsError:
-                    raise AlreadyExists(self.where(path)) from None
-                return
             with _temporary(local) as temporary:
                 _write_synced(temporary, content)
                 try:
@@ -222,12 +217,15 @@ class Storage:
     def replace(self, path: str, content: bytes, if_match: str) -> None:
         """Replace a file that still has the version `if_match` (see `version`).
 
-        Locally comparison and rename are under a lock that all callers of this method take. On an
-        object store they are two requests.
+        Locally comparison and rename are under a lock that all callers of this method take; in an object
+        store they are one conditional request.
 
         Raises:
             Changed: it has another version, or is gone.
         """
+        if self._remote:
+            self._remote.replace(_checked(path), content, if_match)
+            return
         with self.lock(f"{path}.lock", wait=True):
             if self.version(path) != if_match:
                 raise Changed(self.where(path))
@@ -235,23 +233,19 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Delete a file; one that is absent is no error."""
-        local = self.local(path)
+        if self._remote:
+            self._remote.delete(_checked(path))
+            return
         with _as_failed("deleted", self.where(path)), contextlib.suppress(FileNotFoundError):
-            if local is not None:
-                local.unlink()
-            else:
-                filesystem, target = self._remote(path)
-                filesystem.rm_file(target)
+            self._at(path).unlink()
 
     def delete_folder(self, folder: str) -> None:
         """Delete a folder and all in it; one that is absent is no error."""
-        local = self.local(folder)
+        if self._remote:
+            self._remote.delete_folder(_checked(folder))
+            return
         with _as_failed("deleted", self.where(folder)), contextlib.suppress(FileNotFoundError):
-            if local is not None:
-                shutil.rmtree(local)
-            else:
-                filesystem, target = self._remote(folder)
-                filesystem.rm(target, recursive=True)
+            shutil.rmtree(self._at(folder))
 
     def sweep(self, folder: str) -> None:
         """Delete the temporary files that killed writers left in a folder. Only while nobody writes there."""
@@ -264,23 +258,17 @@ class Storage:
     def lock(self, path: str, wait: bool = False) -> Iterator[None]:
         """Hold a lock named by a path; the file is gone afterwards.
 
-        Locally the kernel frees it when its holder dies. On an object store it is an object that a
-        killed holder leaves behind; `wait` does not wait there.
+        Locally the kernel frees it when its holder dies. In an object store it is an object, see
+        `pipeline.object_store`; `wait` does not wait there.
 
         Raises:
             Busy: somebody else has it.
         """
-        local = self.local(path)
-        if local is None:
-            try:
-                self.create(path, f"{os.uname().nodename} {os.getpid()}\n".encode())
-            except AlreadyExists:
-                raise Busy(self.where(path)) from None
-            try:
+        if self._remote:
+            with self._remote.lock(_checked(path)):
                 yield
-            finally:
-                self.delete(path)
             return
+        local = self._at(path)
         with _as_failed("locked", self.where(path)):
             _make_folder(local.parent)
             descriptor = _lock_file(local, wait)
@@ -291,12 +279,17 @@ class Storage:
                 local.unlink()
             os.close(descriptor)
 
-    def _remote(self, path: str) -> tuple[Any, str]:
-        # Asked for at each use: fsspec keeps the instance, and makes a new one after a fork.
-        import fsspec
+    @functools.cached_property
+    def _remote(self) -> ObjectStore | None:
+        if self._folder is not None:
+            return None
+        from pipeline.object_store import ObjectStore
 
-        filesystem, root = fsspec.core.url_to_fs(self.url)
-        return filesystem, f"{root.rstrip('/')}/{_checked(path)}"
+        return ObjectStore(self.url)
+
+    def _at(self, path: str) -> Path:
+        assert self._folder is not None
+        return self._folder / _checked(path)
 
 
 def _checked(path: str) -> str:
@@ -316,18 +309,6 @@ def _as_failed(done: str, where: str) -> Iterator[None]:
         what = (error.strerror or str(error) or type(error).__name__).lower()
         remedy = _REMEDIES.get(error.errno or 0, "repeat the command when the storage answers again")
         raise Failed(FailureClass.STORAGE, f"{where} could not be {done}: {what}; {remedy}") from error
-
-
-@contextlib.contextmanager
-def _uncommitted(file: Any) -> Iterator[Any]:
-    try:
-        yield file
-        file.close()
-        file.commit()
-    except BaseException:
-        with contextlib.suppress(Exception):
-            file.discard()
-        raise
 
 
 @contextlib.contextmanager

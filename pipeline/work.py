@@ -95,7 +95,7 @@ class WorkStore:
         if local is not None:
             return local
         target = folder / stored.path.rsplit("/", 1)[1]
-        with self.storage.open(stored.path) as source, open(target, "wb") as file:
+        with self.storage.open(stored.path, stored.size) as source, open(target, "wb") as file:
             while chunk := source.read(CHUNK):
                 file.write(chunk)
         return target

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
 import gzip
 import hashlib
 import os
@@ -24,6 +23,7 @@ from typing import IO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import location
 from pipeline.layout import DatasetError, read_table, write_table
 from pipeline.manifest import Clip
 from pipeline.sources import (
@@ -123,7 +123,8 @@ class ArchiveSource:
     @classmethod
     def of(cls, pattern: str) -> ArchiveSource:
         """The source for what stands after ``archive:``; `SourceError` where it matches no file."""
-        pattern = os.path.abspath(os.path.expanduser(pattern)) if pattern else ""
+        if pattern and not location.is_url(pattern):
+            pattern = os.path.abspath(os.path.expanduser(pattern))
         if not archives(pattern):
             raise SourceError(
                 f"archive:{pattern} matches no file: write archive:FILE or archive:'FOLDER/*.tar.gz'."
@@ -172,8 +173,8 @@ class ArchiveSource:
 
 def archives(pattern: str) -> list[str]:
     """The files that a pattern names, sorted."""
-    places = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-    return [place for place in places if os.path.isfile(place)]
+    places = location.expand(pattern)
+    return [place for place in places if location.is_url(place) or os.path.isfile(place)]
 
 
 @functools.lru_cache(maxsize=8)
@@ -259,7 +260,7 @@ def _copy(member: Member, target: Path, work: str | None) -> None:
                     source = stack.enter_context(Storage(work).open(_laid_out(member.archive)))
                     source.seek(member.laid_out)
             if source is None:
-                source = stack.enter_context(open(member.archive, "rb"))
+                source = stack.enter_context(location.open_file(member.archive))
                 if is_packed(member.archive):
                     source = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=source)))
                 source.seek(member.offset)
@@ -289,7 +290,4 @@ def _laid_out(path: str) -> str:
 
 def _identity(path: str) -> str:
     """Names an archive as long as it stays as it is."""
-    real = os.path.realpath(path)
-    status = os.stat(real)
-    text = f"{real}\0{status.st_size}\0{status.st_mtime_ns}"
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(location.identity(path))).hexdigest()[:16]

@@ -17,6 +17,8 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
+from pipeline import location
+from pipeline.object_store import BLOCK
 from pipeline.outcome import FailureClass
 from pipeline.sources.directory import SUFFIXES
 from pipeline.storage import CHUNK
@@ -39,6 +41,7 @@ _STEM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}")  # times may have a po
 _GZIP = b"\x1f\x8b"
 _MAX_HEADER = 1 << 24  # bytes read at once for headers: long names and pax records are read into memory
 _MAX_MEMBERS = 1_000_000
+_HEADERS = 1 << 16  # bytes a request to an object store, where a header is read here and there
 _MAX_SIZE = 1 << 36  # bytes of one member: a packed archive of a few megabytes can promise petabytes
 UNREADABLE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeError, ValueError)
 CUT_OFF = "is cut off: the archive ends before it does"
@@ -50,7 +53,7 @@ def survey(
     """One pass over an archive: its videos, as a table of `SCHEMA`.
 
     Args:
-        path: a tar or tar.gz file.
+        path: of a tar or tar.gz file, or its URL.
         target: gets the payload of the wanted members that may be read and have at most `max_bytes`.
 
     Returns:
@@ -62,9 +65,13 @@ def survey(
     """
     rows: list[dict[str, Any]] = []
     problem, position = "", 0
-    with open(path, "rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if is_packed(path) else raw
-        end = None if file is not raw else os.fstat(raw.fileno()).st_size
+    packed = is_packed(path)
+    with location.open_file(path, BLOCK if packed else _HEADERS) as raw:
+        file = gzip.GzipFile(fileobj=raw) if packed else raw
+        end = None
+        if file is raw:
+            end = raw.seek(0, os.SEEK_END)
+            raw.seek(0)
         try:
             for member in _members(cast("IO[bytes]", file)):
                 row = _row(member, end)
@@ -161,5 +168,5 @@ def copy_bytes(source: IO[bytes], size: int, target: IO[bytes]) -> None:
 
 
 def is_packed(path: str) -> bool:
-    with open(path, "rb") as file:
+    with location.open_file(path, block=len(_GZIP)) as file:
         return file.read(2) == _GZIP

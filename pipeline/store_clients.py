@@ -1,0 +1,191 @@
+"""The clients behind object stores: how each is asked without listing, who repeats, what errors mean.
+
+fsspec's file systems are used where their calls are single requests; where not, the store's own requests
+are sent through them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from typing import Any
+from urllib.parse import quote
+
+from pipeline.outcome import Failed, FailureClass
+
+ATTEMPTS = 6
+"""Requests for one answer of an S3 store, with growing pauses; AWS_MAX_ATTEMPTS says otherwise."""
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with AWS_PROFILE",
+    "gcp": "run gcloud auth application-default login, or name a key file in GOOGLE_APPLICATION_CREDENTIALS",
+}
+_NO_CREDENTIALS = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "CredentialRetrievalError",
+    "DefaultCredentialsError",
+)
+_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "requests", "urllib3", "fsspec")
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and its root there.
+
+    To be asked for at each use: fsspec keeps it a process, and makes a new one after a fork.
+
+    Raises:
+        Failed: class storage: a package is missing, or the URL is in no storage known.
+    """
+    protocol = url.partition("://")[0]
+    try:
+        import fsspec
+
+        found, root = fsspec.core.url_to_fs(url, **_options(protocol))
+    except ImportError as error:
+        remedy = f"pip install 'quovadis[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else str(error)
+        raise _storage(f"{url} needs a package that is not installed; {remedy}") from None
+    except ValueError as error:
+        known = "not known" not in str(error)
+        why = f"cannot be used ({error})" if known else "is in no storage known here"
+        raise _storage(f"{url} {why}; give a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER") from None
+    if not root.strip("/"):
+        raise _storage(f"{url} names no bucket; give {protocol}://BUCKET/FOLDER")
+    if isinstance(dialect(found), _S3):
+        found.retries = 1  # botocore repeats requests; s3fs on top would multiply them
+    return found, root.rstrip("/")
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """Listings are never kept, as other processes write too; the user's own fsspec settings hold else."""
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol in ("s3", "s3a"):
+        import fsspec.config
+
+        retries: dict[str, Any] = {"mode": "standard"}
+        if "AWS_MAX_ATTEMPTS" not in os.environ:
+            retries["total_max_attempts"] = ATTEMPTS
+        config = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {**config, "retries": retries}
+        options["max_concurrency"] = 1  # else every read asks for the size first
+    return options
+
+
+class _Other:
+    """A file system of which no more is known than fsspec's interface; its replacing is two requests."""
+
+    repeats_unseen = False
+    """Whether an error does not tell if the request had been sent before."""
+
+    def size(self, fs: Any, at: str) -> int:
+        info = fs.info(at)
+        if info["type"] != "file":
+            raise FileNotFoundError(errno.ENOENT, "a folder, not a file", at)
+        return int(info["size"])
+
+    def version(self, fs: Any, at: str) -> str:
+        return hashlib.sha256(fs.cat_file(at)).hexdigest()
+
+    def put(self, fs: Any, at: str, content: bytes) -> None:
+        fs.pipe_file(at, content)
+
+    def put_if(self, fs: Any, at: str, content: bytes, version: str | None) -> None:
+        if version is not None and self.version(fs, at) != version:
+            raise FileExistsError(at)
+        fs.pipe_file(at, content, mode="create" if version is None else "overwrite")
+
+
+class _S3(_Other):
+    """S3's own requests: s3fs lists where an object is absent, and has no If-Match."""
+
+    def size(self, fs: Any, at: str) -> int:
+        return int(self._head(fs, at)["ContentLength"])
+
+    def version(self, fs: Any, at: str) -> str:
+        return str(self._head(fs, at)["ETag"])
+
+    def _head(self, fs: Any, at: str) -> dict[str, Any]:
+        bucket, key, _ = fs.split_path(at)
+        return fs.call_s3("head_object", Bucket=bucket, Key=key)
+
+    def put(self, fs: Any, at: str, content: bytes, **condition: str) -> None:
+        bucket, key, _ = fs.split_path(at)
+        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
+
+    def put_if(self, fs: Any, at: str, content: bytes, version: str | None) -> None:
+        self.put(fs, at, content, **({"IfNoneMatch": "*"} if version is None else {"IfMatch": version}))
+
+
+class _Google(_Other):
+    """Google Cloud Storage's own requests: gcsfs lists where it looks for an object, and has no condition
+    on a generation other than "none"."""
+
+    repeats_unseen = True
+
+    def size(self, fs: Any, at: str) -> int:
+        return int(self._about(fs, at)["size"])
+
+    def version(self, fs: Any, at: str) -> str:
+        return str(self._about(fs, at)["generation"])
+
+    def _about(self, fs: Any, at: str) -> dict[str, Any]:
+        bucket, key, _ = fs.split_path(at)
+        return fs.call("GET", "b/{}/o/{}", bucket, key, json_out=True)
+
+    def put(self, fs: Any, at: str, content: bytes, **condition: str) -> None:
+        bucket, key, _ = fs.split_path(at)
+        where = f"{fs._location}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
+        headers = {"Content-Type": "application/octet-stream"}
+        fs.call("POST", where, uploadType="media", name=key, data=content, headers=headers, **condition)
+
+    def put_if(self, fs: Any, at: str, content: bytes, version: str | None) -> None:
+        self.put(fs, at, content, ifGenerationMatch=version or "0")
+
+
+def dialect(fs: Any) -> _Other:
+    """How a file system is asked for size and version (a word for the content as it is), how it writes
+    (``put``), and how only if the version is that, or if nothing is there (None): ``put_if`` raises
+    FileExistsError otherwise, or has the store's answer 412."""
+    names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return _S3() if "s3" in names else _Google() if "gs" in names else _Other()
+
+
+def answer(error: BaseException) -> tuple[int | None, str, bool]:
+    """HTTP status and the store's code of an error, and whether the request had been sent before."""
+    for said in (error.__cause__, error):
+        response = getattr(said, "response", None)
+        if isinstance(response, dict):
+            about = response.get("ResponseMetadata", {})
+            code = str(response.get("Error", {}).get("Code", ""))
+            return about.get("HTTPStatusCode"), code, bool(about.get("RetryAttempts"))
+    code = str(getattr(error, "code", ""))
+    return int(code) if code.isdigit() else None, "", False
+
+
+def explain(error: Exception, done: str, where: str) -> Exception:
+    """The failure, in a sentence, that an error of a file system or its libraries means; the error itself
+    where it is neither."""
+    name, library = type(error).__name__, type(error).__module__.partition(".")[0]
+    if not isinstance(error, OSError) and library not in _LIBRARIES:
+        return error
+    status, code, _ = answer(error)
+    text = " ".join((getattr(error, "strerror", None) or str(error) or name).split())[:300]
+    remedy = "repeat the command when the storage answers again"
+    if code == "NoSuchBucket":
+        bucket = "/".join(where.split("/")[:3])
+        text, remedy = "there is no such bucket", f"create {bucket}, or correct its name"
+    elif name in _NO_CREDENTIALS:
+        text, remedy = "no credentials were found", _CREDENTIALS[_EXTRAS.get(where.partition(":")[0], "s3")]
+    elif isinstance(error, PermissionError) or status in (401, 403) or text.startswith("Forbidden"):
+        text = f"the store refuses it ({code or text})"
+        remedy = "give credentials that may read, write, delete and list there"
+    elif status == 501:
+        text, remedy = f"the store cannot do it ({code})", "use one that knows conditional writes"
+    return _storage(f"{where} could not be {done}: {text}; {remedy}")
+
+
+def _storage(sentence: str) -> Failed:
+    return Failed(FailureClass.STORAGE, sentence)

@@ -18,6 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 
+class RankLost(RuntimeError):
+    """Another process of the group is gone, so that this one cannot go on alone."""
+
+
 @dataclass(frozen=True)
 class Group:
     """This process's place: rank of `world`, and the device that it computes on."""
@@ -85,7 +89,10 @@ class Group:
 
 @contextmanager
 def join() -> Iterator[Group]:
-    """Joins the group that torchrun's environment names, or a group of one, for the length of the block."""
+    """Joins the group that torchrun's environment names, or a group of one, for the length of the block.
+
+    Raises RankLost where another process of it ends within the block.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -97,5 +104,12 @@ def join() -> Iterator[Group]:
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(rank, world, device)
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistBackendError) and "gloo" not in str(error):
+            raise
+        raise RankLost(
+            "another rank has ended, whose own words say why: repeat the command, or let torchrun do so with "
+            "--max-restarts, and it goes on from the last checkpoint"
+        ) from error
     finally:
         torch.distributed.destroy_process_group()

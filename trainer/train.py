@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer import distributed, evaluate, recording, towers
+from trainer import distributed, evaluate, recording, towers, weights
 from trainer.checkpoint import Checkpoint
 from trainer.configuration import Configuration, ConfigurationError, difference, with_flow_bound
 from trainer.data import order
 from trainer.data.batch import Batch
+from trainer.data.cache import Cache
 from trainer.data.loader import EvaluationBatches, TrainBatches
 from trainer.data.rows import Rows, open_rows
 from trainer.networks import CHANNELS
@@ -44,7 +45,8 @@ class Job:
     data: tuple[str, ...]
     output: Path
     resume: str = "auto"  # auto | none
-    init: str | None = None  # a checkpoint to start from
+    init: str | None = None  # a checkpoint to start from, or imagenet:FILE
+    cache: Cache | None = None  # of what is read from elsewhere
 
 
 def train(job: Job) -> Path:
@@ -96,6 +98,7 @@ class Training:
     towers: dict[str, towers.Tower]
     done: int  # steps taken
     start: tuple[int, int]  # epoch and step within it of the next batch
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         run = self.configuration.run
@@ -127,6 +130,7 @@ class Training:
             start=self.start,
             steps=max(0, self.steps - self.done),
             pin=self.group.device.type == "cuda",
+            cache=self.cache,
         )
 
     def step(self, batch: Batch) -> dict[str, Any]:
@@ -219,6 +223,7 @@ class Training:
             rank=group.rank,
             world=group.world,
             workers=self.configuration.run.workers,
+            cache=self.cache,
         )
         for tower in self.towers.values():
             tower.eval()
@@ -251,16 +256,21 @@ def set_up(job: Job, group: distributed.Group) -> Training:
             built,
             before.steps,
             (before.state["epoch"], before.state["step"]),
+            job.cache,
         )
         assert before.optimiser is not None
         training.optimiser.load_state_dict(before.optimiser["sgd"])
         training.scaler.load_state_dict(before.optimiser["scaler"])
     else:
-        if job.init:
+        if job.init and (image := job.init.removeprefix("imagenet:")) != job.init:
+            told = weights.initialise((tower.network for tower in built.values()), image)
+            if group.first:
+                print("".join(f"--init: {sentence}\n" for sentence in told), end="", file=sys.stderr)
+        elif job.init:
             fresh = towers.initialise(built, checkpoints.load(job.init), rows.classes)
             if fresh and group.first:
                 print(f"--init: left fresh, the classes being others: {', '.join(fresh)}", file=sys.stderr)
-        training = Training(configuration, group, rows, validation, built, 0, (0, 0))
+        training = Training(configuration, group, rows, validation, built, 0, (0, 0), job.cache)
     if group.first:  # only now, so that a call that cannot be run leaves what is there
         job.output.mkdir(parents=True, exist_ok=True)
         if damage and before:

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from trainer.data.augmentation import Cut, evaluation_cuts, random_cut
 from trainer.data.batch import Batch, Input
+from trainer.data.cache import Cache
 from trainer.data.decoding import Undecodable, decode_flow, decode_rgb
 from trainer.data.order import AUGMENTATION, Draws
 from trainer.data.reading import Reader, ReadError, RemovedError, SampleError, ahead
@@ -107,14 +108,20 @@ class BatchStream(IterableDataset):
         jobs: (first, every) -> the jobs first, first + every, ... in order.
         purpose: how a job's rows become cuts.
         in_flight: reads under way at once.
+        cache: of what is read from elsewhere.
     """
 
     def __init__(
-        self, jobs: Callable[[int, int], Iterator[Job]], purpose: Training | Evaluation, in_flight: int
+        self,
+        jobs: Callable[[int, int], Iterator[Job]],
+        purpose: Training | Evaluation,
+        in_flight: int,
+        cache: Cache | None = None,
     ):
         self._jobs = jobs
         self._purpose = purpose
         self._in_flight = in_flight
+        self._cache = cache
 
     def __iter__(self) -> Iterator[Batch | Stopped]:
         worker = get_worker_info()
@@ -126,7 +133,7 @@ class BatchStream(IterableDataset):
 
     def _batches(self, jobs: Iterator[Job]) -> Iterator[Batch]:
         purpose = self._purpose
-        reader = Reader(purpose.rows, purpose.input.streams)
+        reader = Reader(purpose.rows, purpose.input.streams, self._cache)
         wanted = ((job, int(row)) for job in jobs for row in job.rows)
         batch: _Unfinished | None = None
         with contextlib.closing(ahead(reader, wanted, self._in_flight)) as reads:

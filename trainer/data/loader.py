@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
 from trainer.data import order
 from trainer.data.assembly import BatchStream, Evaluation, Job, Stopped, Training
 from trainer.data.batch import Batch, Input
+from trainer.data.cache import Cache
 from trainer.data.reading import ReadError
 from trainer.data.rows import Rows, RowsError, check_input
 
@@ -53,6 +55,7 @@ class TrainBatches:
         pin: page-locked memory, for copies to a GPU.
         in_flight: reads under way at once in each worker.
         max_failures: share of undecodable clips over which `TooManyFailures` is raised.
+        cache: a folder of this machine where members of remote data sets are kept.
 
     Attributes:
         steps_per_epoch: whole global batches in an epoch.
@@ -77,8 +80,10 @@ class TrainBatches:
         pin: bool = False,
         in_flight: int = 8,
         max_failures: float = 0.01,
+        cache: Cache | None = None,
     ):
         check_input(rows, input)
+        _purge(rows, cache)
         if batch_size < world:
             raise RowsError(
                 f"a batch of {batch_size} leaves some of {world} ranks idle: take a larger batch size"
@@ -93,7 +98,7 @@ class TrainBatches:
         self._jobs = _TrainingJobs(
             rows, usable, seed, batch_size, rank, world, start, steps, self.steps_per_epoch
         )
-        self._stream = BatchStream(self._jobs, Training(rows, input, seed, usable), in_flight)
+        self._stream = BatchStream(self._jobs, Training(rows, input, seed, usable), in_flight, cache)
         self._workers, self._pin, self._max_failures = workers, pin, max_failures
 
     def __iter__(self) -> Iterator[Batch]:
@@ -107,7 +112,7 @@ class EvaluationBatches:
     length share a batch. Padding and what cannot be decoded have weight 0.
 
     Args:
-        rows, input, workers, pin, in_flight, max_failures: as in `TrainBatches`.
+        rows, input, workers, pin, in_flight, max_failures, cache: as in `TrainBatches`.
         batch_size: clips in a batch of one rank.
         rank, world: of the batches, every world-th is this process's.
         frames: None for whole clips, else frames of each of `clips` windows spread evenly (input.stride).
@@ -133,12 +138,16 @@ class EvaluationBatches:
         pin: bool = False,
         in_flight: int = 8,
         max_failures: float = 0.01,
+        cache: Cache | None = None,
     ):
         check_input(rows, input)
+        _purge(rows, cache)
         if clips < 1 or crops not in (1, 3) or (frames is None and clips != 1):
             raise RowsError(f"{clips}x{crops} views are not possible: 1 clip when whole, and 1 or 3 crops")
         self._jobs = _EvaluationJobs(rows, batch_size, rank, world, whole=frames is None)
-        self._stream = BatchStream(self._jobs, Evaluation(rows, input, frames, clips, crops), in_flight)
+        self._stream = BatchStream(
+            self._jobs, Evaluation(rows, input, frames, clips, crops), in_flight, cache
+        )
         self._workers, self._pin, self._max_failures = workers, pin, max_failures
 
     def __len__(self) -> int:
@@ -242,6 +251,13 @@ def _watched(stream: BatchStream, workers: int, pin: bool, max_failures: float) 
                 f"(the last: {batch.failures[-1]}); run python -m pipeline verify on the data set"
             )
         yield batch
+
+
+def _purge(rows: Rows, cache: Cache | None) -> None:
+    """What was taken down does not stay on this machine."""
+    if cache is not None:
+        for digests in rows.digests.values():
+            cache.forget(digests.filter(pa.array(rows.removed)).to_pylist())
 
 
 def _as_it_is(batch: Any) -> Any:

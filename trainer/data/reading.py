@@ -5,6 +5,7 @@ Knows where things lie, not what is in them. Clients of object stores are made b
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 from pipeline.dataset import REMOVED_MEMBER
 from pipeline.storage import Failed, Storage
+from trainer.data.cache import Cache
 from trainer.data.rows import MEDIA, Rows
 
 _HEADER = 512  # bytes of a tar header, right before each payload
@@ -39,12 +41,14 @@ class Reader:
     Args:
         rows: where they lie.
         streams: which members, of "rgb" and "flow"; both come in one read.
+        cache: where members of data sets that are not on this machine are kept.
     """
 
-    def __init__(self, rows: Rows, streams: tuple[str, ...]):
+    def __init__(self, rows: Rows, streams: tuple[str, ...], cache: Cache | None = None):
         self._rows = rows
         self._streams = streams
         self._storages = [Storage(root) for root in rows.roots]
+        self._cache = cache
 
     def read(self, row: int) -> dict[str, bytes]:
         """The members of a row by stream.
@@ -54,9 +58,23 @@ class Reader:
             SampleError: the shard ends before them, or another sample lies there.
             ReadError: the shard is absent, or the storage does not answer after several attempts.
         """
+        root, _ = self._rows.shards[self._rows.shard[row]]
+        if self._cache is None or self._storages[root].is_local:
+            return self._fetch(row, self._streams)
+        digests = {s: self._rows.digests[s][row].as_py() for s in self._streams}
+        members = {s: data for s, d in digests.items() if (data := self._cache.get(d)) is not None}
+        if missing := tuple(s for s in self._streams if s not in members):
+            members |= self._fetch(row, missing)
+            for stream in missing:
+                if hashlib.sha256(members[stream]).hexdigest() != digests[stream]:
+                    raise SampleError(f"its {stream} is not what the index says")
+                self._cache.put(digests[stream], members[stream])
+        return members
+
+    def _fetch(self, row: int, streams: tuple[str, ...]) -> dict[str, bytes]:
         rows = self._rows
         root, path = rows.shards[rows.shard[row]]
-        places = {s: (int(rows.offsets[s][row]), int(rows.sizes[s][row])) for s in self._streams}
+        places = {s: (int(rows.offsets[s][row]), int(rows.sizes[s][row])) for s in streams}
         begin = min(offset for offset, _ in places.values()) - _HEADER
         end = max(offset + size for offset, size in places.values())
         if begin < 0:

@@ -46,6 +46,9 @@ class Rows:
     height: np.ndarray  # int32, pixels
     offsets: dict[str, np.ndarray] = field(default_factory=dict)  # stream -> int64, of the payload in its tar
     sizes: dict[str, np.ndarray] = field(default_factory=dict)  # stream -> int64, bytes
+    digests: dict[str, pa.StringArray] = field(
+        default_factory=dict
+    )  # stream -> sha256 in hex, of the payload
 
     def __len__(self) -> int:
         return len(self.target)
@@ -138,6 +141,7 @@ def open_rows(
         height=table["height"].to_numpy(),
         offsets={s: table[f"{s}_offset"].to_numpy().astype(np.int64) for s in streams},
         sizes={s: table[f"{s}_size"].to_numpy().astype(np.int64) for s in streams},
+        digests={s: table[f"{s}_sha256"].combine_chunks() for s in streams},
     )
 
 

@@ -1,0 +1,141 @@
+"""A folder on this machine that keeps members of remote data sets, up to a size.
+
+A member is kept under its sha256, as the index gives it, and checked against it when it is taken out: what a
+kill, a full disk or another process leaves behind is never trained on. Any number of processes may share one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+GIB = 1 << 30
+_ROOM = 0.1  # share of the limit that is made free at a time, so that the folder is seldom gone through
+_NAME = re.compile(r"[0-9a-f]{64}")
+_log = logging.getLogger(__name__)
+
+
+class CacheError(ValueError):
+    """The cache cannot be had there, or so small; one sentence with the remedy."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Members by their sha256 in hex; the least recently used are dropped where `limit` bytes are full."""
+
+    folder: Path
+    limit: int
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], gib: float) -> Cache:
+        """The cache in `folder`, which is made. Raises CacheError where nothing can be written there."""
+        if not gib > 0:
+            raise CacheError(f"a cache of {gib:g} GiB holds nothing: give --cache-gib a number above 0")
+        cache = cls(Path(folder).absolute(), int(gib * GIB))
+        try:
+            cache.folder.mkdir(parents=True, exist_ok=True)
+            with cache._locked():
+                pass
+        except OSError as error:
+            raise CacheError(
+                f"--cache {folder} cannot be written ({(error.strerror or str(error)).lower()}): "
+                "name a folder of this machine that can"
+            ) from None
+        return cache
+
+    def get(self, digest: str) -> bytes | None:
+        """The member, or None where it is not kept (or not as it was)."""
+        path = self._path(digest)
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() == digest:
+                os.utime(path)  # used now
+                return data
+            path.unlink()
+        except OSError:
+            pass
+        return None
+
+    def put(self, digest: str, data: bytes) -> None:
+        """Keep a member whose sha256 the caller has checked; that the disk refuses is said once, no error."""
+        path = self._path(digest)
+        if len(data) > self.limit or path.exists():
+            return
+        try:
+            with self._locked() as account:
+                total = self._total(account)
+                if total + len(data) > self.limit:
+                    total = self._make_room(int(self.limit * (1 - _ROOM)) - len(data))
+                _write(account, total + len(data))  # first, so that a kill leaves a count that is too high
+                incoming = self.folder / "incoming"  # of the one process that holds the lock
+                incoming.write_bytes(data)
+                path.parent.mkdir(exist_ok=True)
+                incoming.replace(path)
+        except OSError as error:
+            _say_once(f"{self.folder} takes no more ({error.strerror}): reading goes on without the cache")
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Drop members, as after a takedown."""
+        for digest in digests:
+            with contextlib.suppress(OSError):
+                self._path(digest).unlink()
+
+    def _path(self, digest: str) -> Path:
+        if not _NAME.fullmatch(digest):
+            raise ValueError(f"no sha256: {digest!r}")
+        return self.folder / digest[:2] / digest
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """The descriptor of the file that says how many bytes are kept, locked against all others."""
+        account = os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(account, fcntl.LOCK_EX)
+            yield account
+        finally:
+            os.close(account)
+
+    def _total(self, account: int) -> int:
+        text = os.pread(account, 32, 0).decode("ascii", "replace")
+        return int(text) if text.isdigit() else sum(size for _, size, _ in self._kept())
+
+    def _make_room(self, wanted: int) -> int:
+        """Drop the least recently used members until at most `wanted` bytes are left; returns how many."""
+        kept = sorted(self._kept())
+        total = sum(size for _, size, _ in kept)
+        for _, size, path in kept:
+            if total <= wanted:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= size
+        return total
+
+    def _kept(self) -> Iterator[tuple[int, int, str]]:
+        """(time of last use, bytes, path) of every member; nothing else in the folder is ever touched."""
+        for number in range(256):
+            with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / f"{number:02x}") as entries:
+                for entry in entries:
+                    if _NAME.fullmatch(entry.name):
+                        with contextlib.suppress(FileNotFoundError):
+                            status = entry.stat(follow_symlinks=False)
+                            yield status.st_mtime_ns, status.st_size, entry.path
+
+
+def _write(account: int, total: int) -> None:
+    text = str(total).encode()
+    os.pwrite(account, text, 0)
+    os.ftruncate(account, len(text))
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    _log.warning("%s", sentence)

@@ -1,0 +1,55 @@
+"""``evaluate``: the scores of a split."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from trainer.commands import PRECISIONS, add_checkpoints, checkpoints, command
+
+
+def add(commands) -> None:
+    """Enters the command."""
+    evaluate = command(commands, "evaluate", _run, "top-1 and top-5 of a split, by stream and joint")
+    evaluate.add_argument("--data", nargs="+", required=True, metavar="ROOT", help="published data sets")
+    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
+    add_checkpoints(evaluate)
+    evaluate.add_argument("--output", type=Path, metavar="FILE", help="default RUN/evaluate-<split>.json")
+    evaluate.add_argument(
+        "--views", type=_views, metavar="CLIPSxCROPS", help="default: whole clip, centre crop"
+    )
+    evaluate.add_argument(
+        "--repeat-frame",
+        action="store_true",
+        help="show one frame of each clip, repeated: what motion is worth",
+    )
+    evaluate.add_argument("--workers", type=int, default=2, metavar="N", help="loader processes a rank")
+    evaluate.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    evaluate.add_argument("--json", action="store_true", help="print the scores as JSON")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trainer import evaluate
+
+    job = evaluate.Job(
+        checkpoints=checkpoints(options),
+        data=tuple(options.data),
+        split=options.split,
+        views=options.views,
+        repeat_frame=options.repeat_frame,
+        workers=options.workers,
+        precision=options.precision,
+    )
+    scores = evaluate.main(job, options.output)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(scores, indent=2) if options.json else evaluate.table(scores))
+    return 0
+
+
+def _views(text: str) -> tuple[int, int]:
+    clips, _, crops = text.partition("x")
+    if not (clips.isdigit() and crops.isdigit() and int(clips) > 0 and crops in ("1", "3")):
+        raise argparse.ArgumentTypeError(f"{text} is no CLIPSxCROPS such as 10x3 (crops: 1 or 3)")
+    return int(clips), int(crops)

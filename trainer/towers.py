@@ -57,6 +57,11 @@ class Tower(nn.Module):
         steps = network.steps(*self._inputs(pictures)).float()
         return network.answer(steps), steps
 
+    def features(self, pictures: Pictures) -> Tensor:
+        """What the network's last layer sees of `pictures`, averaged over time and space: (N, C) float32."""
+        network: Any = self.network
+        return network.features(*self._inputs(pictures)).float()
+
     def _inputs(self, pictures: Pictures) -> list[Tensor]:
         rgb, flow = pictures
         if rgb is not None and self.normalises:
@@ -91,7 +96,8 @@ def build(
 ) -> dict[str, Tower]:
     """Fresh towers by stream, for pictures as `input` has them.
 
-    One stream's weights are the same whatever the others. Raises TypeError for an option that the network has not.
+    One stream's weights are the same whatever the others. Raises TypeError for an option that the network
+    has not.
     """
     towers = {}
     for stream in streams:

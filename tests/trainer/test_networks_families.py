@@ -227,7 +227,9 @@ def test_logits_are_torchvisions_for_the_same_weights(name):
         nn.init.normal_(norm.running_mean, std=0.1)
         nn.init.uniform_(norm.weight, 0.5, 2)
     ours = networks.build(name, 11).eval()
-    ours.load_state_dict(from_torchvision.convert(name, theirs.state_dict()))
+    converted, description = from_torchvision.convert(theirs.state_dict())
+    assert description.network == name
+    ours.load_state_dict(converted)
     clip = torch.rand(1, 3, 16, 224, 224) if name == "s3d" else torch.rand(2, 3, 9, 40, 56)
     with torch.no_grad():
         torch.testing.assert_close(ours(clip), theirs(clip), rtol=1e-5, atol=1e-6)

@@ -1,1 +1,67 @@
 """Readers of others' checkpoints and inflation of 2D weights, one file a format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+from trainer.weights import bundle, deepmind, hassony2, piergiaj, torchvision, tsm
+from trainer.weights.files import read_torch
+from trainer.weights.inflation import inflate, initialise
+from trainer.weights.keys import Description, WeightsError, check
+
+__all__ = ["FORMATS", "Description", "WeightsError", "inflate", "initialise", "load"]
+
+FORMATS: dict[str, ModuleType] = {
+    "deepmind": deepmind,
+    "piergiaj": piergiaj,
+    "hassony2": hassony2,
+    "torchvision": torchvision,
+    "vmz": torchvision,
+    "tsm": tsm,
+}
+"""Whose weights are read, by the name of the format."""
+
+
+def load(
+    path: str | Path, format: str = "auto", network: str | None = None
+) -> tuple[dict[str, Tensor], Description]:
+    """The weights in a file as a state dict of our network, and what they are.
+
+    Nothing in the file is run. Scales of batch normalisation that it has are kept.
+
+    Args:
+        path: a file of torch, or a TensorFlow checkpoint: what its files' names begin with, one of them, or
+            their folder.
+        format: one of `FORMATS`, or "auto" for the one whose names the file's are.
+        network: ours that they are of, where several of a format come into question.
+
+    Raises WeightsError for a damaged file, one of no known format, and a key that is missing, unknown
+    or of another shape.
+    """
+    path = Path(path)
+    try:
+        state = bundle.read(path) if bundle.prefix(path) else read_torch(path)
+        state_dict, description = _reader(state, format).convert(state, network)
+        if network is not None and description.network != network:
+            raise WeightsError(f"it is of {description.network}: leave out --network {network}")
+        check(state_dict, description)
+    except WeightsError as error:
+        said = str(error)
+        raise WeightsError(said if str(path) in said else f"{path}: {said}") from None
+    return state_dict, description
+
+
+def _reader(state: Mapping[str, Tensor], format: str) -> ModuleType:
+    if format != "auto":
+        return FORMATS[format]
+    for reader in FORMATS.values():
+        if reader.matches(state):
+            return reader
+    first = next(iter(state), None)
+    raise WeightsError(
+        f"it is of no known format (its first weight is {first}): those known are {', '.join(FORMATS)}"
+    )

@@ -1,4 +1,9 @@
-"""State dicts of torchvision.models.video: r3d_18, mc3_18, r2plus1d_18 and s3d."""
+"""State dicts of torchvision.models.video, and of VMZ's networks, which are made of its parts.
+
+torchvision's r3d_18, mc3_18, r2plus1d_18 and s3d are published for Kinetics-400 at 15 frames a second: of
+ours at 25, every second comes nearest. VMZ (github.com/facebookresearch/VMZ, pt/vmz/models) publishes
+r2plus1d_34, ir_csn_152 and ip_csn_152. Both are fed with pictures normalised by Kinetics' mean and deviation.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +11,54 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from trainer.weights.keys import Description, WeightsError, fitted, stream_of
+
 NAMES = {"r3d-18": "r3d_18", "mc3-18": "mc3_18", "r2plus1d-18": "r2plus1d_18", "s3d": "s3d"}
 """Our networks that torchvision has, and what it calls them."""
 
+VMZ = {"r2plus1d-34": "r2plus1d_34", "ir-csn-152": "ir_csn_152", "ip-csn-152": "ip_csn_152"}
+"""Our networks that VMZ has, and what it calls them."""
 
-def convert(network: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's state dict of `network` for ours: the residual networks' is the same, S3D's is renamed.
+PIXELS = {"mean": (0.43216, 0.394666, 0.37645), "deviation": (0.22803, 0.22145, 0.216989)}
+"""torchvision.transforms._presets.VideoClassification; pt/vmz/func/test.py."""
 
-    Raises KeyError for a network that torchvision has not.
+
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are weights of one of those networks."""
+    return (
+        "features.0.0.0.weight" in state
+        or {"stem.0.weight", "layer1.0.conv1.0.weight"} <= state.keys()
+        or ({"stem.0.weight", "layer1.0.conv1.0.0.weight"} <= state.keys())
+    )
+
+
+def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+    """Their state dict as ours: the residual networks' keys are the same, S3D's layers are renamed.
+
+    Args:
+        network: one of `NAMES` and `VMZ`, or None for the one whose names and shapes are those of `state`.
+
+    Raises WeightsError for another network, and for a key that is missing or unknown.
     """
-    if NAMES[network] != "s3d":
-        return dict(state_dict)
-    return {
-        f"layers.{key.removeprefix('features.')}" if key.startswith("features.") else key: value
-        for key, value in state_dict.items()
-    }
+    known = NAMES | VMZ
+    if network is not None and network not in known:
+        raise WeightsError(f"torchvision and VMZ have no {network}: name one of {', '.join(known)}")
+    separable = "features.0.0.0.weight" in state
+    first = state.get("features.0.0.0.weight" if separable else "stem.0.weight")
+    last = state.get("classifier.1.weight" if separable else "fc.weight")
+    if first is None or last is None or first.ndim != 5 or last.ndim < 2:
+        raise WeightsError("its first or its last layer is missing: take the whole file")
+    described = [
+        Description(
+            format="vmz" if name in VMZ else "torchvision",
+            network=name,
+            options={},
+            stream=stream_of(first.shape[1]),
+            classes=last.shape[0],
+            input={**PIXELS, "stride": 2} if name in NAMES else PIXELS,
+        )
+        for name in ([network] if network else ["s3d"] if separable else [n for n in known if n != "s3d"])
+    ]
+    return fitted(
+        state, described, lambda ours: f"features.{ours[7:]}" if ours.startswith("layers.") else ours
+    )

@@ -1,0 +1,273 @@
+"""TensorFlow's checkpoints of version 2 ("tensor bundles"), read without TensorFlow.
+
+Owns the format: the index, a sorted table as LevelDB writes it, and the shards of data that it points into
+(tensorflow/core/util/tensor_bundle, tensorflow/core/lib/io/table_format.txt, tensor_bundle.proto). Every byte
+is held against a checksum or a size; nothing in a file is run, and no size in it is believed before it is
+compared with the file's own. What the variables mean is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from trainer.weights.crc32c import crc32c, masked
+from trainer.weights.keys import WeightsError
+
+TYPES = {
+    1: torch.float32,
+    2: torch.float64,
+    3: torch.int32,
+    9: torch.int64,
+    14: torch.bfloat16,
+    19: torch.float16,
+}
+"""DT_ numbers of types.proto that weights and counters come in."""
+
+_MAGIC = bytes.fromhex("57fb808b247547db")  # 0xdb4775248b80fb57, little-endian
+_FOOTER_SIZE = 48
+_TRAILER_SIZE = 5  # after each block: its compression, and the checksum over both
+_MOST_INDEX = 1 << 26  # bytes: a hundred thousand variables
+_MOST_SHARDS = 10_000
+_SHARD = re.compile(r"\.data-\d{5}-of-\d{5}\Z")
+_DAMAGED = "download it again"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a variable lies: BundleEntryProto."""
+
+    name: str
+    type: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int  # bytes
+    crc: int  # masked
+
+
+def prefix(path: Path) -> Path | None:
+    """What the names of a checkpoint's files begin with: of the prefix, one of its files, or their folder."""
+    if path.is_dir():
+        found = sorted(path.glob("*.index"))
+        if len(found) > 1:
+            raise WeightsError(f"{path} holds {len(found)} checkpoints: name one, such as {found[0]}")
+        return found[0].with_suffix("") if found else None
+    name = _SHARD.sub("", path.name.removesuffix(".index"))
+    found_one = path.with_name(name)
+    return found_one if found_one.with_name(f"{name}.index").is_file() else None
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """All variables of the checkpoint at `path`, as `prefix` takes it, by name.
+
+    Raises WeightsError for what is absent, cut short, damaged in any byte, or not understood.
+    """
+    start = prefix(path)
+    if start is None:
+        raise WeightsError(f"{path} is no TensorFlow checkpoint: there is no {path.name}.index")
+    index = start.with_name(f"{start.name}.index")
+    try:
+        shards, entries = _read_index(index)
+        files = [start.with_name(f"{start.name}.data-{i:05}-of-{shards:05}") for i in range(shards)]
+        found: dict[str, Tensor] = {}
+        for number, file in enumerate(files):
+            mine = sorted((e for e in entries if e.shard == number), key=lambda e: (e.offset, e.size))
+            found |= _read_shard(file, mine)
+    except OSError as error:
+        raise WeightsError(f"{error.filename} cannot be read ({error.strerror}): {_DAMAGED}") from None
+    return {entry.name: found[entry.name] for entry in entries}
+
+
+def _read_shard(file: Path, entries: list[Entry]) -> dict[str, Tensor]:
+    """The variables that lie in `file`, side by side from its first byte to its last."""
+    found = {}
+    with file.open("rb") as stream:
+        size = file.stat().st_size
+        end = 0
+        for entry in entries:
+            if entry.offset != end or entry.offset + entry.size > size:
+                raise WeightsError(f"{file} does not hold {entry.name} where it should: {_DAMAGED}")
+            found[entry.name] = _read_tensor(stream, file, entry)
+            end += entry.size
+        if end != size:
+            raise WeightsError(f"{file} has {size} bytes, its variables {end}: {_DAMAGED}")
+    return found
+
+
+def _read_tensor(stream: BinaryIO, file: Path, entry: Entry) -> Tensor:
+    if entry.type not in TYPES:
+        raise WeightsError(
+            f"{file} holds {entry.name} of type {entry.type}, no number: take a checkpoint of weights"
+        )
+    dtype = TYPES[entry.type]
+    if min(entry.shape, default=0) < 0 or math.prod(entry.shape) * dtype.itemsize != entry.size:
+        raise WeightsError(f"{file}: {entry.name} is no {dtype} of {entry.shape}: {_DAMAGED}")
+    data = bytearray(stream.read(entry.size))
+    if masked(crc32c(bytes(data))) != entry.crc:
+        raise WeightsError(f"{file} is damaged in {entry.name}, its checksum is another: {_DAMAGED}")
+    return torch.frombuffer(data, dtype=dtype).reshape(entry.shape) if data else torch.empty(entry.shape)
+
+
+def _read_index(file: Path) -> tuple[int, list[Entry]]:
+    """The number of shards, and the entries in the order of their names."""
+    with file.open("rb") as stream:
+        data = stream.read(_MOST_INDEX + 1)
+    if len(data) > _MOST_INDEX:
+        raise WeightsError(f"{file} is too large for an index of weights: take another checkpoint")
+    try:
+        rows = list(_rows(data))
+        if not rows or rows[0][0]:
+            raise ValueError("it has no header")
+        shards = _shards(rows[0][1])
+        entries = [_entry(name, value) for name, value in rows[1:]]
+        if wrong := [e for e in entries if e.shard >= shards]:
+            raise ValueError(f"{wrong[0].name} is in shard {wrong[0].shard} of {shards}")
+    except (ValueError, IndexError) as error:
+        said = str(error) or "it ends early"
+        raise WeightsError(f"{file} is damaged or no index of TensorFlow ({said}): {_DAMAGED}") from None
+    return shards, entries
+
+
+def _rows(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of the table, in its order. Raises ValueError, IndexError."""
+    footer = data[-_FOOTER_SIZE:]
+    if len(data) < _FOOTER_SIZE or not footer.endswith(_MAGIC):
+        raise ValueError("its last bytes are others")
+    meta_offset, place = _varint(footer, 0)
+    meta_size, place = _varint(footer, place)
+    offset, place = _varint(footer, place)
+    size, place = _varint(footer, place)
+    if any(footer[place : -len(_MAGIC)]):
+        raise ValueError("its footer is longer than it should be")
+    handles = [_handle(value) for _, value in _block(data, offset, size)]
+    handles += [(meta_offset, meta_size), (offset, size)]
+    end = 0
+    for begin, length in handles:  # side by side, so that no byte stands outside a block
+        if begin != end:
+            raise ValueError("its blocks do not lie side by side")
+        end = begin + length + _TRAILER_SIZE
+    if end != len(data) - _FOOTER_SIZE:
+        raise ValueError("its blocks do not end where its footer begins")
+    if list(_block(data, meta_offset, meta_size)):
+        raise ValueError("it has a filter, which TensorFlow does not write")
+    before: bytes | None = None
+    for begin, length in handles[:-2]:
+        for key, value in _block(data, begin, length):
+            if before is not None and key <= before:
+                raise ValueError("its keys are not in order")
+            yield key, value
+            before = key
+
+
+def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of the block whose contents are data[offset:offset + size]."""
+    end = offset + size
+    if end + _TRAILER_SIZE > len(data) - _FOOTER_SIZE or size < 4:
+        raise ValueError("a block lies outside it")
+    if masked(crc32c(data[offset : end + 1])) != int.from_bytes(
+        data[end + 1 : end + _TRAILER_SIZE], "little"
+    ):
+        raise ValueError("the checksum of a block is another")
+    if data[end]:
+        raise ValueError("it is compressed, which TensorFlow does not do to an index")
+    restarts = int.from_bytes(data[end - 4 : end], "little")
+    stop = end - 4 - 4 * restarts
+    if stop < offset:
+        raise ValueError("a block has more restarts than bytes")
+    key, place = b"", offset
+    while place < stop:
+        shared, place = _varint(data, place)
+        rest, place = _varint(data, place)
+        length, place = _varint(data, place)
+        if shared > len(key) or place + rest + length > stop:
+            raise ValueError("an entry is longer than its block")
+        key = key[:shared] + data[place : place + rest]
+        place += rest
+        yield key, data[place : place + length]
+        place += length
+    if place != stop:
+        raise ValueError("an entry is longer than its block")
+
+
+def _handle(value: bytes) -> tuple[int, int]:
+    offset, place = _varint(value, 0)
+    size, place = _varint(value, place)
+    if place != len(value):
+        raise ValueError("a block's place is not understood")
+    return offset, size
+
+
+def _shards(header: bytes) -> int:
+    """The number of shards that a BundleHeaderProto names."""
+    fields = dict(_fields(header))
+    shards, endianness = fields.get(1, 0), fields.get(2, 0)
+    if not isinstance(shards, int) or not 0 < shards <= _MOST_SHARDS:
+        raise ValueError(f"it names {shards!r} shards")
+    if endianness:
+        raise ValueError("it was written on a big-endian machine")
+    return shards
+
+
+def _entry(name: bytes, value: bytes) -> Entry:
+    """A BundleEntryProto."""
+    plain: dict[int, int] = {}
+    shape: tuple[int, ...] = ()
+    for number, field in _fields(value):
+        if number == 7:
+            raise ValueError(f"{name!r} is partitioned, which no checkpoint of weights known here is")
+        if number == 2 and isinstance(field, bytes):
+            shape = tuple(_dimension(f) for n, f in _fields(field) if n == 2 and isinstance(f, bytes))
+        elif isinstance(field, int):
+            plain[number] = field
+    shard, offset, size, crc = (plain.get(number, 0) for number in (3, 4, 5, 6))
+    return Entry(name.decode("utf-8"), plain.get(1, 0), shape, shard, offset, size, crc)
+
+
+def _dimension(value: bytes) -> int:
+    """A TensorShapeProto.Dim."""
+    size = dict(_fields(value)).get(1, 0)
+    if not isinstance(size, int):
+        raise ValueError("a dimension is no number")
+    return size
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Numbers and values of a protocol buffer's fields (protobuf.dev/programming-guides/encoding)."""
+    place = 0
+    while place < len(data):
+        tag, place = _varint(data, place)
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            value, place = _varint(data, place)
+            yield number, value
+            continue
+        length = {1: 8, 5: 4}.get(kind, 0)
+        if kind == 2:
+            length, place = _varint(data, place)
+        elif not length:
+            raise ValueError("a message is not understood")
+        if place + length > len(data):
+            raise ValueError("a message is cut short")
+        piece = data[place : place + length]
+        yield number, piece if kind == 2 else int.from_bytes(piece, "little")
+        place += length
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and the place after it. Raises IndexError where the data ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+    raise ValueError("a number has no end")

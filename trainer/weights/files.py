@@ -1,0 +1,43 @@
+"""Files that torch wrote: their tensors by name, without running anything in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.weights.keys import WeightsError
+
+_INSIDE = ("state_dict", "model_state")
+"""Under which a training program's file has its weights."""
+
+_PARALLEL = "module."
+"""What torch's DataParallel puts in front of each name."""
+
+
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """The state dict in `path`, also inside a training program's file and of a DataParallel, on the CPU.
+
+    Raises WeightsError for what is absent, damaged, or more than tensors and plain values.
+    """
+    if path.is_dir() or not path.exists():
+        raise WeightsError(f"{path} is no file: name one of weights")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): download it again") from None
+    except Exception as error:  # whatever a damaged or hostile file makes torch raise
+        said = str(error).strip().split("\n")[0][:120]
+        raise WeightsError(
+            f"{path} is damaged or holds more than weights ({type(error).__name__}: {said}): copy it anew"
+        ) from None
+    for name in _INSIDE:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not (isinstance(found, Mapping) and found and all(isinstance(v, Tensor) for v in found.values())):
+        raise WeightsError(f"{path} holds no state dict: take the file of weights")
+    names = [str(name) for name in found]
+    cut = len(_PARALLEL) if all(name.startswith(_PARALLEL) for name in names) else 0
+    return {name[cut:]: value for name, value in zip(names, found.values(), strict=True)}

@@ -1,0 +1,71 @@
+"""What the readers of I3D's weights share: our names of its units, and the state that they make of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from trainer.networks.i3d import MIXED
+from trainer.weights.keys import Description, WeightsError, rename, stream_of
+
+BRANCHES = ("branch_0", "branch_1.0", "branch_1.1", "branch_2.0", "branch_2.1", "branch_3.1")
+"""Units of an Inception module."""
+
+UNITS = (
+    "conv_1a",
+    "conv_2b",
+    "conv_2c",
+    *(f"mixed_{name}.{branch}" for name in MIXED for branch in BRANCHES),
+)
+"""Units of the network: convolution, normalisation, ReLU."""
+
+PARTS = ("conv.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+"""Weights of a unit that every file has."""
+
+
+def convert(
+    state: Mapping[str, Tensor],
+    unit: Callable[[str], str],
+    parts: Mapping[str, str],
+    head: Mapping[str, str],
+    format: str,
+    ignored: frozenset[str] = frozenset(),
+) -> tuple[dict[str, Tensor], Description]:
+    """A state dict of another I3D as ours.
+
+    Scales of batch normalisation that a file has are kept, which takes the option `bn_scale`; where all of
+    them are one, they are left out, as the published network has it.
+
+    Args:
+        unit: our name of a unit -> theirs.
+        parts: our name of a unit's weight, of `PARTS` and "norm.weight" -> theirs.
+        head: theirs -> our names of the last layer's weights.
+        ignored: their names that stand for nothing of ours.
+
+    Raises WeightsError for a key that is missing, unknown, or of another shape.
+    """
+    keys = {unit(u) + parts[part]: f"{u}.{part}" for u in UNITS for part in PARTS} | dict(head)
+    scales = {unit(u) + parts["norm.weight"]: f"{u}.norm.weight" for u in UNITS}
+    scaled = any(name in state for name in scales)
+    renamed = rename(state, keys | scales if scaled else keys, ignored)
+    if scaled and all(bool((renamed[ours] == 1).all()) for ours in scales.values()):
+        renamed = {name: value for name, value in renamed.items() if name not in scales.values()}
+        scaled = False
+    counters = {f"{u}.norm.num_batches_tracked": torch.tensor(0) for u in UNITS}
+    first, last = renamed["conv_1a.conv.weight"], renamed["logits.weight"]
+    if first.ndim != 5 or last.ndim != 5:
+        raise WeightsError("its convolutions are not three-dimensional: name the network it is of")
+    return renamed | counters, Description(
+        format=format,
+        network="i3d",
+        options={"bn_scale": True} if scaled else {},
+        stream=stream_of(first.shape[1]),
+        classes=last.shape[0],
+    )
+
+
+def counters(unit: Callable[[str], str], suffix: str) -> frozenset[str]:
+    """Their names of torch's counters of batches, which a newer torch writes and nothing reads."""
+    return frozenset(unit(u) + suffix for u in UNITS)

@@ -1,0 +1,108 @@
+"""`import`: others' weights as one of our checkpoints, which evaluate, features, predict and --init take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import checkpoint as checkpoints
+from trainer import configuration, networks
+from trainer.checkpoint import Checkpoint
+from trainer.configuration import ConfigurationError
+from trainer.weights import Description, load
+
+LABEL_MAPS = {400: "kinetics-400.txt", 600: "kinetics-600.txt"}
+"""Names of classes in the order of the published networks' logits, by their number."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``import``: the files, one for each tower, and what is said of them."""
+
+    files: tuple[str, ...]
+    output: Path
+    format: str = "auto"
+    network: str | None = None
+    stream: str | None = None  # what the file must be of; None for what it is of
+    classes: str | None = None  # a file of names, one a line; None for those known
+
+
+def run(job: Job) -> str:
+    """Writes the checkpoint; returns a sentence about what is in it.
+
+    Raises WeightsError, ConfigurationError.
+    """
+    loaded = [load(file, job.format, job.network) for file in job.files]
+    described = [description for _, description in loaded]
+    for file, description in zip(job.files, described, strict=True):
+        if job.stream not in (None, description.stream):
+            raise ConfigurationError(f"{file} is of {description.stream}: leave out --stream {job.stream}")
+    first = described[0]
+    _go_together(job.files, described)
+    classes, told = _classes(job, first)
+    stream = first.stream if len(described) == 1 else "both"
+    settings = configuration.resolve(
+        None,
+        {"network": {"name": first.network, **first.options}, "input": {"stream": stream, **first.input}},
+    )
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.write(
+        job.output,
+        Checkpoint(
+            network=first.network,
+            options=dict(settings.network.options),
+            input=settings.input,
+            classes=classes,
+            generations=(),
+            configuration=settings.as_dict(),
+            state={},
+            steps=0,
+            towers={d.stream: state for state, d in sorted(loaded, key=lambda x: x[1].stream, reverse=True)},
+        ),
+    )
+    what = ", ".join(f"{d.stream} from {d.format}'s weights" for d in described)
+    return f"{job.output}: {first.network}, {what}; {told}"
+
+
+def _go_together(files: Sequence[str], described: Sequence[Description]) -> None:
+    """Raises ConfigurationError unless the files are towers of one network."""
+    first = described[0]
+    for file, other in zip(files[1:], described[1:], strict=True):
+        alike = (other.network, other.classes) == (first.network, first.classes)
+        if not alike or dict(other.options) != dict(first.options):
+            raise ConfigurationError(f"{file} and {files[0]} are of different networks: import each alone")
+    streams = [d.stream for d in described]
+    if len(set(streams)) != len(streams):
+        raise ConfigurationError(
+            f"{files[0]} and {files[1]} are both of {streams[0]}: name one of each stream"
+        )
+    if len(streams) > 1 and not networks.entry(first.network).two_towers:
+        raise ConfigurationError(f"{first.network} has one tower: import one file")
+
+
+def _classes(job: Job, description: Description) -> tuple[tuple[str, ...], str]:
+    """The names of the classes, and a phrase about where they are from."""
+    count = description.classes
+    if job.classes is not None:
+        return _read_classes(job.classes, count), f"{count} classes from {job.classes}"
+    if count in LABEL_MAPS:
+        names = (Path(__file__).parent / LABEL_MAPS[count]).read_text(encoding="utf-8").splitlines()
+        return tuple(names), f"{count} classes, taken to be Kinetics-{count}'s (--classes names others)"
+    placeholders = tuple(f"class {number}" for number in range(count))
+    return placeholders, f"the names of its {count} classes are not known: give them with --classes FILE"
+
+
+def _read_classes(file: str, count: int) -> tuple[str, ...]:
+    try:
+        names = tuple(Path(file).read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigurationError(
+            f"{file} cannot be read ({why}): give a text file, one name a line"
+        ) from None
+    if len(names) != count or len(set(names)) != count or not all(map(str.strip, names)):
+        raise ConfigurationError(
+            f"{file} names {len(set(names))} classes, the weights are of {count}: give each one a line"
+        )
+    return names

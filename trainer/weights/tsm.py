@@ -1,0 +1,48 @@
+"""TSM as github.com/mit-han-lab/temporal-shift-module has it: ResNet-50, shifted on its residual branches.
+
+Of its file TSM_kinetics_RGB_resnet50_shift8_blockres_avg_segment8_e50.pth the weights are torchvision's
+ResNet-50's, the first convolution of each block below `net`, the last layer `new_fc` (ops/models.py,
+ops/temporal_shift.py), trained with ImageNet's mean and deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from trainer.weights.keys import Description, WeightsError, fitted, stream_of
+
+PIXELS = {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}
+
+
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are weights of that implementation."""
+    return "base_model.layer1.0.conv1.net.weight" in state
+
+
+def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+    """Its state dict as that of our tsm-r50. Raises WeightsError for a key that is missing or unknown."""
+    first, last = state.get("base_model.conv1.weight"), state.get("new_fc.weight")
+    if first is None or last is None or first.ndim != 4 or last.ndim != 2:
+        raise WeightsError("its first or its last layer is missing: take the whole file")
+    flat = {name: value[:, :, None] if value.ndim == 4 else value for name, value in state.items()}
+    described = Description("tsm", "tsm-r50", {}, stream_of(first.shape[1]), last.shape[0], PIXELS)
+    return fitted(flat, [described], _theirs)
+
+
+def _theirs(ours: str) -> str:
+    """Their name of one of our weights."""
+    layer, _, part = ours.rpartition(".")
+    if layer == "fc":
+        return f"new_fc.{part}"
+    path, _, place = layer.rpartition(".")
+    if path == "stem":
+        return f"base_model.{('conv1', 'bn1')[int(place)]}.{part}"
+    block, _, name = path.rpartition(".")
+    if name == "downsample":
+        return f"base_model.{layer}.{part}"
+    number = name.removeprefix("conv")
+    if place == "1":
+        return f"base_model.{block}.bn{number}.{part}"
+    return f"base_model.{block}.conv{number}.{'net.' if number == '1' else ''}{part}"

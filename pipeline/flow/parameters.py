@@ -44,6 +44,6 @@ class FlowCoding:
     """Flow as 8-bit luma in H.264: g = clip(rint(v * 127 / bound) + 128, 1, 255), so zero is exact."""
 
     bound: float = 20.0  # pixels; what lies beyond is clipped and counted as saturated
-    crf: int = 18
-    preset: str = "veryfast"  # as small and as exact as fast here, in half the time
+    crf: int = 17
+    preset: str = "superfast"  # errs no more than veryfast, 5 to 10 % larger, in 2/3 of its time
     keyframe_interval: int = 16  # frames

@@ -35,6 +35,8 @@ def _stop(signum: int, frame: object) -> None:
     os.write(
         sys.stderr.fileno(), b"\npipeline: stopped; nothing is lost, repeat the same command to go on.\n"
     )
+    if "pipeline.object_store" in sys.modules:
+        sys.modules["pipeline.object_store"].release_locks()
     os._exit(EXIT_FAILED)
 
 
@@ -98,8 +100,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
             cookies=arguments.cookies,
             proxy=arguments.proxy,
             ytdlp=dict(arguments.yt_dlp),
+            max_bytes=int(arguments.scratch_limit * (1 << 30) / 2),
         ),
         ffmpeg=arguments.ffmpeg,
+        scratch=arguments.scratch,
     )
     if not arguments.debug:
         logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
@@ -140,6 +144,14 @@ def _verify(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if report.breaches else EXIT_DONE
 
 
+def _list(arguments: argparse.Namespace) -> int:
+    from pipeline import folders
+
+    count = folders.write(arguments.folder, arguments.output)
+    print(json.dumps({"videos": count}) if arguments.json else f"{count} videos listed in {arguments.output}")
+    return EXIT_DONE
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from pipeline import report
 
@@ -167,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_prepare(_command(commands, "prepare", _prepare, "download, trim, encode, flow, publish"))
+    listing = _command(commands, "list", _list, "make a list of a folder of class folders (UCF-101, HMDB-51)")
+    listing.add_argument("folder", metavar="FOLDER", help="with a folder of videos for each class")
+    listing.add_argument("--output", required=True, metavar="FILE", help="the list, for prepare --manifest")
     verify = _command(commands, "verify", _verify, "check every promise of a published data set")
     verify.add_argument("root", metavar="ROOT")
     verify.add_argument(
@@ -260,6 +275,18 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
         help="clips a shard (default 512, about 1 GB)",
     )
     add("--work", metavar="DIR", help="the work store (default ROOT/work)")
+    add(
+        "--scratch",
+        metavar="FOLDER",
+        help="where a worker has a video while it is at it (default: TMPDIR, or /tmp)",
+    )
+    add(
+        "--scratch-limit",
+        type=_positive,
+        default=4.0,
+        metavar="GIB",
+        help="the most that a worker has there: a video of more than half of it is too_large (default 4)",
+    )
     add("--clean-work", action="store_true", help="delete the work store after publishing")
     add(
         "--keep-sources",

@@ -83,6 +83,7 @@ class Settings:
     pause: float = Pressure.pause  # seconds that all workers wait when the site blocks them
     fetch: FetchOptions = field(default_factory=FetchOptions)
     ffmpeg: str | None = None
+    scratch: str | None = None
 
     @property
     def rate(self) -> float | None:
@@ -169,6 +170,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         generation="",
         keep_sources=network if settings.keep_sources is None else settings.keep_sources,
         pressure=_pressure(settings, options),
+        scratch=settings.scratch and os.path.abspath(settings.scratch),
         local=prepare.is_local(options),
     )
     planned = make_plan(settings)
@@ -211,8 +213,9 @@ def compact(settings: Settings, target: str) -> Summary:
     Raises:
         CampaignError: ROOT is not finished, or of other lists; else as `pipeline.compact.compact`.
     """
-    from pipeline import compact
+    from pipeline import compact, scratch
 
+    scratch.use(settings.scratch)
     root = Storage(settings.output)
     outcomes = dataset.open(root).outcomes()
     planned, place = _as_published(make_plan(settings), outcomes, root)

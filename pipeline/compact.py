@@ -7,14 +7,13 @@ out. ROOT is only read.
 from __future__ import annotations
 
 import itertools
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import dataset, plan, publish, shards
+from pipeline import dataset, plan, publish, scratch, shards
 from pipeline.layout import MEDIA, REMOVED_LOG, REMOVING_LOG, generation_name, shard_path
 from pipeline.outcome import READY
 from pipeline.storage import Storage
@@ -52,11 +51,11 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
     wanted.sort(key=lambda r: (r["split"], r["shard"]))
     packed = []
     for (split, number), group in itertools.groupby(wanted, key=lambda r: (r["split"], r["shard"])):
-        with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
-            scratch = WorkStore(folder)
-            samples = [_unpack(data, rows[r["key"]], scratch, Path(folder)) for r in group]
+        with scratch.folder() as folder:
+            members = WorkStore(folder)
+            samples = [_unpack(data, rows[r["key"]], members, folder) for r in group]
             path = shard_path(split, generation, number)
-            info, index = shards.pack(samples, scratch.storage, storage, path)
+            info, index = shards.pack(samples, members.storage, storage, path)
             packed.append((info, pa.Table.from_pylist(index, schema=dataset.INDEX_SCHEMA)))
     processed = pc.is_in(
         _names(outcomes), _names(planned.filter(pc.equal(planned["decision"], plan.PROCESS)))
@@ -78,7 +77,7 @@ def _names(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def _unpack(
-    data: dataset.Dataset, row: dict[str, Any], scratch: WorkStore, folder: Path
+    data: dataset.Dataset, row: dict[str, Any], store: WorkStore, folder: Path
 ) -> shards.PackedSample:
     """One published sample as files that `shards.pack` takes."""
     sample = data.read_row(row)
@@ -87,7 +86,7 @@ def _unpack(
         if suffix in sample.members:
             file = folder / "member"
             file.write_bytes(sample.members[suffix])
-            members[suffix] = scratch.put_file("compact", "0", row["key"], f".{suffix}", file)
+            members[suffix] = store.put_file("compact", "0", row["key"], f".{suffix}", file)
     return shards.PackedSample(
         key=row["key"],
         label=row["label"],

@@ -36,13 +36,6 @@ _held: dict[tuple[str, str], tuple[ObjectStore, bytes]] = {}
 T = TypeVar("T")
 
 
-class _Refused(Exception):
-    """The condition of a write does not hold; `doubtful`: an earlier try whose answer was lost may be why."""
-
-    def __init__(self, doubtful: bool):
-        self.doubtful = doubtful
-
-
 class ObjectStore:
     """One bucket or prefix. Its methods are those of `pipeline.storage.Storage`, which checks the paths, and
     raise what those raise. Cheap to make; the client behind it belongs to the process that uses it."""
@@ -132,21 +125,13 @@ class ObjectStore:
 
     def create(self, path: str, content: bytes) -> None:
         """Write if absent, as the store decides."""
-        try:
-            self._put_if(path, content, None)
-        except _Refused as refused:
-            if not (refused.doubtful and self._there(path) == content):
-                raise AlreadyExists(self.where(path)) from None
+        if not self._put_if(path, content, None):
+            raise AlreadyExists(self.where(path))
 
     def replace(self, path: str, content: bytes, if_match: str) -> None:
         """Write if the version is still `if_match`, as the store decides."""
-        try:
-            self._put_if(path, content, if_match)
-        except FileNotFoundError:
-            raise Changed(self.where(path)) from None
-        except _Refused as refused:
-            if not (refused.doubtful and self._there(path) == content):
-                raise Changed(self.where(path)) from None
+        if not self._put_if(path, content, if_match):
+            raise Changed(self.where(path))
 
     def delete(self, path: str) -> None:
         """In one request."""
@@ -198,23 +183,26 @@ class ObjectStore:
         except FileNotFoundError:
             return None
 
-    def _put_if(self, path: str, content: bytes, version: str | None) -> None:
-        """Write if the object has this version, or if there is none (None). Raises `_Refused`."""
+    def _put_if(self, path: str, content: bytes, version: str | None) -> bool:
+        """Write if the object has this version, or if there is none (None); whether that was so."""
 
-        def put(fs: Any, at: str) -> None:
+        def put(fs: Any, at: str) -> bool:
             for turn in range(_CONFLICTS + 1):
                 try:
                     dialect(fs).put_if(fs, at, content, version)
-                    return
+                    return True
+                except FileExistsError:
+                    return False
                 except Exception as error:
-                    status, _, repeated = answer(error)
-                    if status == 412 or isinstance(error, FileExistsError):
-                        raise _Refused(repeated or dialect(fs).repeats_unseen) from None
-                    if status != 409 or turn == _CONFLICTS:
+                    if answer(error)[0] != 409 or turn == _CONFLICTS:
                         raise
                     time.sleep(0.1 * 2**turn)  # another conditional write is under way
+            return False
 
-        self._ask("written", path, put)
+        try:
+            return self._ask("written", path, put)
+        except FileNotFoundError:
+            return False
 
     def _read(self, path: str, request: Callable[[Any, str], T]) -> T:
         """`_ask`, and again where an answer breaks off: the client repeats only what has not begun."""
@@ -270,11 +258,18 @@ class _Object(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(0, self._size - self._position))
-        data = self._store.read_range(self._path, self._position, wanted)
+        data = self._next(len(buffer))
         buffer[: len(data)] = data
-        self._position += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        return self._next(self._size)
+
+    def _next(self, size: int) -> bytes:
+        left = max(0, self._size - self._position)
+        data = self._store.read_range(self._path, self._position, min(size, left))
+        self._position += len(data)
+        return data
 
 
 class _Upload:
@@ -300,8 +295,11 @@ class _Upload:
     def complete(self) -> None:
         if self._large is None:
             self._store.write(self._path, bytes(self._small))
-        else:
+            return
+        try:
             self._ask(lambda fs, at: (self._large.close(), self._large.commit()))
+        except FileNotFoundError as error:  # the upload is unknown: completed by a try whose answer was lost
+            raise explain(error, "written", self._store.where(self._path)) from error
 
     def discard(self) -> None:
         self._small.clear()

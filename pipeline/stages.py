@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import clip, fetch, plan, sources
+from pipeline import clip, fetch, plan, scratch, sources
 from pipeline.flow import coding, tvl1_clip, tvl1_pairs
 from pipeline.manifest import Clip
 from pipeline.outcome import FAILED, READY, Failed, FailureClass
@@ -44,6 +43,7 @@ class Job:
     generation: str
     keep_sources: bool
     pressure: Pressure = field(default_factory=Pressure)
+    scratch: str | None = None  # where workers have their files of the moment; None: the machine's own place
     local: bool = False  # the workers are processes of this machine and leave their counts for its display
     encode_timeout: float = 300.0  # seconds a clip: 200 times what a clip takes, so only a hang meets it
 
@@ -116,16 +116,17 @@ def process(task: Task, job: Job, store: WorkStore, lane: Lane) -> Iterator[Clip
     records = {c.key: _known(store, job, c) for c in video.clips}
     pending = tuple(c for c in video.clips if records[c.key] is None)
     if pending:
-        with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
-            scratch = Path(folder)
-            fetched = _fetch(replace(video, clips=pending), job, store, scratch, lane)
+        with scratch.folder() as folder:
+            fetched = _fetch(replace(video, clips=pending), job, store, folder, lane)
             for wanted in pending:
                 piece = fetched.pieces[wanted.key]
                 try:
                     if isinstance(piece, Failed):
+                        if scratch.is_full(piece):
+                            raise piece
                         record = _failure_record(piece, fetched.attempts)
                     else:
-                        record = _make(wanted, piece, job, store, scratch)
+                        record = _make(wanted, piece, job, store, folder)
                         record["attempts"] = max(1, fetched.attempts)
                 except Failed as failure:
                     if failure.failure_class in _MACHINE:
@@ -170,19 +171,19 @@ def _known(store: WorkStore, job: Job, wanted: Clip) -> dict | None:
     return record
 
 
-def _fetch(video: Video, job: Job, store: WorkStore, scratch: Path, lane: Lane) -> Fetched:
+def _fetch(video: Video, job: Job, store: WorkStore, folder: Path, lane: Lane) -> Fetched:
     """The pieces of `video`: kept ones from the work store, the others from the sources.
 
     Sources on this machine that come first wait for no lane; what comes from the others is kept.
     """
     chosen = tuple(sources.parse(spec) for spec in job.sources)
     if not job.network:
-        return fetch.fetch(video, chosen, scratch, job.fetch)
+        return fetch.fetch(video, chosen, folder, job.fetch)
     near = tuple(itertools.takewhile(lambda source: not source.network, chosen))
-    pieces = kept_pieces(video, job, store, scratch)
+    pieces = kept_pieces(video, job, store, folder)
     failures: dict[str, Failed] = {}
     if near and (wanted := _without(video, pieces)).clips:
-        for key, piece in fetch.fetch(wanted, near, scratch, job.fetch).pieces.items():
+        for key, piece in fetch.fetch(wanted, near, folder, job.fetch).pieces.items():
             if isinstance(piece, Failed):
                 failures[key] = piece
             else:
@@ -192,7 +193,7 @@ def _fetch(video: Video, job: Job, store: WorkStore, scratch: Path, lane: Lane) 
         return Fetched(pieces, requests=0, whole=False, tool="", attempts=0)
     for _ in range(1 + job.pressure.pauses):
         lane.wait()
-        fetched = fetch.fetch(missing, chosen[len(near) :], scratch, job.fetch)
+        fetched = fetch.fetch(missing, chosen[len(near) :], folder, job.fetch)
         if not lane.heed(fetched.pieces):
             break
     for key, piece in fetched.pieces.items():
@@ -207,14 +208,14 @@ def _without(video: Video, pieces: Mapping[str, object]) -> Video:
     return replace(video, clips=tuple(c for c in video.clips if c.key not in pieces))
 
 
-def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path) -> dict:
+def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) -> dict:
     """Encode and flow of one clip out of its piece, in one pass; the record of the clip that is ready.
 
     A clip that was encoded before, for another flow, is only decoded again; without flow not even that.
     """
     recipe, encode_hash = job.recipe, stage_hash(job.recipe.fetch, job.recipe.encode)
     encoded = store.read_record("encode", encode_hash, wanted.key)
-    video_file = scratch / f"{wanted.key}.mp4"
+    video_file = folder / f"{wanted.key}.mp4"
     if encoded is None or recipe.flow is not None:
         cut = clip.cut(
             piece.path,
@@ -232,7 +233,7 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, scratch: Path)
         store.write_record("encode", encode_hash, wanted.key, encoded)
     files, meta = dict(encoded["files"]), dict(encoded["meta"])
     if recipe.flow is not None:
-        flow_file = scratch / f"{wanted.key}.flow.mp4"
+        flow_file = folder / f"{wanted.key}.flow.mp4"
         saturation = write_flow(clip.gray(cut.planes), cut.frames, recipe.flow, flow_file, job)
         stored = store.put_file("flow", job.clip_hash, wanted.key, ".flow.mp4", flow_file)
         flow_file.unlink()
@@ -294,7 +295,7 @@ def solve(gray: np.ndarray, recipe: FlowRecipe) -> Iterable[np.ndarray]:
     return tvl1_pairs(gray, recipe.solver)
 
 
-def kept_pieces(video: Video, job: Job, store: WorkStore, scratch: Path) -> dict[str, Piece | Failed]:
+def kept_pieces(video: Video, job: Job, store: WorkStore, folder: Path) -> dict[str, Piece | Failed]:
     """What an earlier run fetched of `video`, by clip key, as local files; and how the rest failed."""
     record = _source_record(video, job, store)
     found: dict[str, Piece | Failed] = {}
@@ -303,7 +304,7 @@ def kept_pieces(video: Video, job: Job, store: WorkStore, scratch: Path) -> dict
             if piece["generation"] == job.generation:
                 found[key] = _failure(piece)
         elif piece["file"] in record["files"]:
-            local = store.local_copy(Stored(**record["files"][piece["file"]]), scratch)
+            local = store.local_copy(Stored(**record["files"][piece["file"]]), folder)
             found[key] = Piece(local, **piece["piece"])
     return found
 

@@ -58,7 +58,8 @@ class Storage:
     ValueError for a path that would leave the root.
 
     Args:
-        url: a folder, ``file://`` or any fsspec URL (``s3://bucket/prefix``, ``gs://...``, ``memory://...``).
+        url: a folder, ``file://`` or any fsspec URL (``s3://bucket/prefix``, ``gs://...``, ``memory://...``);
+            ValueError where it names no bucket.
     """
 
     def __init__(self, url: str | os.PathLike[str]):
@@ -67,6 +68,8 @@ class Storage:
             text = text[len("file://") :]
         self._folder = None if "://" in text else Path(os.path.abspath(os.path.expanduser(text)))
         self.url = text.rstrip("/") if self._folder is None else str(self._folder)
+        if "://" in text and not self.url.partition("://")[2]:
+            raise ValueError(f"{text} names no bucket; give {text}BUCKET/FOLDER")
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -271,7 +274,7 @@ class Storage:
         local = self._at(path)
         with _as_failed("locked", self.where(path)):
             _make_folder(local.parent)
-            descriptor = _lock_file(local, wait)
+            descriptor = lock_file(local, wait)
         try:
             yield
         finally:
@@ -336,7 +339,7 @@ def _write_synced(path: Path, content: bytes) -> None:
 def _claim_and_rename(temporary: Path, target: Path) -> None:
     # File systems without hard links: all our creators go through this lock.
     lock = target.with_name(f".{target.name}.lock")
-    descriptor = _lock_file(lock, wait=True)
+    descriptor = lock_file(lock, wait=True)
     try:
         if target.exists():
             raise AlreadyExists(str(target))
@@ -347,7 +350,11 @@ def _claim_and_rename(temporary: Path, target: Path) -> None:
         os.close(descriptor)
 
 
-def _lock_file(path: Path, wait: bool) -> int:
+def lock_file(path: Path, wait: bool) -> int:
+    """A descriptor that holds the lock of a local file, made if absent; the kernel frees it with the process.
+
+    Whoever is done with the lock unlinks the file first and closes the descriptor then. Raises Busy.
+    """
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:

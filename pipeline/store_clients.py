@@ -6,16 +6,19 @@ are sent through them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import secrets
 from typing import Any
 from urllib.parse import quote
 
 from pipeline.outcome import Failed, FailureClass
 
 ATTEMPTS = 6
-"""Requests for one answer of an S3 store, with growing pauses; AWS_MAX_ATTEMPTS says otherwise."""
+"""Requests for one answer of an S3 store, with growing pauses; AWS_MAX_ATTEMPTS says otherwise. Where the
+store closes a kept connection under a request, the HTTP client sends that once more by itself."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}
 _CREDENTIALS = {
@@ -52,8 +55,6 @@ def filesystem(url: str) -> tuple[Any, str]:
         known = "not known" not in str(error)
         why = f"cannot be used ({error})" if known else "is in no storage known here"
         raise _storage(f"{url} {why}; give a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER") from None
-    if not root.strip("/"):
-        raise _storage(f"{url} names no bucket; give {protocol}://BUCKET/FOLDER")
     if isinstance(dialect(found), _S3):
         found.retries = 1  # botocore repeats requests; s3fs on top would multiply them
     return found, root.rstrip("/")
@@ -76,9 +77,6 @@ def _options(protocol: str) -> dict[str, Any]:
 
 class _Other:
     """A file system of which no more is known than fsspec's interface; its replacing is two requests."""
-
-    repeats_unseen = False
-    """Whether an error does not tell if the request had been sent before."""
 
     def size(self, fs: Any, at: str) -> int:
         info = fs.info(at)
@@ -111,19 +109,27 @@ class _S3(_Other):
         bucket, key, _ = fs.split_path(at)
         return fs.call_s3("head_object", Bucket=bucket, Key=key)
 
-    def put(self, fs: Any, at: str, content: bytes, **condition: str) -> None:
+    def put(self, fs: Any, at: str, content: bytes, **condition: Any) -> None:
         bucket, key, _ = fs.split_path(at)
         fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
 
     def put_if(self, fs: Any, at: str, content: bytes, version: str | None) -> None:
-        self.put(fs, at, content, **({"IfNoneMatch": "*"} if version is None else {"IfMatch": version}))
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        mark = {"write": secrets.token_hex(8)}
+        try:
+            self.put(fs, at, content, Metadata=mark, **condition)
+        except Exception as error:
+            if answer(error)[0] != 412:
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                if self._head(fs, at).get("Metadata") == mark:
+                    return  # an earlier try did it, and its answer was lost
+            raise FileExistsError(at) from error
 
 
 class _Google(_Other):
     """Google Cloud Storage's own requests: gcsfs lists where it looks for an object, and has no condition
     on a generation other than "none"."""
-
-    repeats_unseen = True
 
     def size(self, fs: Any, at: str) -> int:
         return int(self._about(fs, at)["size"])
@@ -142,27 +148,30 @@ class _Google(_Other):
         fs.call("POST", where, uploadType="media", name=key, data=content, headers=headers, **condition)
 
     def put_if(self, fs: Any, at: str, content: bytes, version: str | None) -> None:
-        self.put(fs, at, content, ifGenerationMatch=version or "0")
+        try:
+            self.put(fs, at, content, ifGenerationMatch=version or "0")
+        except FileExistsError:  # gcsfs for 412
+            if fs.cat_file(at) != content:  # else it is as it should be, whoever wrote it
+                raise
 
 
 def dialect(fs: Any) -> _Other:
     """How a file system is asked for size and version (a word for the content as it is), how it writes
     (``put``), and how only if the version is that, or if nothing is there (None): ``put_if`` raises
-    FileExistsError otherwise, or has the store's answer 412."""
+    FileExistsError otherwise, FileNotFoundError where there should be something."""
     names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     return _S3() if "s3" in names else _Google() if "gs" in names else _Other()
 
 
-def answer(error: BaseException) -> tuple[int | None, str, bool]:
-    """HTTP status and the store's code of an error, and whether the request had been sent before."""
+def answer(error: BaseException) -> tuple[int | None, str]:
+    """HTTP status and the store's own code of an error, as far as it is a store's."""
     for said in (error.__cause__, error):
         response = getattr(said, "response", None)
         if isinstance(response, dict):
-            about = response.get("ResponseMetadata", {})
-            code = str(response.get("Error", {}).get("Code", ""))
-            return about.get("HTTPStatusCode"), code, bool(about.get("RetryAttempts"))
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status, str(response.get("Error", {}).get("Code", ""))
     code = str(getattr(error, "code", ""))
-    return int(code) if code.isdigit() else None, "", False
+    return int(code) if code.isdigit() else None, ""
 
 
 def explain(error: Exception, done: str, where: str) -> Exception:
@@ -171,7 +180,7 @@ def explain(error: Exception, done: str, where: str) -> Exception:
     name, library = type(error).__name__, type(error).__module__.partition(".")[0]
     if not isinstance(error, OSError) and library not in _LIBRARIES:
         return error
-    status, code, _ = answer(error)
+    status, code = answer(error)
     text = " ".join((getattr(error, "strerror", None) or str(error) or name).split())[:300]
     remedy = "repeat the command when the storage answers again"
     if code == "NoSuchBucket":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline import packing, stages
+from pipeline import packing, scratch, stages
 from pipeline.pressure import Lane
 from pipeline.progress import Tally
 from pipeline.recipe import check_canary
@@ -65,6 +65,7 @@ class _Process(beam.DoFn):
         self._job = job
 
     def setup(self) -> None:
+        scratch.use(self._job.scratch)
         self._store = WorkStore(self._job.work)
         self._lane = Lane(self._job.pressure, self._store.storage)
         self._tally = None

@@ -32,6 +32,7 @@ from pipeline.layout import (
     DatasetError,
     ShardInfo,
     check_index,
+    id_of,
     index_path,
     outcome_path,
     read_meta,
@@ -53,6 +54,7 @@ __all__ = [
     "Sample",
     "ShardInfo",
     "decode_flow",
+    "id_of",
     "latest",
     "open",
 ]

@@ -6,6 +6,7 @@ Reading samples belongs to `pipeline.dataset`, writing them to `pipeline.shards`
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -93,10 +94,23 @@ _GENERATION = re.compile(r"[0-9]{5}")
 SHARD = re.compile(r"shards/(train|val|test)-([0-9]{5})-[0-9]{5}\.tar")
 """Path of a shard; its groups are split and generation."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class DatasetError(ValueError):
     """The folder is no data set, or a damaged one: one sentence that names the file."""
+
+
+def id_of(name: str) -> str:
+    """The id in a data set of a video that has only a file name (without ending).
+
+    That name where it is a plain one of at most 64 letters, digits, '-' and '_'; else its beginning with
+    what is no such character replaced, and the first eight hex digits of its sha256.
+    """
+    if _PLAIN.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:55]}-{digest}"
 
 
 @dataclass(frozen=True)

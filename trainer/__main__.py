@@ -68,9 +68,12 @@ def _sentence(error: Exception) -> str:
 
 def _is_wrong_call(error: Exception) -> bool:
     from trainer.configuration import ConfigurationError
+    from trainer.data.cache import CacheError
+    from trainer.data.lists import ListError
     from trainer.data.rows import DamagedError, RowsError
 
-    return isinstance(error, ConfigurationError | RowsError) and not isinstance(error, DamagedError)
+    wrong = ConfigurationError | RowsError | CacheError | ListError
+    return isinstance(error, wrong) and not isinstance(error, DamagedError)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedRandom
@@ -18,6 +19,7 @@ from trainer.data.batch import Input
 
 FORMAT = 2
 KEPT = 2  # of a run: the newest and the one before it
+BEST = "best.pt"  # of a run that evaluates: the checkpoint that scored highest
 
 _SEAL = re.compile(rb"sha256:([0-9a-f]{64})\Z")
 _SEAL_SIZE = len("sha256:") + 64
@@ -65,6 +67,20 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     for old in _in_run(run)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def keep_best(run: Path) -> None:
+    """Makes RUN/best.pt the newest checkpoint, which stays there when others come."""
+    temporary = run / f".{BEST}.{os.getpid()}"
+    try:
+        newest = find(run)
+        try:
+            os.link(newest, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(newest, temporary)
+        temporary.replace(run / BEST)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -158,7 +174,7 @@ def set_aside(run: Path, steps: int) -> None:
 
 def clear(run: Path) -> None:
     """Removes a run's checkpoints."""
-    for file in _in_run(run):
+    for file in (*_in_run(run), run / BEST):
         file.unlink(missing_ok=True)
 
 

@@ -17,7 +17,7 @@ from trainer.optimisation import Optimisation
 
 FOLDER = Path(__file__).parent / "configurations"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-FREE = {"workers", "micro_batch", "evaluate_every", "checkpoint_every"}
+FREE = {"workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures"}
 """Settings of a run that change nothing in what is learned: a resume may have others."""
 
 
@@ -46,6 +46,9 @@ class Run:
     precision: str = "fp32"  # auto: bf16 where the processor computes in it, else fp32
     checkpoint_every: int = 500  # steps; also at the end of each epoch
     evaluate_every: int = 0  # epochs; 0 never
+    reestimate: int = 0  # steps over which normalisation's statistics are taken anew before an evaluation
+    balanced: bool = False  # every class comes equally often
+    max_failures: float = 0.01  # share of clips that may be undecodable (and replaced) before the run stops
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -58,6 +61,8 @@ class Run:
             ("workers", 0),
             ("checkpoint_every", 1),
             ("evaluate_every", 0),
+            ("reestimate", 0),
+            ("max_failures", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: at least {least}")
@@ -151,6 +156,8 @@ def from_dict(sections: Sections) -> Configuration:
     options = dict(sections["network"])
     configuration = Configuration(network=Network(options.pop("name"), options), **parts)
     streams = networks.entry(configuration.network.name).streams
+    if configuration.optimisation.schedule == "plateau" and not configuration.run.evaluate_every:
+        raise ConfigurationError("the schedule plateau follows the validation loss: give --evaluate-every")
     if configuration.input.stream not in streams:
         raise ConfigurationError(
             f"{configuration.network.name} has no stream {configuration.input.stream!r}: "
@@ -165,6 +172,8 @@ def difference(mine: Configuration, theirs: Sections) -> str | None:
     A longer run is the same run where the rate does not depend on the length.
     """
     free = FREE if mine.optimisation.depends_on_length else FREE | {"epochs", "steps"}
+    if mine.optimisation.schedule == "plateau":
+        free = free - {"evaluate_every"}
     for section, values in mine.as_dict().items():
         other = theirs.get(section, {})
         for name in dict.fromkeys([*values, *other]):

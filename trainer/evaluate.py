@@ -13,6 +13,8 @@ from torch import Tensor
 from trainer import checkpoint as checkpoints
 from trainer import distributed, recording
 from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.data.cache import Cache
+from trainer.data.lists import Lists
 from trainer.data.loader import EvaluationBatches
 from trainer.data.rows import Rows, open_rows
 from trainer.towers import Pictures, Tower, autocast, precision_for, restore
@@ -41,6 +43,8 @@ class Job:
     repeat_frame: bool = False
     workers: int = 2
     precision: str = "fp32"
+    cache: Cache | None = None
+    lists: Lists | None = None  # whose test part is taken instead of a split
 
 
 def evaluate(job: Job, group: distributed.Group) -> dict[str, Any]:
@@ -53,14 +57,15 @@ def evaluate(job: Job, group: distributed.Group) -> dict[str, Any]:
     for path, stream in job.checkpoints:
         checkpoint = checkpoints.load(path)
         towers = restore(checkpoint, stream)
-        rows = open_rows(job.data, job.split, tuple(towers) if "both" not in towers else ("rgb", "flow"))
+        split = job.split if job.lists is None else job.lists.test
+        rows = open_rows(job.data, split, tuple(towers) if "both" not in towers else ("rgb", "flow"))
         _fits(path, checkpoint, rows)
         found.append(_predict_all(job, group, checkpoint, towers, rows))
         classes = rows.classes
     scores = score(merge(found), classes)
     return {
         "data": list(job.data),
-        "split": job.split,
+        "split": _split(job),
         "views": "x".join(map(str, job.views)) if job.views else "whole clip",
         "repeat_frame": job.repeat_frame,
         "checkpoints": [str(checkpoints.find(path)) for path, _ in job.checkpoints],
@@ -167,7 +172,11 @@ def table(scores: Mapping[str, Any]) -> str:
 def output_path(job: Job) -> Path:
     """RUN/evaluate-<split>.json, RUN being the folder of the first checkpoint."""
     kind = "-repeat-frame" if job.repeat_frame else ""
-    return checkpoints.find(job.checkpoints[0][0]).parent / f"evaluate-{job.split}{kind}.json"
+    return checkpoints.find(job.checkpoints[0][0]).parent / f"evaluate-{_split(job)}{kind}.json"
+
+
+def _split(job: Job) -> str:
+    return job.split if job.lists is None else job.lists.test.part
 
 
 def main(job: Job, output: Path | None) -> dict[str, Any]:
@@ -194,6 +203,7 @@ def _predict_all(
         rank=group.rank,
         world=group.world,
         workers=job.workers,
+        cache=job.cache,
         frames=input.frames if job.views else None,
         clips=clips,
         crops=crops,

@@ -1,15 +1,16 @@
-"""How weights are moved: SGD with momentum, and the learning rate as a pure function of the step."""
+"""How weights are moved: SGD with momentum, and the learning rate as a pure function of what was before."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-SCHEDULES = ("step", "one-cycle", "constant")
+SCHEDULES = ("step", "plateau", "cosine", "one-cycle", "constant")
+_BETTER = 1e-4  # share by which a validation loss must fall to count as lower, as in torch
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,11 @@ class Optimisation:
     weight_decay: float = 1e-7  # of weights, not of biases and normalisation
     schedule: str = "step"
     milestones: tuple[int, ...] = ()  # steps after which the rate is multiplied by `factor` ("step")
+    patience: int = 10  # evaluations without a lower loss after which it is ("plateau")
     factor: float = 0.1
     rise: float = 0.3  # share of the run in which the rate rises ("one-cycle")
+    warmup: int = 0  # steps over which the rate of any schedule rises from none, in a line
+    freeze: bool = False  # only the last layer learns, on features that stay as they are
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -30,21 +34,35 @@ class Optimisation:
             raise ValueError(f"there is no schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if not self.lr > 0 or not math.isfinite(self.lr):
             raise ValueError(f"a learning rate of {self.lr} moves nothing: give --lr a number above 0")
+        if min(self.warmup, self.patience) < 0:
+            raise ValueError("warmup and patience are numbers of steps and evaluations: give 0 or more")
 
     @property
     def depends_on_length(self) -> bool:
         """Whether a longer run takes other steps from the start."""
-        return self.schedule == "one-cycle"
+        return self.schedule in ("one-cycle", "cosine")
 
 
-def learning_rate(step: int, steps: int, settings: Optimisation) -> float:
-    """The rate of step `step` (from 0) of `steps`.
+def learning_rate(step: int, steps: int, settings: Optimisation, losses: Sequence[float] = ()) -> float:
+    """The rate of step `step` (from 0) of `steps`, after evaluations that gave the validation `losses`.
 
-    "step" multiplies by `factor` at each milestone; "one-cycle" rises from lr/25 to lr and falls to
-    lr/250,000 along cosines (L. Smith and N. Topin, arXiv:1708.07120, as in torch's OneCycleLR).
+    "step" multiplies by `factor` at each milestone, "plateau" whenever more than `patience` evaluations on
+    end brought no lower loss (as torch's ReduceLROnPlateau); "cosine" falls to nothing along half a cosine
+    (I. Loshchilov and F. Hutter, arXiv:1608.03983); "one-cycle" rises from lr/25 to lr and falls to
+    lr/250,000 along cosines (L. Smith and N. Topin, arXiv:1708.07120, as in torch's OneCycleLR). The warm-up
+    is of P. Goyal et al., arXiv:1706.02677, section 2.2.
     """
+    share = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    return share * _scheduled(step, steps, settings, losses)
+
+
+def _scheduled(step: int, steps: int, settings: Optimisation, losses: Sequence[float]) -> float:
     if settings.schedule == "step":
         return settings.lr * settings.factor ** sum(step >= m for m in settings.milestones)
+    if settings.schedule == "plateau":
+        return settings.lr * settings.factor ** standstills(losses, settings.patience)
+    if settings.schedule == "cosine":
+        return _cosine(settings.lr, 0.0, step / steps)
     if settings.schedule == "one-cycle":
         top = max(1.0, settings.rise * steps - 1)
         if step <= top:
@@ -53,8 +71,22 @@ def learning_rate(step: int, steps: int, settings: Optimisation) -> float:
     return settings.lr
 
 
+def standstills(losses: Sequence[float], patience: int) -> int:
+    """How often more than `patience` losses on end were no lower than the lowest before them."""
+    found = waited = 0
+    lowest = math.inf
+    for loss in losses:
+        if loss < lowest * (1 - _BETTER):
+            lowest, waited = loss, 0
+        else:
+            waited += 1
+        if waited > patience:
+            found, waited = found + 1, 0
+    return found
+
+
 def sgd(modules: Iterable[nn.Module], settings: Optimisation) -> torch.optim.SGD:
-    """SGD over the modules' parameters; only weights (two dimensions or more) decay."""
+    """SGD over the modules' parameters that learn; only weights (two dimensions or more) decay."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return torch.optim.SGD(
         [

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -40,13 +40,13 @@ class Recorder:
                 self.board.add_scalar(f"train/{name}", value, record["step"])
         self.progress.show(record)
 
-    def evaluation(self, step: int, epoch: int, scores: Mapping[str, Any]) -> None:
-        """What an evaluation within training gave: one line in evaluations.jsonl."""
-        with (self.run / "evaluations.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, "epoch": epoch, **scores}) + "\n")
+    def evaluations(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """What the evaluations within training gave, the last one new: one line each in evaluations.jsonl."""
+        _write_lines(self.run / "evaluations.jsonl", (json.dumps(scores) + "\n" for scores in history))
         for stream_name in ("rgb", "flow", "joint"):
-            for name, value in scores.get(stream_name, {}).items():
-                self.board.add_scalar(f"evaluation/{stream_name}/{name}", value, step)
+            for name, value in history[-1].get(stream_name, {}).items():
+                self.board.add_scalar(f"evaluation/{stream_name}/{name}", value, history[-1]["step"])
+        self.board.add_scalar("evaluation/loss", history[-1]["loss"], history[-1]["step"])
 
     def close(self) -> None:
         self.progress.close()
@@ -137,8 +137,12 @@ def _cut(path: Path, done: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
+    _write_lines(path, kept)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_text("".join(lines), encoding="utf-8")
     temporary.replace(path)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import networks
 from trainer.checkpoint import Checkpoint, CheckpointError
@@ -39,7 +40,22 @@ class Tower(nn.Module):
         mean, deviation = (torch.tensor(x)[:, None, None, None] for x in (given.mean, given.deviation))
         self.register_buffer("scale", 0.5 / deviation, persistent=False)
         self.register_buffer("shift", (0.5 - mean) / deviation, persistent=False)
+        self.frozen = False
         self.normalises = (given.mean, given.deviation) != (Input.mean, Input.deviation)
+
+    def freeze(self, learning: set[str]) -> None:
+        """Leaves all of the network as it is but the weights named: statistics too; dropout goes on."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in learning)
+        self.frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Tower:
+        super().train(mode)
+        for module in self.modules() if self.frozen else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def forward(self, pictures: Pictures) -> Tensor:
         """Logits (N, num_classes) float32 of `pictures`."""
@@ -143,7 +159,8 @@ def initialise(towers: Mapping[str, Tower], checkpoint: Checkpoint, classes: tup
         given, own = checkpoint.towers[stream], tower.network.state_dict()
         if given.keys() != own.keys():
             raise CheckpointError(f"--init: the checkpoint is of {checkpoint.network} with other layers")
-        last = _heads(checkpoint, stream, own) if checkpoint.classes != classes else set()
+        same = checkpoint.classes == classes
+        last = set() if same else last_layers(checkpoint.network, checkpoint.options, stream)
         if other := [n for n in own if n not in last and given[n].shape != own[n].shape]:
             raise CheckpointError(
                 f"--init: the checkpoint's {other[0]} is {tuple(given[other[0]].shape)}, this network's "
@@ -154,14 +171,14 @@ def initialise(towers: Mapping[str, Tower], checkpoint: Checkpoint, classes: tup
     return fresh
 
 
-def _heads(checkpoint: Checkpoint, stream: str, own: Mapping[str, Tensor]) -> set[str]:
+def last_layers(name: str, options: Mapping, stream: str) -> set[str]:
     """The names of the weights whose shapes depend on the number of classes: of the last layer or layers."""
     shapes = []
     for classes in (2, 3):
         with torch.device("meta"):
-            built = build(checkpoint.network, checkpoint.options, [stream], classes)[stream]
-        shapes.append({name: value.shape for name, value in built.network.state_dict().items()})
-    return {name for name in own if shapes[0][name] != shapes[1][name]}
+            built = build(name, options, [stream], classes)[stream]
+        shapes.append({weight: value.shape for weight, value in built.network.state_dict().items()})
+    return {weight for weight in shapes[0] if shapes[0][weight] != shapes[1][weight]}
 
 
 def seed_batch(towers: Iterable[Tower], seed: int, epoch: int, keys: Iterable[str]) -> None:

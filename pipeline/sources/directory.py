@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.layout import id_of
 from pipeline.sources import (
     Failed,
     FailureClass,
@@ -100,15 +101,17 @@ def _decimal(seconds: float) -> str:
 
 @functools.lru_cache(maxsize=8)
 def index(pattern: str) -> dict[str, str]:
-    """Name without ending -> path, of every video file that `pattern` names; made once a process."""
+    """Name without ending, and the id made of it -> path, of every video that `pattern` names; made once a
+    process."""
     found: dict[str, tuple[int, str]] = {}
     for path in _files(pattern):
         stem, suffix = os.path.splitext(os.path.basename(path))
         rank = _RANK.get(suffix.lower())
         if rank is None:
             continue
-        if stem not in found or (rank, path) < found[stem]:
-            found[stem] = (rank, path)
+        for name in {stem, id_of(stem)}:
+            if name not in found or (rank, path) < found[name]:
+                found[name] = (rank, path)
     return {stem: path for stem, (_, path) in found.items()}
 
 

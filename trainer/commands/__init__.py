@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.data.cache import Cache
+    from trainer.data.lists import Lists
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -29,6 +34,35 @@ def command(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=run, ended=ended)
     return parser
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name data sets, and how they are read; see `cache` and `lists`."""
+    parser.add_argument("--data", nargs="+", required=True, metavar="ROOT", help="published data sets")
+    parser.add_argument(
+        "--split-file",
+        nargs="+",
+        metavar="FILE",
+        help="UCF-101's or HMDB-51's lists of one split, which say what trains and what tests",
+    )
+    parser.add_argument("--cache", metavar="FOLDER", help="keep what is read from elsewhere on this machine")
+    parser.add_argument(
+        "--cache-gib", type=float, default=50.0, metavar="N", help="the most that it holds (default 50)"
+    )
+
+
+def cache(options: argparse.Namespace) -> Cache | None:
+    """The cache that was named, if any. Raises CacheError."""
+    from trainer.data.cache import Cache
+
+    return Cache.open(options.cache, options.cache_gib) if options.cache else None
+
+
+def lists(options: argparse.Namespace) -> Lists | None:
+    """What trains and what tests by the files that were named, if any. Raises ListError."""
+    from trainer.data.lists import read
+
+    return read(options.split_file) if options.split_file else None
 
 
 def add_checkpoints(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,13 @@ import json
 import os
 from pathlib import Path
 
-from trainer.commands import PRECISIONS, add_checkpoints, checkpoints, command
+from trainer.commands import PRECISIONS, add_checkpoints, add_data, cache, checkpoints, command, lists
 
 
 def add(commands) -> None:
     """Enters the command."""
     evaluate = command(commands, "evaluate", _run, "top-1 and top-5 of a split, by stream and joint")
-    evaluate.add_argument("--data", nargs="+", required=True, metavar="ROOT", help="published data sets")
+    add_data(evaluate)
     evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
     add_checkpoints(evaluate)
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="default RUN/evaluate-<split>.json")
@@ -41,6 +41,8 @@ def _run(options: argparse.Namespace) -> int:
         repeat_frame=options.repeat_frame,
         workers=options.workers,
         precision=options.precision,
+        cache=cache(options),
+        lists=lists(options),
     )
     scores = evaluate.main(job, options.output)
     if int(os.environ.get("RANK", 0)) == 0:

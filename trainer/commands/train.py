@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.commands import PRECISIONS, command
+from trainer.commands import PRECISIONS, add_data, cache, command, lists
 
 
 def add(commands) -> None:
@@ -19,7 +19,7 @@ def add(commands) -> None:
         "train a network; also under torchrun, on any number of ranks",
         "the same command goes on where the last checkpoint was",
     )
-    train.add_argument("--data", nargs="+", required=True, metavar="ROOT", help="published data sets")
+    add_data(train)
     train.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of this run")
     train.add_argument("--network", metavar="NAME", help="see the command networks; default i3d")
     train.add_argument("--stream", choices=("rgb", "flow", "both"), help="default: the network's")
@@ -35,14 +35,24 @@ def add(commands) -> None:
     length.add_argument("--epochs", type=int, metavar="N")
     length.add_argument("--steps", type=int, metavar="N")
     train.add_argument("--lr", type=float, metavar="RATE", help="the peak of the learning rate")
+    train.add_argument("--schedule", metavar="NAME", help="step, plateau, cosine, one-cycle or constant")
+    train.add_argument("--warmup", type=int, metavar="STEPS", help="in which the rate rises from none")
+    train.add_argument("--balanced", action="store_true", default=None, help="each class equally often")
     train.add_argument("--seed", type=int, metavar="N", help="of weights, order, augmentation and dropout")
     train.add_argument("--workers", type=int, metavar="N", help="loader processes a rank")
     train.add_argument("--precision", choices=PRECISIONS)
     train.add_argument("--resume", choices=("auto", "none"), default="auto", help="none starts RUN over")
     train.add_argument("--init", metavar="CHECKPOINT", help="start from its weights")
+    train.add_argument("--freeze", action="store_true", default=None, help="let only the last layer learn")
     train.add_argument("--evaluate-every", type=int, metavar="EPOCHS", help="on the val split; 0 never")
     train.add_argument(
         "--checkpoint-every", type=int, metavar="STEPS", help="default 500; also at epochs' ends"
+    )
+    train.add_argument(
+        "--max-failures",
+        type=float,
+        metavar="SHARE",
+        help="of clips that do not decode, over which the run stops (default .01)",
     )
 
 
@@ -53,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     flags = {
         "network": {"name": options.network},
         "input": {name: getattr(options, name) for name in ("stream", "frames", "short_side", "crop")},
-        "optimisation": {"lr": options.lr},
+        "optimisation": {name: getattr(options, name) for name in ("lr", "schedule", "warmup", "freeze")},
         "run": {
             name: getattr(options, name)
             for name in (
@@ -61,16 +71,26 @@ def _run(options: argparse.Namespace) -> int:
                 "micro_batch",
                 "epochs",
                 "steps",
+                "balanced",
                 "seed",
                 "workers",
                 "precision",
                 "evaluate_every",
                 "checkpoint_every",
+                "max_failures",
             )
         },
     }
     settings = configuration.resolve(options.config, flags)
-    job = Job(settings, tuple(options.data), options.output, options.resume, options.init)
+    job = Job(
+        settings,
+        tuple(options.data),
+        options.output,
+        options.resume,
+        options.init,
+        cache(options),
+        lists(options),
+    )
     path = train(job)
     if int(os.environ.get("RANK", 0)) == 0:
         print(path, file=sys.stderr)

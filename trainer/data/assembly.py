@@ -35,6 +35,7 @@ class Job:
     weight: np.ndarray  # float32 (n,)
     keys: tuple[str, ...]
     total_weight: float
+    turns: np.ndarray | None = None  # int64 (n,): tells a row's comings in one epoch apart
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class Training:
     def attempts(self, job: Job, place: int) -> Iterator[tuple[int, list[Cut]]]:
         """The row of a place with its cut, then the rows that replace it."""
         own = int(job.rows[place])
+        moment = job.epoch + (0 if job.turns is None else int(job.turns[place]) << 32)
         if job.weight[place]:  # else it was removed: there is nothing to read
-            yield own, [self._cut(own, Draws(AUGMENTATION, self.seed, job.epoch, own))]
+            yield own, [self._cut(own, Draws(AUGMENTATION, self.seed, moment, own))]
         for attempt in range(1, _REPLACEMENTS):
-            draws = Draws(AUGMENTATION, self.seed, job.epoch, own, attempt)
+            draws = Draws(AUGMENTATION, self.seed, moment, own, attempt)
             row = draws.below(len(self.rows))
             if self.usable[row] and row != own:
                 yield row, [self._cut(row, draws)]

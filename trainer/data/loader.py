@@ -54,6 +54,7 @@ class TrainBatches:
         steps: batches to yield; None goes on for ever.
         pin: page-locked memory, for copies to a GPU.
         in_flight: reads under way at once in each worker.
+        balanced: every class comes equally often (see `trainer.data.order.balanced_order`).
         max_failures: share of undecodable clips over which `TooManyFailures` is raised.
         cache: a folder of this machine where members of remote data sets are kept.
 
@@ -77,6 +78,7 @@ class TrainBatches:
         workers: int = 0,
         start: tuple[int, int] = (0, 0),
         steps: int | None = None,
+        balanced: bool = False,
         pin: bool = False,
         in_flight: int = 8,
         max_failures: float = 0.01,
@@ -92,11 +94,12 @@ class TrainBatches:
         if not usable.any():
             raise RowsError(f"no {rows.split} clip has a label: there is nothing to train on")
         try:
-            self.steps_per_epoch = order.steps_per_epoch(len(rows), batch_size)
+            places = order.places(rows.target, balanced)
+            self.steps_per_epoch = order.steps_per_epoch(places, batch_size)
         except ValueError as error:
             raise RowsError(str(error)) from None
         self._jobs = _TrainingJobs(
-            rows, usable, seed, batch_size, rank, world, start, steps, self.steps_per_epoch
+            rows, usable, seed, batch_size, rank, world, start, steps, self.steps_per_epoch, balanced
         )
         self._stream = BatchStream(self._jobs, Training(rows, input, seed, usable), in_flight, cache)
         self._workers, self._pin, self._max_failures = workers, pin, max_failures
@@ -171,22 +174,28 @@ class _TrainingJobs:
         start: tuple[int, int],
         steps: int | None,
         steps_per_epoch: int,
+        balanced: bool,
     ):
         self._rows, self._usable = rows, usable
         self._seed, self._batch, self._rank, self._world = seed, batch, rank, world
         self._first = start[0] * steps_per_epoch + start[1]
         self._end = None if steps is None else self._first + steps
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._balanced = steps_per_epoch, balanced
 
     def __call__(self, first: int, every: int) -> Iterator[Job]:
-        known, permutation = -1, np.empty(0, np.int64)
+        known, rows, turns = -1, np.empty(0, np.int64), None
         number = self._first + first
         while self._end is None or number < self._end:
             epoch, step = divmod(number, self._steps_per_epoch)
             if epoch != known:
-                known, permutation = epoch, order.epoch_order(self._seed, epoch, len(self._rows))
-            batch = order.global_batch(permutation, step, self._batch)
+                known = epoch
+                if self._balanced:
+                    rows, turns = order.balanced_order(self._seed, epoch, self._rows.target)
+                else:
+                    rows = order.epoch_order(self._seed, epoch, len(self._rows))
+            batch = order.global_batch(rows, step, self._batch)
             mine = order.share(batch, self._rank, self._world)
+            turn = None if turns is None else order.global_batch(turns, step, self._batch)
             yield Job(
                 epoch,
                 step,
@@ -194,6 +203,7 @@ class _TrainingJobs:
                 self._usable[mine].astype(np.float32),
                 tuple(self._rows.keys.take(batch).to_pylist()),
                 float(self._usable[batch].sum()),
+                None if turn is None else order.share(turn, self._rank, self._world),
             )
             number += every
 

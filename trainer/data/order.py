@@ -15,7 +15,7 @@ import numpy as np
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 
-ORDER, AUGMENTATION = 1, 2
+ORDER, AUGMENTATION, BALANCE = 1, 2, 3
 """First words of keys: what the numbers are for, so that neither use shares a stream with the other."""
 
 
@@ -55,6 +55,43 @@ def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
     key = np.uint64((keyed(ORDER, seed, epoch) + _GAMMA) & _MASK)
     hashed = _finalise_array(np.arange(rows, dtype=np.uint64) ^ key)
     return np.argsort(hashed, kind="stable").astype(np.int64)
+
+
+def balanced_order(seed: int, epoch: int, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order of an epoch in which every class comes equally often: int64 rows, and the turn of each.
+
+    Each class goes through its rows in turns, every turn in another order, and an epoch takes up where the
+    one before left off: a row of a large class waits for its turn, one of a small class comes several times.
+
+    Args:
+        target: int64 (rows,), the classes; rows with -1 never come.
+    """
+    labelled = np.flatnonzero(target >= 0)
+    by_class = labelled[np.argsort(target[labelled], kind="stable")]
+    _, first, sizes = np.unique(target[by_class], return_index=True, return_counts=True)
+    draws = len(labelled) // len(sizes)  # of each class
+    before = epoch * draws // sizes  # whole turns, of each class
+    lengths = sizes * (((epoch + 1) * draws - 1) // sizes - before + 1)
+    starts = np.cumsum(lengths) - lengths
+    owner = np.repeat(np.arange(len(sizes)), lengths)
+    place = np.arange(len(owner)) - starts[owner]
+    turns = before[owner] + place // sizes[owner]
+    rows = by_class[first[owner] + place % sizes[owner]]
+    key = np.uint64(keyed(BALANCE, seed))
+    hashed = _finalise_array(rows.astype(np.uint64) ^ key) + turns.astype(np.uint64) * np.uint64(_GAMMA)
+    sequence = np.lexsort((_finalise_array(hashed), turns, owner))
+    taken = starts + epoch * draws - before * sizes
+    chosen = sequence[(taken[:, None] + np.arange(draws)).ravel()]
+    chosen = chosen[epoch_order(seed, epoch, len(chosen))]
+    return rows[chosen].astype(np.int64), turns[chosen].astype(np.int64)
+
+
+def places(target: np.ndarray, balanced: bool) -> int:
+    """How many samples an epoch's order has, before it is cut into batches."""
+    if not balanced:
+        return len(target)
+    classes = target[target >= 0]
+    return len(classes) // max(1, len(np.unique(classes))) * len(np.unique(classes))
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:

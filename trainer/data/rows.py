@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +17,12 @@ from pipeline import dataset
 from pipeline.dataset import Dataset, DatasetError
 from pipeline.storage import Failed
 from trainer.data.batch import Input
+from trainer.data.lists import Listed
 
 MEDIA = {"rgb": "mp4", "flow": "flow.mp4"}
 """Streams and the suffix of their members."""
 
+_log = logging.getLogger(__name__)
 _MOST_FRAMES, _LONGEST_SIDE = 100_000, 16_384
 
 
@@ -76,11 +79,11 @@ class DamagedError(RowsError):
 
 def open_rows(
     roots: Sequence[str],
-    split: str,
+    split: str | Listed,
     streams: Sequence[str],
     generations: Sequence[Sequence[str]] | None = None,
 ) -> Rows:
-    """Open `split` of published data sets.
+    """Open `split` of published data sets; or the clips of all splits whose videos are listed.
 
     Args:
         roots: folders or URLs of published data sets, all with the same classes, rate and flow bound.
@@ -91,12 +94,13 @@ def open_rows(
         RowsError: no such split or generation, no flow, or data sets that do not go together.
         DamagedError: a shard or an index that is absent, cut short or of impossible numbers.
     """
+    splits, name = (dataset.SPLITS, split.part) if isinstance(split, Listed) else ((split,), split)
     if generations is not None and len(generations) != len(roots):
         raise RowsError(f"the run has {len(generations)} data sets, not {len(roots)}: name those in --data")
     try:
         opened = [dataset.open(root) for root in roots]
         for data in opened:
-            _check_shards(data, split)
+            _check_shards(data, splits)
     except Failed as error:
         raise DamagedError(error.reason) from None
     except DatasetError as error:
@@ -105,7 +109,9 @@ def open_rows(
         pinned = (
             [tuple(d.generations) for d in opened] if generations is None else list(map(tuple, generations))
         )
-        tables = [d.index(split, g) for d, g in zip(opened, pinned, strict=True)]
+        tables = [
+            pa.concat_tables([d.index(s, g) for s in splits]) for d, g in zip(opened, pinned, strict=True)
+        ]
     except Failed as error:
         raise DamagedError(error.reason) from None
     except DatasetError as error:
@@ -113,11 +119,13 @@ def open_rows(
     except ValueError as error:  # a generation that there is not
         raise RowsError(str(error)) from None
     _check_alike(opened)
-    shards = [(n, path) for n, d in enumerate(opened) for path, s in d.shards.items() if s.split == split]
+    shards = [(n, path) for n, d in enumerate(opened) for path, s in d.shards.items() if s.split in splits]
     places = {shard: place for place, shard in enumerate(shards)}
+    if isinstance(split, Listed):
+        tables = _chosen(tables, split)
     table = pa.concat_tables(tables)
     if not len(table):
-        raise RowsError(f"{' and '.join(roots)} has no {split} clips: choose another --split or --data")
+        raise RowsError(f"{' and '.join(roots)} has no {name} clips: choose another --split or --data")
     _check_columns(table, len(opened[0].classes), " and ".join(roots))
     if "flow" in streams and table["flow_offset"].null_count:
         raise RowsError(
@@ -126,7 +134,7 @@ def open_rows(
     bounds = {_flow_bound(d) for d in opened}
     return Rows(
         roots=tuple(roots),
-        split=split,
+        split=name,
         classes=tuple(opened[0].classes),
         generations=tuple(pinned),
         rate=_rate(opened[0]),
@@ -183,12 +191,23 @@ def _check_columns(table: pa.Table, classes: int, where: str) -> None:
             )
 
 
-def _check_shards(data: Dataset, split: str) -> None:
+def _chosen(tables: Sequence[pa.Table], listed: Listed) -> list[pa.Table]:
+    """The rows of videos that are listed; how many are listed and not there is said."""
+    wanted = pa.array(sorted(listed.ids), pa.string())
+    chosen = [table.filter(pc.is_in(table["youtube_id"], wanted)) for table in tables]
+    found = set().union(*(table["youtube_id"].to_pylist() for table in chosen))
+    if absent := sorted(listed.ids - found):
+        some = f"{len(absent)} of {len(listed.ids)} listed videos"
+        _log.warning("%s are not in the data set, %s for one", some, absent[0])
+    return chosen
+
+
+def _check_shards(data: Dataset, splits: Sequence[str]) -> None:
     """A shard that is absent or cut short stops a run before it starts; on local disk this costs nothing."""
     if not data.storage.is_local:
         return
     for path, shard in data.shards.items():
-        if shard.split != split:
+        if shard.split not in splits:
             continue
         size = data.storage.size(path) if data.storage.exists(path) else None
         if size != shard.size:

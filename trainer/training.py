@@ -1,0 +1,204 @@
+"""The state of a run and its one step: gradients over ranks and parts, checkpoints, evaluations between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer import checkpoint as checkpoints
+from trainer import distributed, recording, towers, validation
+from trainer.checkpoint import Checkpoint
+from trainer.configuration import Configuration, ConfigurationError
+from trainer.data import order
+from trainer.data.batch import Batch
+from trainer.data.cache import Cache
+from trainer.data.loader import EvaluationBatches, TrainBatches
+from trainer.data.rows import Rows
+from trainer.optimisation import learning_rate, sgd
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; one sentence with the remedy."""
+
+
+@dataclass
+class Training:
+    """The state of a run on one rank: what a checkpoint holds, and what moves it on by a step."""
+
+    configuration: Configuration
+    group: distributed.Group
+    rows: Rows
+    held_out: Rows | None  # where the run evaluates
+    towers: dict[str, towers.Tower]
+    done: int  # steps taken
+    start: tuple[int, int]  # epoch and step within it of the next batch
+    history: list[dict[str, Any]]  # what each evaluation gave
+    cache: Cache | None = None
+
+    def __post_init__(self) -> None:
+        run = self.configuration.run
+        try:
+            places = order.places(self.rows.target, run.balanced)
+            self.steps_per_epoch = order.steps_per_epoch(places, run.batch_size)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+        self.steps = run.steps or (run.epochs or 0) * self.steps_per_epoch
+        self.objectives = {s: self.group.wrap(towers.Objective(t)) for s, t in self.towers.items()}
+        self.optimiser = sgd(self.towers.values(), self.configuration.optimisation)
+        self.precision = towers.precision_for(self.group.device, run.precision)
+        self.scaler = torch.amp.GradScaler(self.group.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.steps
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether an epoch has ended whose evaluation is not yet kept."""
+        (epoch, step), every = self.start, self.configuration.run.evaluate_every
+        kept = self.history[-1]["epoch"] if self.history else -1
+        return bool(every and epoch and step == 0 and epoch % every == 0 and kept < epoch - 1)
+
+    def batches(self, start: tuple[int, int], steps: int) -> TrainBatches:
+        """`steps` steps of the run from `start`."""
+        run = self.configuration.run
+        return TrainBatches(
+            self.rows,
+            self.configuration.input,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            rank=self.group.rank,
+            world=self.group.world,
+            workers=run.workers,
+            start=start,
+            steps=steps,
+            balanced=run.balanced,
+            max_failures=run.max_failures,
+            pin=self.group.device.type == "cuda",
+            cache=self.cache,
+        )
+
+    def step(self, batch: Batch) -> dict[str, Any]:
+        """One step of every tower; returns the line of metrics.jsonl, without the speed."""
+        before = [record["loss"] for record in self.history]
+        rate = learning_rate(self.done, self.steps, self.configuration.optimisation, before)
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = rate
+        losses, accuracies, replaced = self.gradients(batch)
+        if not np.isfinite(losses).all():
+            raise TrainingError(
+                f"The loss is {sum(losses)} at step {self.done + 1}: lower --lr, or take --precision fp32"
+            )
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.done += 1
+        self.start = (batch.epoch, batch.step + 1)
+        if self.start[1] == self.steps_per_epoch:
+            self.start = (batch.epoch + 1, 0)
+        each = {f"loss_{s}": x for s, x in zip(self.towers, losses, strict=True)}
+        each |= {f"top1_{s}": x for s, x in zip(self.towers, accuracies, strict=True)}
+        return {
+            "step": self.done,
+            "epoch": batch.epoch,
+            "loss": sum(losses) / len(losses),
+            "lr": rate,
+            "order": order.digest(batch.keys),
+            "replaced": replaced,
+            **each,
+        }
+
+    def gradients(self, batch: Batch) -> tuple[list[float], list[float], int]:
+        """Sets the gradients of a batch; returns each tower's loss, its share of right first choices, and how
+        many clips were replaced.
+
+        The loss is the mean over the global batch: DDP averages the ranks' gradients, so each rank's sum is
+        divided by the global weight and multiplied by the number of ranks, whatever its share; and that sum
+        is gathered over parts of `micro_batch` clips, which the ranks exchange once, after the last.
+        """
+        group, run = self.group, self.configuration.run
+        mine = order.share(np.array(batch.keys), group.rank, group.world)
+        total = max(batch.total_weight, 1.0)
+        sums = torch.zeros(len(self.objectives) + 1, 2, device=group.device)
+        sums[-1, 0] = len(batch.failures)
+        self.optimiser.zero_grad(set_to_none=True)
+        for clips, part in batch.parts(run.micro_batch):
+            towers.seed_batch(self.towers.values(), run.seed, batch.epoch, mine[clips])
+            pictures = part.inputs(group.device)
+            target, weight = part.target.to(group.device), part.weight.to(group.device)
+            more = clips.stop < len(batch.target)
+            for number, objective in enumerate(self.objectives.values()):
+                with group.alone(objective, more):
+                    with towers.autocast(group.device, self.precision):
+                        loss, correct = objective(pictures, target, weight)
+                    self.scaler.scale(loss * group.world / total).backward()
+                sums[number] += torch.stack([loss.detach(), correct])
+        replaced = int(group.sum(sums)[-1, 0])
+        losses, accuracies = (sums[:-1] / total).T.tolist()
+        return losses, accuracies, replaced
+
+    def anyone(self, requested: bool) -> bool:
+        """Whether any rank was told to stop."""
+        return bool(self.group.sum(torch.tensor(float(requested), device=self.group.device)) > 0)
+
+    def save(self, output: Path) -> None:
+        """Writes a checkpoint, after which every rank goes on from the same state."""
+        self.group.average_statistics(self.towers.values())
+        if self.group.first:
+            checkpoints.save(output, self.checkpoint())
+        self.group.wait()
+
+    def checkpoint(self) -> Checkpoint:
+        settings = self.configuration
+        return Checkpoint(
+            network=settings.network.name,
+            options=dict(settings.network.options),
+            input=settings.input,
+            classes=self.rows.classes,
+            generations=self.rows.generations,
+            configuration=settings.as_dict(),
+            state={"seed": settings.run.seed, "epoch": self.start[0], "step": self.start[1]},
+            steps=self.done,
+            towers={s: t.network.state_dict() for s, t in self.towers.items()},
+            optimiser={
+                "sgd": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "history": self.history,
+            },
+            fingerprint=self.rows.fingerprint,
+        )
+
+    def reestimate(self) -> None:
+        """Takes the running statistics anew, where the run is set so, over the first steps of its order."""
+        run = self.configuration.run
+        if run.reestimate:
+            batches = self.batches((0, 0), run.reestimate)
+            validation.reestimate(self.towers, batches, self.group.device, run.micro_batch)
+
+    def evaluate(self, output: Path, recorder: recording.Recorder | None) -> None:
+        """Scores what was just saved, from which each rank goes on, on the validation split; keeps the best.
+
+        The scores are part of the run's state: they are saved before they are shown, and a run that is killed
+        before that evaluates again.
+        """
+        group, run, rows = self.group, self.configuration.run, self.held_out
+        assert rows is not None
+        batches = EvaluationBatches(
+            rows,
+            self.configuration.input,
+            rank=group.rank,
+            world=group.world,
+            workers=run.workers,
+            max_failures=run.max_failures,
+            cache=self.cache,
+        )
+        scores = validation.scores(self.towers, batches, group, rows.classes)
+        if group.first and validation.best([scores]) > validation.best(self.history):
+            checkpoints.keep_best(output)
+        self.history.append({"step": self.done, "epoch": self.start[0] - 1, **scores})
+        self.save(output)
+        if recorder:
+            recorder.evaluations(self.history)

@@ -1,0 +1,70 @@
+"""What a training asks of the validation split on its way, and the statistics that are fit for asking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer import distributed, evaluate
+from trainer.data.batch import Batch
+from trainer.data.loader import EvaluationBatches
+from trainer.towers import Tower
+
+
+def scores(
+    towers: Mapping[str, Tower],
+    batches: EvaluationBatches,
+    group: distributed.Group,
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    """Loss (cross entropy, the mean over towers and clips), clips, and top-1 and top-5 by stream."""
+    for tower in towers.values():
+        tower.eval()
+    found = evaluate.predict(towers, batches, group)
+    for tower in towers.values():
+        tower.train()
+    losses = [F.cross_entropy(logits, found.target).item() for logits in found.logits.values()]
+    result = evaluate.score(found, classes)
+    streams = {name: result[name] for name in evaluate.STREAMS if name in result}
+    return {"clips": result["clips"], "loss": sum(losses) / len(losses), **streams}
+
+
+def best(history: Iterable[Mapping[str, Any]]) -> float:
+    """The highest top-1 in a list of `scores`: joint where there are two streams; -1 where there is none."""
+    return max((_top1(record) for record in history), default=-1.0)
+
+
+def _top1(record: Mapping[str, Any]) -> float:
+    return next(record[name]["top1"] for name in ("joint", "rgb", "flow") if name in record)
+
+
+def reestimate(
+    towers: Mapping[str, Tower], batches: Iterable[Batch], device: torch.device, micro_batch: int
+) -> None:
+    """Makes the running statistics of batch normalisation the mean over `batches`, for the weights of now.
+
+    A momentum meant for 100,000 steps lags far behind in a short run. (Y. Wu and J. Johnson, "Rethinking
+    'Batch' in BatchNorm", arXiv:2105.07576, section 3.)
+    """
+    norms = [m for t in towers.values() for m in t.modules() if isinstance(m, _BatchNorm) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    for tower in towers.values():
+        tower.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean
+        norm.train()
+    with torch.no_grad():
+        for batch in batches:
+            for _, part in batch.parts(micro_batch):
+                pictures = part.inputs(device)
+                for tower in towers.values():
+                    tower(pictures)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for tower in towers.values():
+        tower.train()

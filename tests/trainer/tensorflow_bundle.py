@@ -18,15 +18,19 @@ DTYPES = {"float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int64": 9, "float
 
 @numba.njit(cache=True)
 def _crc(data, crc):
-    for byte in data:
-        crc ^= np.int64(byte)
+    after = np.empty(256, np.int64)
+    for byte in range(256):
+        value = np.int64(byte)
         for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 * (crc & 1))
+            value = (value >> 1) ^ (0x82F63B78 * (value & 1))
+        after[byte] = value
+    for byte in data:
+        crc = (crc >> 8) ^ after[(crc ^ byte) & 255]
     return crc
 
 
 def checksum(data: bytes) -> int:
-    """Bit by bit, then rotated by 15 and moved by 0xa282ead8."""
+    """Byte by byte, then rotated by 15 and moved by 0xa282ead8."""
     crc = int(_crc(np.frombuffer(data, np.uint8), np.int64(0xFFFFFFFF))) ^ 0xFFFFFFFF
     return (((crc >> 15) | (crc << 17)) & 0xFFFFFFFF) + 0xA282EAD8 & 0xFFFFFFFF
 

@@ -1,0 +1,72 @@
+"""The list made of class folders: each video once, by a plain name that its source finds again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import campaigns
+import pytest
+
+from pipeline import folders, layout, manifest
+from pipeline.__main__ import main
+from pipeline.manifest import Clip, ManifestError
+from pipeline.sources import FetchOptions, Video, parse
+
+ODD = "AdvancedBakingTips!(HD)&more_" + "x" * 60
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """As UCF-101 and HMDB-51 are: CLASS/VIDEO, some names no plain ones."""
+    folder = tmp_path_factory.mktemp("folders") / "ucf"
+    campaigns.make_videos(folder / "Archery", ["v_Archery_g01_c01", "v_Archery_g01_c02"], 1.2)
+    campaigns.make_videos(folder / "brush_hair", [ODD], 1.6)
+    (folder / "brush_hair" / "broken.avi").write_bytes(b"no video")
+    (folder / "brush_hair" / "notes.txt").write_text("")
+    (folder / "readme.txt").write_text("")
+    return folder
+
+
+def test_every_video_is_a_row_with_its_length_and_its_folder_as_label(published, tmp_path, capsys):
+    assert main(["list", str(published), "--output", str(tmp_path / "list.csv")]) == 0
+    assert "4 videos" in capsys.readouterr().out
+    rows = manifest.read(tmp_path / "list.csv").to_pylist()
+    assert [r["error"] for r in rows] == [None] * 4
+    assert [(r["youtube_id"], r["label"]) for r in rows] == [
+        ("v_Archery_g01_c01", "Archery"),
+        ("v_Archery_g01_c02", "Archery"),
+        (layout.id_of(ODD), "brush_hair"),
+        ("broken", "brush_hair"),
+    ]
+    assert rows[0]["time_end"] == pytest.approx(1.2, abs=0.05)
+    assert {r["split"] for r in rows} == {"train"}
+
+
+def test_the_source_finds_each_by_its_id(published, tmp_path):
+    folders.write(published, tmp_path / "list.csv")
+    source = parse(f"dir:{published}")
+    for row in manifest.read(tmp_path / "list.csv").to_pylist():
+        clip = Clip("list.csv", row["row"], row["youtube_id"], 0.0, row["time_end"], row["label"], "train")
+        fetched = source.fetch(Video(clip.youtube_id, (clip,)), tmp_path, FetchOptions())
+        path = fetched.pieces[clip.key].path
+        assert layout.id_of(path.stem) == row["youtube_id"]
+        assert path.parent.name == row["label"]
+
+
+def test_an_id_is_the_name_where_that_is_plain_and_else_tells_names_apart():
+    assert layout.id_of("v_Archery_g01_c01") == "v_Archery_g01_c01"
+    odd = {layout.id_of(name) for name in (ODD, ODD + "y", "a!b", "a#b", "a b", "ä", "", "x" * 65)}
+    assert len(odd) == 8
+    assert all(manifest._NAME.fullmatch(name) for name in odd)
+
+
+def test_what_is_no_folder_of_class_folders_is_refused_in_a_sentence(published, tmp_path, capsys):
+    for folder in (tmp_path / "none", published / "Archery"):
+        assert main(["list", str(folder), "--output", str(tmp_path / "list.csv")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    twice = published.parent / "twice"
+    for label in ("a", "b"):
+        (twice / label).mkdir(parents=True)
+        (twice / label / "same.avi").write_bytes(b"")
+    with pytest.raises(ManifestError, match="have one name"):
+        folders.write(twice, tmp_path / "list.csv")

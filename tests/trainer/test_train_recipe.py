@@ -1,0 +1,247 @@
+"""Promises of the recipes: schedules, balanced classes, the best checkpoint, the paper's three protocols."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_network  # noqa: F401  (enters its network)
+import tiny_dataset
+import torch
+
+from trainer import checkpoint as checkpoints
+from trainer import train as training
+from trainer import validation
+from trainer.__main__ import main
+from trainer.configuration import Configuration, ConfigurationError, resolve
+from trainer.data import lists, order
+from trainer.data.rows import RowsError, open_rows
+from trainer.optimisation import Optimisation, learning_rate, standstills
+
+SIZE = {"stream": "rgb", "frames": 9, "short_side": 32, "crop": 32}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tiny_dataset.publish(tmp_path_factory.mktemp("data"), {"train": 8, "val": 4}, frames=(20,))
+
+
+def small(network: dict | None = None, optimisation: dict | None = None, **run) -> Configuration:
+    base = {"batch_size": 4, "workers": 0, "precision": "fp32"}
+    flags = {
+        "network": {"name": "small", **(network or {})},
+        "input": SIZE,
+        "optimisation": {"schedule": "constant", "lr": 0.02, **(optimisation or {})},
+        "run": {**base, **run},
+    }
+    return resolve(None, flags)
+
+
+def train(root: Path, output: Path, configuration: Configuration, **options) -> checkpoints.Checkpoint:
+    return checkpoints.load(training.train(training.Job(configuration, (str(root),), output, **options)))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# The rate
+
+
+def test_a_plateau_is_torchs():
+    losses = [3.0, 2.0, 2.1, 2.2, 2.0, 1.99995, 1.5, 1.6, 1.7, 1.8, 1.4, 1.5, 1.5, 1.5, 1.5]
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    peer = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.1, patience=2)
+    settings = Optimisation(lr=0.3, schedule="plateau", patience=2)
+    for number, loss in enumerate(losses, 1):
+        peer.step(loss)
+        rate = learning_rate(10 * number, 1000, settings, losses[:number])
+        assert rate == pytest.approx(peer.get_last_lr()[0])
+    assert standstills(losses, 2) == 3
+
+
+def test_a_warm_up_rises_in_a_line_and_a_cosine_falls_to_nothing():
+    settings = Optimisation(lr=0.4, schedule="cosine", warmup=4)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4], rel=0.01)
+    assert rates[50] == pytest.approx(0.2)
+    assert rates[99] < 0.001
+    constant = Optimisation(lr=0.4, schedule="constant", warmup=4)
+    assert [learning_rate(s, 9, constant) for s in (0, 3, 4, 8)] == pytest.approx([0.1, 0.4, 0.4, 0.4])
+
+
+def test_a_plateau_without_evaluations_is_refused():
+    with pytest.raises(ConfigurationError, match="give --evaluate-every"):
+        small(optimisation={"schedule": "plateau"}, steps=2)
+
+
+# Evaluations on the way
+
+
+def test_the_best_checkpoint_stays_and_the_rate_follows_the_validation_loss(root, tmp_path):
+    settings = small(
+        optimisation={"schedule": "plateau", "patience": 0, "lr": 2.0}, epochs=6, evaluate_every=1
+    )
+    last = train(root, tmp_path, settings)
+    found = lines(tmp_path / "evaluations.jsonl")
+    assert [r["epoch"] for r in found] == list(range(6))
+    best = max(found, key=lambda r: r["rgb"]["top1"])
+    assert checkpoints.load(tmp_path / "best.pt").steps == best["step"]
+    losses = [r["loss"] for r in found]
+    rates = [2.0 * 0.1 ** standstills(losses[:epoch], 0) for epoch in range(6)]
+    assert [r["lr"] for r in lines(tmp_path / "metrics.jsonl")[::2]] == pytest.approx(rates)
+    assert rates[-1] < 2.0
+    assert [dict(r) for r in last.optimiser["history"]] == found
+
+
+def test_a_run_killed_in_an_evaluation_evaluates_again_and_is_the_same(root, tmp_path, monkeypatch):
+    settings = small(optimisation={"schedule": "plateau", "patience": 0}, epochs=4, evaluate_every=2)
+    whole = train(root, tmp_path / "whole", settings)
+    scores, calls = validation.scores, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return scores(*arguments)
+
+    monkeypatch.setattr(validation, "scores", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(root, tmp_path / "killed", settings)
+    assert len(lines(tmp_path / "killed" / "metrics.jsonl")) == 4
+    resumed = train(root, tmp_path / "killed", settings)
+    assert len(calls) == 3
+    for name in ("evaluations.jsonl",):
+        assert lines(tmp_path / "killed" / name) == lines(tmp_path / "whole" / name)
+    assert all(torch.equal(v, whole.towers["rgb"][n]) for n, v in resumed.towers["rgb"].items())
+
+
+def test_statistics_taken_anew_are_those_of_the_weights_as_they_are(root, tmp_path):
+    """With a momentum that moves nothing, those saved are the plain mean over the steps asked for."""
+    network = {"bn_momentum": 0.0, "dropout": 0.0}
+    stale = train(root, tmp_path / "stale", small(network, steps=2)).towers["rgb"]
+    fresh = train(root, tmp_path / "fresh", small(network, steps=2, reestimate=2)).towers["rgb"]
+    assert torch.equal(stale["first_norm.running_mean"], torch.zeros(16))
+    assert torch.equal(stale["first.weight"], fresh["first.weight"])
+    group = training.distributed.Group(0, 1, torch.device("cpu"))
+    job = training.Job(small(network, steps=2, reestimate=2), (str(root),), tmp_path / "fresh")
+    run = training.set_up(job, group)
+    means = []
+    hook = run.towers["rgb"].network.first.register_forward_hook(
+        lambda _, __, y: means.append(y.detach().mean((0, 2, 3, 4)))
+    )
+    with torch.no_grad():
+        for batch in run.batches((0, 0), 2):
+            run.towers["rgb"](batch.inputs())
+    hook.remove()
+    torch.testing.assert_close(
+        fresh["first_norm.running_mean"], torch.stack(means).mean(0), rtol=1e-4, atol=1e-5
+    )
+
+
+# Balanced classes
+
+
+def test_a_balanced_epoch_has_each_class_equally_often_and_over_epochs_each_row():
+    target = np.array([0] * 50 + [1] * 7 + [2] + [-1] * 4)
+    assert order.places(target, True) == 57
+    seen = np.zeros(62, int)
+    for epoch in range(8):
+        rows, turns = order.balanced_order(3, epoch, target)
+        assert np.bincount(target[rows]).tolist() == [19, 19, 19]
+        assert len({*zip(rows.tolist(), turns.tolist(), strict=True)}) == 57
+        np.add.at(seen, rows, 1)
+    assert set(seen[:50]) == {3, 4}  # 152 draws of 50
+    assert set(seen[50:57]) == {21, 22}
+    assert seen[57:].tolist() == [152, 0, 0, 0, 0]
+    assert order.balanced_order(3, 1, target)[0].tolist() != order.balanced_order(4, 1, target)[0].tolist()
+
+
+def test_the_balanced_order_never_changes_between_versions_and_platforms():
+    rows, turns = order.balanced_order(0, 1, np.array([0, 0, 0, 1, -1, 1, 1, 1]))
+    assert (rows.tolist(), turns.tolist()) == ([6, 2, 0, 1, 3, 7], [1, 1, 1, 1, 1, 0])
+
+
+def test_a_balanced_run_resumes_to_the_same_samples(root, tmp_path):
+    settings = small(steps=5, balanced=True, optimisation={"schedule": "constant"})
+    whole = train(root, tmp_path / "whole", settings)
+    first = small(steps=3, balanced=True, optimisation={"schedule": "constant"})
+    train(root, tmp_path / "parts", first)
+    parts = train(root, tmp_path / "parts", settings)
+    assert all(torch.equal(v, whole.towers["rgb"][n]) for n, v in parts.towers["rgb"].items())
+
+
+# Original, Fixed, Full-FT, and the published lists
+
+
+def test_frozen_features_stay_as_they_are_and_the_last_layer_learns(root, tmp_path):
+    first = train(root, tmp_path / "first", small(steps=2))
+    other = tiny_dataset.publish(tmp_path / "other", {"train": 4}, classes=2, frames=(20,))
+    init = {"init": str(tmp_path / "first")}
+    frozen = train(other, tmp_path / "fixed", small(optimisation={"freeze": True}, steps=2), **init)
+    start = train(
+        other, tmp_path / "start", small(optimisation={"freeze": True, "lr": 1e-30}, steps=2), **init
+    )
+    for name, value in frozen.towers["rgb"].items():
+        learned = name.startswith("logits")
+        assert torch.equal(value, start.towers["rgb"][name]) != learned
+        assert learned or torch.equal(value, first.towers["rgb"][name])
+    full = train(other, tmp_path / "full", small(steps=2), **init)
+    assert not torch.equal(full.towers["rgb"]["first.weight"], first.towers["rgb"]["first.weight"])
+    resumed = small(optimisation={"freeze": True}, steps=3)
+    assert train(other, tmp_path / "fixed", resumed).steps == 3  # from its own checkpoint, without --init
+    with pytest.raises(ConfigurationError, match="with --init"):
+        train(other, tmp_path / "none", small(optimisation={"freeze": True}, steps=2))
+
+
+UCF = {
+    "trainlist01.txt": "A/{0}.avi 1\nB/{1}.avi 2\nA/{2}.avi 1\nB/{3}.avi 2\n",
+    "testlist01.txt": "A/{4}.avi\nB/{5}.avi\n",
+}
+HMDB = {
+    "a_test_split1.txt": "{0}.avi 1 \n{1}.avi 1 \n{4}.avi 2 \n{6}.avi 0 \n",
+    "b_test_split1.txt": "{2}.avi 1 \n{3}.avi 1 \n{5}.avi 2 \n",
+}
+
+
+@pytest.mark.parametrize("published", [UCF, HMDB])
+def test_the_published_lists_say_what_trains_and_what_tests(root, tmp_path, capsys, published):
+    ids = open_rows([str(root)], "train", ("rgb",)).keys.to_pylist()
+    files = []
+    for name, text in published.items():
+        (tmp_path / name).write_text(text.format(*ids))
+        files.append(str(tmp_path / name))
+    found = lists.read(files)
+    assert set(open_rows([str(root)], found.train, ("rgb",)).keys.to_pylist()) == set(ids[:4])
+    assert set(open_rows([str(root)], found.test, ("rgb",)).keys.to_pylist()) == set(ids[4:6])
+    call = ["--data", str(root), "--split-file", *files, "--workers", "0"]
+    small_ = ["--network", "small", "--frames", "9", "--short-side", "32", "--crop", "32", "--stream", "rgb"]
+    run = ["--batch-size", "2", "--epochs", "1", "--evaluate-every", "1", "--output", str(tmp_path / "run")]
+    assert main(["train", *call, *small_, *run]) == 0
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert lines(tmp_path / "run" / "evaluations.jsonl")[0]["clips"] == 2
+    assert main(["evaluate", *call, "--checkpoint", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clips"] == 2
+    assert (tmp_path / "run" / "evaluate-test.json").exists()
+    assert main(["train", "--data", str(root), *small_, *run, "--workers", "0"]) == 2  # without the lists
+    assert "other clips" in capsys.readouterr().err
+
+
+def test_lists_that_are_none_are_refused_in_a_sentence(root, tmp_path, caplog):
+    file = tmp_path / "trainlist01.txt"
+    for text in ("v_one 1 7\n", "nothing\n", "a.avi 3\n"):
+        file.write_text(text)
+        with pytest.raises(lists.ListError, match=r"trainlist01\.txt:1 is neither"):
+            lists.read([file])
+    with pytest.raises(lists.ListError, match="cannot be read"):
+        lists.read([tmp_path / "absent.txt"])
+    file.write_text("A/x.avi 1\n")
+    shutil.copy(file, tmp_path / "testlist01.txt")
+    with pytest.raises(lists.ListError, match="x both trains and tests"):
+        lists.read([file, tmp_path / "testlist01.txt"])
+    with pytest.raises(RowsError, match="has no train clips"):
+        open_rows([str(root)], lists.read([file]).train, ("rgb",))
+    assert "1 of 1 listed videos are not in the data set, x for one" in caplog.text

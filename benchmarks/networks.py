@@ -1,0 +1,285 @@
+"""Every network on the demo's motions: ``python benchmarks/networks.py [--data ROOT] [--only NAME...]``.
+
+The demo's eight motions cannot be told from any single frame (``make demo`` leaves its data set in
+``.demo/seed-0/dataset``). Each network is trained from scratch by the trainer's own loop, on the same
+clips in the same order and number, at a reduced input (`INPUTS`) and by one recipe (`RECIPE`) that is tuned
+for none; then the statistics of its batch normalisation are taken anew over an epoch's training cuts, and it
+is evaluated on the training clips, on held-out clips, and on these with one frame repeated.
+
+The expected physics, judged where the training accuracy reached `LEARNED`: what sees one frame at a time
+stays at chance on held-out clips, what sees motion is well above it.
+
+Each row is written to ``benchmarks/results/networks.json`` as it ends; a second call goes on with what is
+missing or was measured with other settings. The table goes to standard output, the plot beside the rows.
+`clips/s` are clips trained a second of processor time on one thread, loading and decoding included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer import checkpoint, configuration, distributed, evaluate, networks, recording
+from trainer.configuration import Configuration
+from trainer.data.loader import EvaluationBatches, TrainBatches
+from trainer.data.rows import open_rows
+from trainer.towers import Tower, autocast, precision_for, restore
+from trainer.train import Job, train
+
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(".demo/seed-0/dataset")
+
+LEARNED = 0.95
+"""Training accuracy from which on a row is judged."""
+
+SINGLE = {("tsn-bninception", "rgb"), ("f-r2d-18", "rgb")}
+"""Rows whose network sees one frame at a time and averages what it sees."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """An input small enough for one core: `frames`, `stride` apart, `side` pixels square.
+
+    The square is as large as the picture's short side: smaller ones, at random places, would keep networks of
+    single frames from learning the training clips by heart, which they must for their row to be judged.
+    """
+
+    frames: int = 8
+    stride: int = 2
+    side: int = 32
+
+
+_INCEPTION = Reduced(frames=16, stride=1, side=48)  # halves time three times and space five
+INPUTS = {
+    "i3d": _INCEPTION,
+    "s3d": _INCEPTION,
+    "s3d-g": _INCEPTION,
+    "i3d-bottom-heavy": _INCEPTION,
+    "i3d-top-heavy": _INCEPTION,
+    "convnet-lstm": Reduced(side=48),
+    "two-stream": Reduced(frames=10, stride=1, side=48),  # one frame of RGB to ten of flow
+    "fused-3d": Reduced(frames=20, stride=1, side=48),
+    "c3d-bn": Reduced(frames=16, stride=1),  # which has four halvings of time
+    "i3d-r50-nl5": Reduced(frames=16, stride=1),
+    "slowfast-4x16-r50": Reduced(frames=16, stride=1),
+    "slowfast-8x8-r50": Reduced(frames=16, stride=1),
+    "tsn-bninception": Reduced(frames=15, stride=1, side=48),  # three snippets of five
+}
+"""What is not the default of `Reduced`, and why."""
+
+RECIPE: Mapping[str, Mapping[str, Any]] = {
+    "network": {"dropout": 0.0, "bn_momentum": 0.1},
+    "input": {"flip": False},
+    "optimisation": {
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "schedule": "one-cycle",
+        "milestones": [],
+    },
+    "run": {"batch_size": 8, "epochs": 14, "seed": 0, "precision": "auto", "workers": 0},
+}
+"""The same for all networks."""
+
+
+def rows_to_measure() -> list[tuple[str, str]]:
+    """(network, stream): RGB, or both where a network takes both at once; TSN on flow too."""
+    rows = []
+    for name in networks.names():
+        streams = networks.entry(name).streams
+        rows.append((name, "rgb" if "rgb" in streams else streams[0]))
+    return [*rows, ("tsn-bninception", "flow")]
+
+
+def settings(name: str, stream: str) -> dict[str, dict[str, Any]]:
+    """What a row sets of the network's own configuration: the common recipe and the reduced input."""
+    chosen = {section: dict(values) for section, values in RECIPE.items()}
+    chosen["network"]["name"] = name
+    seen = INPUTS.get(name, Reduced())
+    chosen["input"] |= {"stream": stream, "frames": seen.frames, "stride": seen.stride}
+    chosen["input"] |= {"short_side": seen.side, "crop": seen.side}
+    return chosen
+
+
+def measure(name: str, stream: str, root: str) -> dict[str, Any]:
+    """One row: trains, re-estimates, evaluates. Accuracies are shares of 1."""
+    chosen = configuration.resolve(None, settings(name, stream))
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.process_time()
+        run = train(Job(chosen, (root,), Path(folder)))
+        seconds = time.process_time() - begin
+        trained = checkpoint.load(run)
+        towers = restore(trained, stream)
+        clips = trained.steps * chosen.run.batch_size
+    again(towers[stream], chosen, root)
+    seen = {
+        "training": accuracy(towers, chosen, root, "train"),
+        "validation": accuracy(towers, chosen, root, "val"),
+        "one frame repeated": accuracy(towers, chosen, root, "val", repeat_frame=True),
+    }
+    published = next(row for row in networks.describe(name) if row.stream == stream)
+    network = towers[stream].network
+    return {
+        "network": name,
+        "stream": stream,
+        "settings": settings(name, stream),
+        **{kind: top1 for kind, (top1, _) in seen.items()},
+        "validation clips": seen["validation"][1],
+        "chance": 1 / len(trained.classes),
+        "parameters": published.parameters,
+        "gmacs": networks.multiply_adds(network, *shapes(chosen)) / 1e9,
+        "published input": list(published.input),
+        "published gmacs": published.gmacs,
+        "clips seen": clips,
+        "clips a second": clips / seconds,
+    }
+
+
+def shapes(chosen: Configuration) -> list[tuple[int, int, int, int]]:
+    """(C, T, H, W) of each of the network's inputs, as the loader gives them."""
+    seen = chosen.input
+    return [(networks.CHANNELS[s], seen.frames, seen.crop, seen.crop) for s in seen.streams]
+
+
+def again(tower: Tower, chosen: Configuration, root: str) -> None:
+    """Takes the running statistics anew: the mean over the batches of an epoch of training cuts."""
+    rows = open_rows((root,), "train", chosen.input.streams)
+    batches = TrainBatches(rows, chosen.input, batch_size=chosen.run.batch_size, seed=chosen.run.seed + 1)
+    norms = [m for m in tower.modules() if isinstance(m, _BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's way to say: the mean over all batches
+    tower.train()
+    device = torch.device("cpu")
+    precision = precision_for(device, chosen.run.precision)
+    for _, batch in zip(range(batches.steps_per_epoch), batches, strict=False):
+        with torch.no_grad(), autocast(device, precision):
+            tower(batch.inputs())
+    tower.eval()
+
+
+def accuracy(
+    towers: Mapping[str, Tower], chosen: Configuration, root: str, split: str, *, repeat_frame: bool = False
+) -> tuple[float, int]:
+    """Top-1 on the middle of each clip, and how many clips there were."""
+    rows = open_rows((root,), split, chosen.input.streams)
+    batches = EvaluationBatches(rows, chosen.input, batch_size=8, frames=chosen.input.frames)
+    with distributed.join() as group:
+        scores = evaluate.score(
+            evaluate.predict(towers, batches, group, repeat_frame=repeat_frame), rows.classes
+        )
+    stream = next(iter(towers))
+    return scores["joint" if stream == "both" else stream]["top1"], scores["clips"]
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What the row says of the expected physics.
+
+    At chance: within what 99 of 100 guessers reach (a normal approximation); well above: three times chance.
+    """
+    if row["training"] < LEARNED:
+        return "not judged"
+    chance, clips = row["chance"], row["validation clips"]
+    lucky = chance + 2.33 * math.sqrt(chance * (1 - chance) / clips)
+    if (row["network"], row["stream"]) in SINGLE:
+        return "as expected: at chance" if row["validation"] <= lucky else "NOT at chance"
+    return "as expected" if row["validation"] >= 3 * chance else "NOT above chance"
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| network | stream | input | GMACs | clips/s | train | held out | frame repeated | physics "
+        "| M parameters | GMACs at default |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seen = row["settings"]["input"]
+        cells = [
+            row["network"],
+            row["stream"],
+            f"{seen['frames']}/{seen['stride']} x {seen['crop']}",
+            f"{row['gmacs']:.2f}",
+            f"{row['clips a second']:.1f}",
+            *(f"{row[kind]:.0%}" for kind in ("training", "validation", "one frame repeated")),
+            verdict(row),
+            f"{row['parameters'] / 1e6:.2f}",
+            f"{row['published gmacs']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy on held-out clips over GMACs at the benchmark's input."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(11, 7))
+    for row in rows:
+        single = (row["network"], row["stream"]) in SINGLE
+        colour = "tab:red" if single else "tab:green" if "rgb" not in row["stream"] else "tab:blue"
+        full = colour if row["training"] >= LEARNED else "none"
+        axes.scatter(row["gmacs"], 100 * row["validation"], s=40, facecolors=full, edgecolors=colour)
+        axes.annotate(
+            row["network"] + (f" ({row['stream']})" if row["stream"] != "rgb" else ""),
+            (row["gmacs"], 100 * row["validation"]),
+            xytext=(5, 3),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    for label, colour, full in (
+        ("RGB", "tab:blue", "tab:blue"),
+        ("RGB, one frame at a time", "tab:red", "tab:red"),
+        ("with flow", "tab:green", "tab:green"),
+        (f"not learned: below {LEARNED:.0%} in training", "gray", "none"),
+    ):
+        axes.scatter([], [], facecolors=full, edgecolors=colour, label=label)
+    axes.axhline(100 * rows[0]["chance"], color="gray", linestyle="--", label="chance")
+    axes.set(xscale="log", xlabel="GMACs a clip at the benchmark's input", ylim=(0, 103))
+    axes.set_ylabel("accuracy on held-out clips, %")
+    axes.set_title(f"Eight motions, {rows[0]['clips seen']} clips seen by each network")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA, help=f"default {DATA}, which make demo leaves")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=networks.names(), help="these networks")
+    parser.add_argument("--output", type=Path, default=RESULTS / "networks.json")
+    options = parser.parse_args()
+    if not (options.data / "dataset.json").is_file():
+        parser.error(f"{options.data} is no data set: run make demo first, or name one with --data")
+    torch.set_num_threads(1)
+    done = json.loads(options.output.read_text()) if options.output.exists() else {}
+    wanted = [row for row in rows_to_measure() if not options.only or row[0] in options.only]
+    for name, stream in wanted:
+        key = f"{name} {stream}"
+        if done.get(key, {}).get("settings") != settings(name, stream):
+            print(f"\n{key}", file=sys.stderr, flush=True)
+            done[key] = measure(name, stream, str(options.data))
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            recording.write_json(options.output, done)
+    rows = [done[f"{name} {stream}"] for name, stream in rows_to_measure() if f"{name} {stream}" in done]
+    print(table(rows))
+    plot(rows, options.output.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,6 +32,11 @@ _NO_CREDENTIALS = (
     "CredentialRetrievalError",
     "DefaultCredentialsError",
 )
+_kept: dict[int, Any] = {}
+"""Every file system ever used here. One that a forked child inherits must not be collected there: it would
+take its sockets out of the poll set that child and parent share, and the parent would wait for an answer
+that it no longer hears."""
+
 _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "requests", "urllib3", "fsspec")
 
 
@@ -55,6 +60,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         known = "not known" not in str(error)
         why = f"cannot be used ({error})" if known else "is in no storage known here"
         raise _storage(f"{url} {why}; give a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER") from None
+    _kept[id(found)] = found
     if isinstance(dialect(found), _S3):
         found.retries = 1  # botocore repeats requests; s3fs on top would multiply them
     return found, root.rstrip("/")

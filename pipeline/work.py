@@ -121,9 +121,8 @@ class WorkStore:
 
     def clean(self) -> None:
         """Delete all that stages and campaigns left here; other files under the root stay."""
-        for name in self.storage.names("."):
-            if name in _FOLDERS:
-                self.storage.delete_folder(name)
+        for name in _FOLDERS:
+            self.storage.delete_folder(name)
 
     def has(self, stored: Stored) -> bool:
         """Whether the file is there with its size; its hash is checked by who copies it."""

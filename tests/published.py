@@ -123,14 +123,14 @@ def sample(work: WorkStore, row: Row, number: int, with_flow: bool = True) -> sh
 
 
 def prepare(
-    root: Path,
+    root: Path | str,
     rows: tuple[Row, ...] = ROWS,
     generation: str = "00000",
     with_flow: bool = True,
     first_row: int = 2,
 ) -> Generation:
     """Pack the ready rows into ROOT/shards, two clips a shard, and gather what publishing needs."""
-    storage, work = Storage(root), WorkStore(root / "work")
+    storage, work = Storage(root), WorkStore(f"{root}/work")
     plan, outcomes = [], []
     ready: dict[str, list[shards.PackedSample]] = {}
     for number, row in enumerate(rows):

@@ -62,3 +62,12 @@ def test_json_bytes_depend_on_the_value_only():
     assert canonical_json({"b": [1.5, "ü"], "a": None}) == b'{"a":null,"b":[1.5,"\\u00fc"]}'
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"a": float("nan")})
+
+
+def test_cleaning_leaves_what_is_not_the_work_store_s(work, tmp_path):
+    (tmp_path / "in").write_bytes(b"content")
+    work.put_file("encode", "0", "k", ".mp4", tmp_path / "in")
+    work.storage.write("notes/mine.txt", b"kept")
+    work.clean()
+    assert work.storage.names("encode") == []
+    assert work.storage.read_bytes("notes/mine.txt") == b"kept"

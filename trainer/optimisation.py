@@ -47,10 +47,10 @@ def learning_rate(step: int, steps: int, settings: Optimisation, losses: Sequenc
     """The rate of step `step` (from 0) of `steps`, after evaluations that gave the validation `losses`.
 
     "step" multiplies by `factor` at each milestone, "plateau" whenever more than `patience` evaluations on
-    end brought no lower loss (as torch's ReduceLROnPlateau); "cosine" falls to nothing along half a cosine
-    (I. Loshchilov and F. Hutter, arXiv:1608.03983); "one-cycle" rises from lr/25 to lr and falls to
-    lr/250,000 along cosines (L. Smith and N. Topin, arXiv:1708.07120, as in torch's OneCycleLR). The warm-up
-    is of P. Goyal et al., arXiv:1706.02677, section 2.2.
+    end brought no lower loss (as torch's ReduceLROnPlateau); "cosine" falls to nothing along half a cosine,
+    from the end of the warm-up on (I. Loshchilov and F. Hutter, arXiv:1608.03983); "one-cycle" rises from
+    lr/25 to lr and falls to lr/250,000 along cosines (L. Smith and N. Topin, arXiv:1708.07120, as in torch's
+    OneCycleLR). The warm-up is of P. Goyal et al., arXiv:1706.02677, section 2.2.
     """
     share = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
     return share * _scheduled(step, steps, settings, losses)
@@ -62,7 +62,7 @@ def _scheduled(step: int, steps: int, settings: Optimisation, losses: Sequence[f
     if settings.schedule == "plateau":
         return settings.lr * settings.factor ** standstills(losses, settings.patience)
     if settings.schedule == "cosine":
-        return _cosine(settings.lr, 0.0, step / steps)
+        return _cosine(settings.lr, 0.0, max(0, step - settings.warmup) / max(1, steps - settings.warmup))
     if settings.schedule == "one-cycle":
         top = max(1.0, settings.rise * steps - 1)
         if step <= top:

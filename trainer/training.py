@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,20 @@ from trainer.optimisation import learning_rate, sgd
 
 class TrainingError(RuntimeError):
     """Training cannot go on; one sentence with the remedy."""
+
+
+@contextmanager
+def _enough_clips() -> Iterator[None]:
+    """A network that normalises a single number a channel over its clips cannot do so with one clip."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "This network normalises over the clips of a rank and needs two at a time: take a larger "
+            "--batch-size, fewer ranks, or --micro-batch 0"
+        ) from None
 
 
 @dataclass
@@ -132,7 +148,7 @@ class Training:
             more = clips.stop < len(batch.target)
             for number, objective in enumerate(self.objectives.values()):
                 with group.alone(objective, more):
-                    with towers.autocast(group.device, self.precision):
+                    with towers.autocast(group.device, self.precision), _enough_clips():
                         loss, correct = objective(pictures, target, weight)
                     self.scaler.scale(loss * group.world / total).backward()
                 sums[number] += torch.stack([loss.detach(), correct])

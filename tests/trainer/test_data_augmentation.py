@@ -71,3 +71,64 @@ def test_an_input_that_no_clip_satisfies_is_refused_with_the_remedy():
         Input(short_side=112, crop=224)
     with pytest.raises(ValueError, match="choose rgb, flow or both"):
         Input(stream="depth")
+
+
+# Segments, corners, scales
+
+
+def test_snippets_start_anywhere_in_their_part_of_the_clip():
+    cuts = cuts_of(Input(frames=8, segments=8), 250, 2000)
+    for part in range(8):
+        seen = {c.frames[part] for c in cuts}
+        assert seen == set(range(int(part * 31.25), int((part + 1) * 31.25 - 1e-9) + 1))
+    starts = {c.frames[0] for c in cuts}
+    assert len({c.frames for c in cuts}) == 2000
+    assert len(starts) > 25
+    (cut,) = cuts_of(Input(frames=15, segments=3), 64, 1)
+    assert all(
+        b - a == 1 for i, (a, b) in enumerate(zip(cut.frames, cut.frames[1:], strict=False)) if i % 5 < 4
+    )
+
+
+def test_snippets_of_a_test_are_those_of_the_published_code():
+    """offsets = int(tick / 2 + tick * x) with tick = (frames - length + 1) / segments."""
+    for frames, segments, length in ((250, 8, 1), (250, 25, 5), (79, 3, 5), (30, 25, 5)):
+        input = Input(frames=segments * length, segments=segments)
+        (cut,) = evaluation_cuts(input, frames, 340, 256, None, 1, 1)
+        tick = (frames - length + 1) / segments
+        assert list(cut.frames[::length]) == [int(tick / 2 + tick * x) for x in range(segments)]
+    (cut,) = evaluation_cuts(Input(frames=15, segments=3, test_segments=25), 250, 340, 256, None, 1, 1)
+    assert len(cut.frames) == 125
+    two = evaluation_cuts(Input(frames=8, segments=8), 80, 340, 256, 8, 2, 1)
+    assert [c.frames[:2] for c in two] == [(2, 12), (7, 17)]
+    (short,) = evaluation_cuts(Input(frames=15, segments=3), 3, 340, 256, None, 1, 1)
+    assert short.frames == (0, 1, 2, 0, 1) * 3
+
+
+def test_scaled_crops_are_the_shares_of_the_short_side_at_corners_and_centre():
+    input = Input(frames=1, short_side=112, crop=112, scales=(1.0, 0.5), corners=True)
+    cuts = cuts_of(input, 10)
+    assert {(c.width, c.height) for c in cuts} == {(149, 112), (298, 224)}
+    places = {(c.top, c.left) for c in cuts if c.height == 224}
+    assert places == {(0, 0), (0, 186), (112, 0), (112, 186), (56, 93)}
+    assert all(0 <= c.top <= c.height - 112 and 0 <= c.left <= c.width - 112 for c in cuts)
+
+
+def test_distorted_crops_differ_by_at_most_one_scale():
+    scales = (1.0, 0.875, 0.75, 0.66)
+    cuts = cuts_of(Input(frames=1, short_side=256, crop=224, scales=scales, distortion=1), 10)
+    found = {(round(340 * 224 / c.width), round(256 * 224 / c.height)) for c in cuts}
+    sides = [round(256 * s) for s in scales]
+    wanted = {(a, b) for i, a in enumerate(sides) for j, b in enumerate(sides) if abs(i - j) <= 1}
+    near = {(min(sides, key=lambda s: abs(s - a)), min(sides, key=lambda s: abs(s - b))) for a, b in found}
+    assert near == wanted
+
+
+def test_inputs_of_segments_or_scales_that_cannot_be_are_refused():
+    for wrong, said in (
+        ({"frames": 16, "segments": 3}, "snippets of equal length"),
+        ({"test_segments": 3}, "goes with segments"),
+        ({"scales": [1.5]}, "at most 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Input(**wrong)

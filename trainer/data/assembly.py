@@ -92,6 +92,8 @@ class Evaluation:
 
     def length(self, job: Job) -> int:
         """Frames of each view in a job; whole clips of one job are equally long."""
+        if self.input.segments:
+            return self.input.test_frames
         if self.frames is not None:
             return self.frames
         return len(range(0, int(self.rows.frames[job.rows[0]]), self.input.stride))

@@ -5,6 +5,7 @@ The same cut serves both streams, so that flow stays the flow of the RGB it goes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.data.batch import Input
@@ -34,21 +35,51 @@ def random_cut(input: Input, frames: int, width: int, height: int, draws: Draws)
     """A training cut of a clip of `frames` pictures, width x height: window, square, mirroring at random.
 
     The window starts early enough to fit; a clip shorter than it is looped from its first frame
-    (Carreira and Zisserman 2017, section 3.2). Always four draws, whatever the settings.
+    (Carreira and Zisserman 2017, section 3.2). With `segments` each snippet starts anywhere in its part of
+    the clip (L. Wang et al., arXiv:1608.00859, section 3.1). With `scales` the square is such a share of the
+    short side, or as wide and as high as two neighbouring ones (section 3.2 there; K. Hara et al.,
+    arXiv:1711.09577, section 3.3). The first four draws are the same whatever the settings.
     """
     start, top, left, mirror = (draws.uniform() for _ in range(4))
-    w, h = resized(width, height, input.short_side)
-    last_start = frames - _span(input, input.frames)
-    first = min(int(start * (last_start + 1)), last_start) if last_start > 0 else 0
-    return Cut(
-        window(first, input.frames, input.stride, frames),
-        h,
-        w,
-        min(int(top * (h - input.crop + 1)), h - input.crop),
-        min(int(left * (w - input.crop + 1)), w - input.crop),
-        input.crop,
-        input.flip and mirror < 0.5,
+    if input.segments:
+        numbers = segments(input, frames, [draws.uniform() for _ in range(input.segments)])
+    else:
+        last_start = frames - _span(input, input.frames)
+        first = min(int(start * (last_start + 1)), last_start) if last_start > 0 else 0
+        numbers = window(first, input.frames, input.stride, frames)
+    w, h = _scaled(input, width, height, draws) if input.scales else resized(width, height, input.short_side)
+    spare_y, spare_x = h - input.crop, w - input.crop
+    if input.corners:
+        centre = (spare_y // 2, spare_x // 2)
+        places = [(0, 0), (0, spare_x), (spare_y, 0), (spare_y, spare_x), centre]
+        y, x = places[int(top * len(places))]
+    else:
+        y, x = min(int(top * (spare_y + 1)), spare_y), min(int(left * (spare_x + 1)), spare_x)
+    return Cut(numbers, h, w, y, x, input.crop, input.flip and mirror < 0.5)
+
+
+def _scaled(input: Input, width: int, height: int, draws: Draws) -> tuple[int, int]:
+    """(width, height) to resize a picture to, so that `crop` pixels are a drawn share of its short side."""
+    scales = input.scales
+    across = draws.below(len(scales))
+    low, high = max(0, across - input.distortion), min(len(scales) - 1, across + input.distortion)
+    down = low + draws.below(high - low + 1)
+    short = min(width, height)
+    return tuple(  # type: ignore[return-value]
+        max(input.crop, round(side * input.crop / (scales[place] * short)))
+        for side, place in ((width, across), (height, down))
     )
+
+
+def segments(input: Input, frames: int, where: Sequence[float]) -> tuple[int, ...]:
+    """The frame numbers of one snippet a part of the clip; `where` in each part, in [0, 1), it starts.
+
+    At .5 these are the places of TSN's and TSM's tests (github.com/yjxiong/tsn-pytorch, dataset.py).
+    """
+    length = input.frames // input.segments
+    starts = max(1, frames - _span(input, length) + 1)
+    firsts = [int((part + at) / len(where) * starts) for part, at in enumerate(where)]
+    return tuple(number for first in firsts for number in window(first, length, input.stride, frames))
 
 
 def evaluation_cuts(
@@ -56,12 +87,18 @@ def evaluation_cuts(
 ) -> list[Cut]:
     """The views of a clip, clip by clip: `clips` windows spread evenly, times `crops` squares.
 
+    With `segments` a window is their snippets, each from the middle of its part of the clip (of several
+    windows, spread evenly there).
+
     Args:
         window_frames: frames in each window; None for the whole clip (then `clips` must be 1).
         crops: 1 for the centre; 3 for the two ends of the long side and the centre.
     """
     w, h = resized(width, height, input.short_side)
-    if window_frames is None:
+    if input.segments:
+        parts = input.test_segments or input.segments
+        windows = [segments(input, frames, [(i + 0.5) / clips] * parts) for i in range(clips)]
+    elif window_frames is None:
         windows = [tuple(range(0, frames, input.stride))]
     else:
         spare = max(frames - _span(input, window_frames), 0)

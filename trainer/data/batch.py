@@ -24,6 +24,11 @@ class Input:
     stride: int = 1  # source frames from one frame to the next, at `rate`
     short_side: int = 256  # pixels; the resize before the crop
     crop: int = 224  # pixels, square
+    segments: int = 0  # frames come in so many snippets from all over the clip; 0: in one window
+    test_segments: int = 0  # in evaluation, where they are not as many
+    scales: tuple[float, ...] = ()  # of the short side, one of which a training crop takes; (): `crop` itself
+    distortion: int = 0  # by how many places in `scales` its width and height may differ
+    corners: bool = False  # a training crop is at a corner or the centre; else anywhere
     flip: bool = True  # mirror half of the training clips and negate u: off where left and right differ
     rate: int = 25  # frames a second of the data set
     flow_bound: float = 20.0  # pixels; flow is fed as v / flow_bound, in [-1, 1]
@@ -31,7 +36,7 @@ class Input:
     deviation: tuple[float, ...] = (0.5, 0.5, 0.5)  # RGB is fed as (x - mean) / deviation: here in [-1, 1]
 
     def __post_init__(self) -> None:
-        for name in ("mean", "deviation"):  # lists, as they come from files
+        for name in ("mean", "deviation", "scales"):  # lists, as they come from files
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if len(self.mean) != 3 or len(self.deviation) != 3 or min(self.deviation) <= 0:
             raise ValueError("mean and deviation are three numbers each, the latter above zero")
@@ -39,6 +44,14 @@ class Input:
             raise ValueError(f"there is no stream {self.stream!r}: choose rgb, flow or both")
         if min(self.frames, self.stride, self.crop) < 1:
             raise ValueError("frames, stride and crop must each be at least 1")
+        if self.segments < 0 or self.test_segments < 0 or self.frames % (self.segments or 1):
+            raise ValueError(f"{self.frames} frames do not come in {self.segments} snippets of equal length")
+        if self.test_segments and not self.segments:
+            raise ValueError("test_segments goes with segments: give both or neither")
+        if any(not 0 < scale <= 1 for scale in self.scales) or self.distortion < 0:
+            raise ValueError(
+                "scales are shares of the short side, above 0 and at most 1; distortion is 0 or more"
+            )
         if self.crop > self.short_side:
             raise ValueError(
                 f"a crop of {self.crop} pixels does not fit into a short side of {self.short_side}: "
@@ -49,6 +62,11 @@ class Input:
     def streams(self) -> tuple[str, ...]:
         """The streams to be read: ("rgb",), ("flow",) or both."""
         return STREAMS if self.stream == "both" else (self.stream,)
+
+    @property
+    def test_frames(self) -> int:
+        """Frames of one view in evaluation, where that is not the whole clip."""
+        return self.frames // (self.segments or 1) * (self.test_segments or self.segments or 1)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ class EvaluationBatches:
     """Every labelled, present row exactly once over all ranks; each rank gets equally many batches.
 
     Which clips share a batch does not depend on the world size. Whole clips by default: clips of one
-    length share a batch. Padding and what cannot be decoded have weight 0.
+    length share a batch; an input of segments is always their snippets. Padding and what cannot be decoded
+    have weight 0.
 
     Args:
         rows, input, workers, pin, in_flight, max_failures, cache: as in `TrainBatches`.
@@ -147,7 +148,8 @@ class EvaluationBatches:
         _purge(rows, cache)
         if clips < 1 or crops not in (1, 3) or (frames is None and clips != 1):
             raise RowsError(f"{clips}x{crops} views are not possible: 1 clip when whole, and 1 or 3 crops")
-        self._jobs = _EvaluationJobs(rows, batch_size, rank, world, whole=frames is None)
+        whole = frames is None and not input.segments
+        self._jobs = _EvaluationJobs(rows, batch_size, rank, world, whole)
         self._stream = BatchStream(
             self._jobs, Evaluation(rows, input, frames, clips, crops), in_flight, cache
         )

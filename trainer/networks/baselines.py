@@ -162,17 +162,20 @@ class C3D(nn.Module):
         return self.logits(self.dropout7(self.hidden(x))).mean(dim=(2, 3, 4))
 
 
-def snapshots(rgb: Tensor, flow: Tensor) -> Tensor:
-    """One RGB frame for each 10 of flow: as given, or picked where there is one for each frame of flow.
+def stacks(rgb: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """One RGB frame for each whole 10 of flow: as given, or picked where there is one for each frame of flow.
 
-    Raises ValueError for any other number.
+    What is left after the last whole 10 is not looked at, so that each stack of flow begins at its RGB
+    frame. Raises ValueError for less than 10, or for any other number of RGB frames.
     """
-    wanted = math.ceil(flow.shape[2] / STACK)
+    count = flow.shape[2] // STACK
+    if not count:
+        raise ValueError(f"{flow.shape[2]} frames of flow are no stack of {STACK}: take at least so many")
     if rgb.shape[2] == flow.shape[2]:
-        rgb = rgb[:, :, ::STACK]
-    if rgb.shape[2] != wanted:
-        raise ValueError(f"{flow.shape[2]} frames of flow go with {wanted} of RGB, not with {rgb.shape[2]}")
-    return rgb
+        rgb = rgb[:, :, : count * STACK : STACK]
+    if rgb.shape[2] != count:
+        raise ValueError(f"{flow.shape[2]} frames of flow go with {count} of RGB, not with {rgb.shape[2]}")
+    return rgb, flow[:, :, : count * STACK]
 
 
 class TwoStream(nn.Module):
@@ -209,7 +212,8 @@ class TwoStream(nn.Module):
 
     def maps(self, rgb: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         """Each stream's average pool, (N, 1024, K, 1, 1)."""
-        seen = self.rgb(snapshots(rgb, flow)), self.flow(flow)
+        rgb, flow = stacks(rgb, flow)
+        seen = self.rgb(rgb), self.flow(flow)
         return seen[0].mean(dim=(3, 4), keepdim=True), seen[1].mean(dim=(3, 4), keepdim=True)
 
     def features(self, rgb: Tensor, flow: Tensor) -> Tensor:
@@ -266,7 +270,8 @@ class FusedThreeD(nn.Module):
 
     def maps(self, rgb: Tensor, flow: Tensor) -> Tensor:
         """The last maximum pool, (N, 512, t, h, w)."""
-        both = torch.cat([self.rgb(snapshots(rgb, flow)), self.flow(flow)], dim=1)
+        rgb, flow = stacks(rgb, flow)
+        both = torch.cat([self.rgb(rgb), self.flow(flow)], dim=1)
         return self.pool(F.relu(self.fusion(both)))
 
     def features(self, rgb: Tensor, flow: Tensor) -> Tensor:

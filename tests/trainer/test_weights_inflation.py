@@ -79,7 +79,7 @@ def _padded(x: Tensor, pads: list[int]) -> Tensor:
     return F.pad(F.pad(x, [0, 0, 0, 0, *pads[4:]], mode="replicate"), pads[:4])
 
 
-@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("scaled", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_each_layer_gives_inside_a_still_clip_what_the_image_layer_gives(googlenet, scaled):
     network = inflated("i3d", googlenet, bn_scale=scaled)
     units = [m for m in network.modules() if type(m).__name__ == "Unit"]
@@ -134,7 +134,14 @@ def test_the_pools_of_i3d_are_googlenets(googlenet):
         assert torch.equal(ours, googlenet.maxpool1(x))
 
 
-@pytest.mark.parametrize("name", ["i3d-r50", "i3d-r50-nl5", "tsm-r50", "smallbig-r50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tsm-r50",
+        "i3d-r50-nl5",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("i3d-r50", "smallbig-r50")),
+    ],
+)
 def test_a_residual_network_on_a_still_clip_is_resnet50_on_the_frame(resnet50, name, monkeypatch):
     frame = picture(64)
     network = inflated(name, resnet50, **({"padding": "circulant"} if name == "tsm-r50" else {}))

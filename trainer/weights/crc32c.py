@@ -17,6 +17,7 @@ def _table() -> np.ndarray:
 
 
 _TABLE = _table()
+_BITS = np.arange(32, dtype=np.uint32)[:, None]
 
 
 def crc32c(data: bytes) -> int:
@@ -58,7 +59,7 @@ def _joined(registers: np.ndarray, length: int) -> int:
 
 def _shift(length: int) -> np.ndarray:
     """uint32 (32,): what `length` bytes of zero make of each bit of the register."""
-    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    bits = np.uint32(1) << _BITS[:, 0]
     result, power = bits, bits >> 8 ^ _TABLE[bits & 255]
     while length:
         if length & 1:
@@ -70,7 +71,4 @@ def _shift(length: int) -> np.ndarray:
 
 def _through(matrix: np.ndarray, registers: np.ndarray) -> np.ndarray:
     """The registers multiplied by a matrix over GF(2) whose columns are `matrix`."""
-    result = np.zeros_like(registers)
-    for bit in range(32):
-        result ^= np.where(registers >> np.uint32(bit) & 1, matrix[bit], np.uint32(0))
-    return result
+    return np.bitwise_xor.reduce((registers >> _BITS & 1) * matrix[:, None], axis=0)

@@ -36,6 +36,9 @@ from pipeline.probe import (
 from pipeline.probe import probe as probe
 from pipeline.recipe import EncodeRecipe
 
+GENERAL = "-nostdin -hide_banner -y -v repeat+verbose -nostats -filter_complex_threads 1".split()  # noqa: SIM905
+"""What every call of ffmpeg on a source begins with."""
+
 _PREROLL = 2.0  # s decoded before the start, so that the picture on screen there is known
 _MAX_PLANE_BYTES = 2 << 30
 _UNTAGGED_HD = 720  # lines: an untagged source of so many is taken for BT.709, as players do
@@ -139,10 +142,12 @@ def command(
     start: float,
     wanted: int,
     recipe: EncodeRecipe,
-    out: Path | None,
+    out: Path | int | None,
     ffmpeg: str,
 ) -> list[str]:
     """The argument list of the one pass: `wanted` frames to `out`, wanted + 1 luma planes to a pipe.
+
+    `out` is the mp4, or the descriptor of a pipe for the same pictures as they come (in nut), or nothing.
 
     Every option is there for a reason that was measured: -copyts and setpts keep the source's clock
     (PTS-STARTPTS shifts by up to a frame); the pre-roll and noaccurate_seek keep the picture that was
@@ -150,6 +155,23 @@ def command(
     hold when the picture size changes; one thread, mbtree=0, accurate_rnd and bitexact make the bytes
     the same on every x86-64 machine.
     """
+    import ffmpeg as ffmpeg_python
+
+    frames = frame_graph(source, info, start, wanted, recipe)
+    if out is None:
+        streams = [_plane_output(ffmpeg_python, frames)]
+    else:
+        both = frames.filter_multi_output("split")
+        streams = [
+            clip_output(both[0].filter("trim", end_frame=wanted), recipe, out),
+            _plane_output(ffmpeg_python, both[1]),
+        ]
+    arguments = ffmpeg_python.merge_outputs(*streams) if len(streams) > 1 else streams[0]
+    return [ffmpeg, *GENERAL, *arguments.get_args()]
+
+
+def frame_graph(source: Path, info: SourceInfo, start: float, wanted: int, recipe: EncodeRecipe):
+    """ffmpeg-python's stream of the wanted + 1 frames of `command`, from the opening of `source` on."""
     import ffmpeg as ffmpeg_python
 
     preroll = max(0, math.floor(min(_PREROLL, start) * recipe.rate + 1e-9))
@@ -167,18 +189,7 @@ def command(
     if info.container in SEEKABLE and seek > 0:
         options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{seek:.6f}"}
     video = ffmpeg_python.input(f"file:{Path(source).absolute()}", **options)["V:0"]
-    frames = _frames(video, info, start + info.origin, preroll, wanted, recipe)
-    if out is None:
-        streams = [_plane_output(ffmpeg_python, frames)]
-    else:
-        both = frames.filter_multi_output("split")
-        streams = [
-            _clip_output(ffmpeg_python, both[0].filter("trim", end_frame=wanted), recipe, out),
-            _plane_output(ffmpeg_python, both[1]),
-        ]
-    arguments = ffmpeg_python.merge_outputs(*streams) if len(streams) > 1 else streams[0]
-    general = ["-nostdin", "-hide_banner", "-y", "-v", "repeat+verbose", "-nostats"]
-    return [ffmpeg, *general, "-filter_complex_threads", "1", *arguments.get_args()]
+    return _frames(video, info, start + info.origin, preroll, wanted, recipe)
 
 
 def _frames(video, info: SourceInfo, zero: float, preroll: int, wanted: int, recipe: EncodeRecipe):
@@ -206,8 +217,11 @@ def _frames(video, info: SourceInfo, zero: float, preroll: int, wanted: int, rec
     return video
 
 
-def _clip_output(ffmpeg_python, frames, recipe: EncodeRecipe, out: Path):
-    options = {
+def clip_output(frames, recipe: EncodeRecipe, out: Path | int):
+    """ffmpeg-python's output of `frames` as a clip: an mp4, or nut into the pipe of that descriptor."""
+    import ffmpeg as ffmpeg_python
+
+    options: dict[str, object] = {
         "c:v": "libx264",
         "preset": recipe.preset,
         "crf": recipe.crf,
@@ -220,9 +234,10 @@ def _clip_output(ffmpeg_python, frames, recipe: EncodeRecipe, out: Path):
         "map_metadata": -1,
         "map_chapters": -1,
         "color_range": "tv",
-        "write_btrt": 0,
-        "movflags": "+faststart",
     }
+    if isinstance(out, int):
+        return ffmpeg_python.output(frames, f"pipe:{out}", f="nut", flush_packets=1, **options)
+    options |= {"write_btrt": 0, "movflags": "+faststart"}
     return ffmpeg_python.output(frames, f"file:{out.absolute()}", f="mp4", **options)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trainer
 
-ALLOWED = {"dataset", "clip", "storage"}
+ALLOWED = {"dataset", "clip", "storage", "video"}
 
 
 def imported(path: Path) -> set[str]:

@@ -59,8 +59,8 @@ class ConvNetLSTM(nn.Module):
     """(a) ConvNet and LSTM: Inception-v1 on each frame, a batch-normalised LSTM of 512 on its average pool.
 
     Takes (N, `in_channels`, T, H, W) float, every fifth frame: 25 in training, 50 in test, of 224x224. The
-    loss is on the outputs of all steps (`steps`), the last one's is the answer. Published on Kinetics-400:
-    63.3 %.
+    loss is on the outputs of all steps (`steps`), the last one's is the answer. 9 million parameters.
+    Published (table 2): Kinetics-400 63.3, UCF-101 81.0, HMDB-51 36.0 %.
 
     Args:
         dropout: probability before the last layer.
@@ -110,8 +110,8 @@ class C3D(nn.Module):
 
     Takes (N, `in_channels`, T, H, W) float, T >= 16; 16 frames of 112x112 as published, of other pictures
     the last maps are averaged to 4x4. Longer clips are gone through in steps of 16 frames, and the logits
-    averaged. Published on Kinetics-400: 56.1 %. (D. Tran et al., "Learning Spatiotemporal Features with 3D
-    Convolutional Networks", ICCV 2015, figure 3.)
+    averaged. 79 million parameters. Published (table 2): Kinetics-400 56.1, UCF-101 51.6, HMDB-51 24.3 %.
+    (D. Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks", ICCV 2015, figure 3.)
 
     Args:
         dropout: probability after both hidden linear layers.
@@ -183,9 +183,9 @@ class TwoStream(nn.Module):
 
     Takes rgb (N, 3, K, H, W) or one frame for each of flow, and flow (N, 2, 10 K, H, W); K = 1 in training,
     25 in test, of 224x224. The streams' predictions are averaged, after each one's logits over K; the loss
-    is the mean of both towers' (`steps`). Published on Kinetics-400: 62.2 for RGB, 52.4 for flow, 65.6 % for
-    both. (K. Simonyan, A. Zisserman, "Two-Stream Convolutional Networks for Action Recognition in Videos",
-    NIPS 2014.)
+    is the mean of both towers' (`steps`). 12 million parameters. Published (table 2), RGB, flow and both:
+    Kinetics-400 62.2, 52.4, 65.6; UCF-101 83.6, 85.6, 91.2; HMDB-51 43.2, 56.3, 58.3 %. (K. Simonyan, A.
+    Zisserman, "Two-Stream Convolutional Networks for Action Recognition in Videos", NIPS 2014.)
 
     Args:
         in_channels: of an RGB frame.
@@ -241,8 +241,9 @@ class FusedThreeD(nn.Module):
 
     Takes rgb (N, 3, K, H, W), 10 frames apart, or one frame for each of flow, and flow (N, 2, 10 K, H, W); K
     = 5 in training, 25 in test, of 224x224. How the maximum strides and what comes between it and the linear
-    layer is not published: here SAME with stride 2, and the mean of the logits over what is left. Published
-    on Kinetics-400: 67.2 %.
+    layer is not published: here SAME with stride 2, and the mean of the logits over what is left.
+    39 million parameters. Published (table 2), RGB, flow and both: Kinetics-400 67.2 (both); UCF-101 83.2,
+    85.8, 89.3; HMDB-51 49.2, 55.5, 56.8 %.
 
     Args:
         in_channels: of an RGB frame.

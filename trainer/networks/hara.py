@@ -62,7 +62,9 @@ def cubic(norm: Norm, channels: int, shortcut: str, deep: bool) -> Block:
 class HaraResNet(ResidualNetwork):
     """A 3D-ResNet whose stem is 7x7x7 and whose first pool halves time too (table 1).
 
-    Takes (N, `in_channels`, T, H, W) float; 16 frames of 112x112 as published.
+    Takes (N, `in_channels`, T, H, W) float; 16 frames of 112x112 as published. Published on Kinetics-400,
+    top-1 of the validation split, with shortcut A for 18 and 34 layers and B for more: 18 layers
+    54.2, 34 60.1, 50 61.3, 101 62.8, 152 63.0 %.
 
     Args:
         layers: 18 or 34 of basic blocks; 50, 101 or 152 of bottlenecks.
@@ -98,11 +100,12 @@ class HaraResNet(ResidualNetwork):
         )
 
 
-for _layers in (18, 34):
+for _layers, _accuracy in ((18, 54.2), (34, 60.1)):
     register(
         f"hara-r3d-{_layers}",
         streams=("rgb", "flow"),
         configuration="hara",
         sizes=(16, 112, 112),
+        accuracy={"rgb": _accuracy},
         source=SOURCE,
     )(partial(HaraResNet, layers=_layers))

@@ -32,9 +32,10 @@ class Conv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and x.shape[2] < self.kernel_size[0]:
             # torch 2.13's bfloat16 weight gradient is of memory never written where a clip has fewer frames
-            # than the kernel: 16 frames come to 2 in the last modules.
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
+            # than the kernel (16 come to 2 in the last modules): these get their zeros before.
+            t, h, w = (int(p) for p in self.padding)
+            x = F.pad(x, (0, 0, 0, 0, t, t))
+            return F.conv3d(x, self.weight, self.bias, self.stride, (0, h, w), self.dilation, self.groups)
         return super().forward(x)
 
 

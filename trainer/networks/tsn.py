@@ -94,7 +94,8 @@ class TSN(nn.Module):
 
     Takes (N, `in_channels`, 5 K, H, W) float, snippets of 5 consecutive frames from K segments: 3 in
     training, 25 in test, of 224x224 as published. RGB sees the first frame of each, flow (2 channels) all
-    five stacked. The consensus is the mean of the segments' logits. Published on UCF-101, not on Kinetics.
+    five stacked. The consensus is the mean of the segments' logits. Published on UCF-101 and HMDB-51,
+    both streams and a third of warped flow: 94.2 and 69.4 %; not on Kinetics.
 
     Args:
         snippet: consecutive frames of a segment.

@@ -49,7 +49,7 @@ SINGLE = {("tsn-bninception", "rgb"), ("f-r2d-18", "rgb")}
 
 @dataclass(frozen=True)
 class Reduced:
-    """An input small enough for one core: `frames`, `stride` apart, `side` pixels square.
+    """An input small enough for one core: `frames`, `stride` apart, of `side` pixels square.
 
     The square is as large as the picture's short side: smaller ones, at random places, would keep networks of
     single frames from learning the training clips by heart, which they must for their row to be judged.
@@ -58,6 +58,7 @@ class Reduced:
     frames: int = 8
     stride: int = 2
     side: int = 32
+    segments: int = 0  # 0: frames of one window; else as `trainer.data.batch.Input` has them
 
 
 _INCEPTION = Reduced(frames=16, stride=1, side=48)  # halves time three times and space five
@@ -74,13 +75,14 @@ INPUTS = {
     "i3d-r50-nl5": Reduced(frames=16, stride=1),
     "slowfast-4x16-r50": Reduced(frames=16, stride=1),
     "slowfast-8x8-r50": Reduced(frames=16, stride=1),
-    "tsn-bninception": Reduced(frames=15, stride=1, side=48),  # three snippets of five
+    "tsm-r50": Reduced(stride=1, segments=8),
+    "tsn-bninception": Reduced(frames=15, stride=1, side=48, segments=3),  # three snippets of five
 }
 """What is not the default of `Reduced`, and why."""
 
 RECIPE: Mapping[str, Mapping[str, Any]] = {
     "network": {"dropout": 0.0, "bn_momentum": 0.1},
-    "input": {"flip": False},
+    "input": {"flip": False, "scales": [], "distortion": 0, "corners": False, "test_segments": 0},
     "optimisation": {
         "lr": 0.01,
         "momentum": 0.9,
@@ -108,6 +110,7 @@ def settings(name: str, stream: str) -> dict[str, dict[str, Any]]:
     chosen["network"]["name"] = name
     seen = INPUTS.get(name, Reduced())
     chosen["input"] |= {"stream": stream, "frames": seen.frames, "stride": seen.stride}
+    chosen["input"] |= {"segments": seen.segments}
     chosen["input"] |= {"short_side": seen.side, "crop": seen.side}
     return chosen
 
@@ -260,14 +263,17 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA, help=f"default {DATA}, which make demo leaves")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=networks.names(), help="these networks")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=networks.names(), help="these, in this order"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "networks.json")
     options = parser.parse_args()
     if not (options.data / "dataset.json").is_file():
         parser.error(f"{options.data} is no data set: run make demo first, or name one with --data")
     torch.set_num_threads(1)
     done = json.loads(options.output.read_text()) if options.output.exists() else {}
-    wanted = [row for row in rows_to_measure() if not options.only or row[0] in options.only]
+    every = rows_to_measure()
+    wanted = [row for name in options.only for row in every if row[0] == name] if options.only else every
     for name, stream in wanted:
         key = f"{name} {stream}"
         if done.get(key, {}).get("settings") != settings(name, stream):
@@ -275,7 +281,7 @@ def main() -> int:
             done[key] = measure(name, stream, str(options.data))
             options.output.parent.mkdir(parents=True, exist_ok=True)
             recording.write_json(options.output, done)
-    rows = [done[f"{name} {stream}"] for name, stream in rows_to_measure() if f"{name} {stream}" in done]
+    rows = [done[f"{name} {stream}"] for name, stream in every if f"{name} {stream}" in done]
     print(table(rows))
     plot(rows, options.output.with_suffix(".png"))
     return 0

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from every_network import on_meta, reduced
+from every_network import on_meta, parameters, reduced
 from torch import nn
 
 from trainer import networks
-from trainer.networks.layers import BatchNorm3d, Norm
+from trainer.networks.artnet import Smart
+from trainer.networks.layers import BatchNorm3d, Conv3dSame, Norm
 from trainer.networks.recurrent import BatchNormLSTM
 from trainer.networks.resnet_i3d import NonLocal
+from trainer.networks.s3d import LAYERS
+from trainer.networks.slowfast import Lateral
 from trainer.networks.tsm import Shift
 from trainer.towers import Objective, Tower
 from trainer.weights import torchvision as from_torchvision
@@ -34,22 +37,37 @@ def test_logits_are_torchvisions_for_the_same_weights(name):
         torch.testing.assert_close(ours(clip), theirs(clip), rtol=1e-5, atol=1e-6)
 
 
-def test_non_local_blocks_put_into_a_network_change_nothing():
+PLACES = {
+    1: ["layer3.5"],
+    5: ["layer2.2", "layer2.5", "layer3.2", "layer3.5", "layer3.8"],
+    10: [*(f"layer2.{n}" for n in (1, 3, 5, 7)), *(f"layer3.{n}" for n in (1, 3, 5, 7, 9, 11))],
+}
+"""Where non-local blocks stand among the modules of res3 and res4, by their number."""
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kind"),
+    [(1, "concatenation"), (5, "embedded-gaussian"), (5, "dot-product"), (10, "gaussian")],
+)
+def test_non_local_blocks_put_into_a_network_change_nothing(blocks, kind):
     torch.manual_seed(0)
     plain = networks.build("i3d-r50", 5).eval()
     for layer in plain.modules():
         if isinstance(layer, BatchNorm3d):
             nn.init.uniform_(layer.weight, 0.5, 1)
-    more = networks.build("i3d-r50", 5, nonlocal_blocks=5).eval()
-    names = iter(n for n, m in more.named_modules() if isinstance(m, NonLocal))
-    assert list(names) == ["layer2.2", "layer2.5", "layer3.2", "layer3.5", "layer3.8"]
+    more = networks.build("i3d-r50", 5, nonlocal_blocks=blocks, nonlocal_kind=kind).eval()
+    inside = [n for n, m in more.named_modules() if isinstance(m, NonLocal)]
+    assert inside == PLACES[blocks]
     given = iter(plain.state_dict().values())
-    inside = tuple(n for n, m in more.named_modules() if isinstance(m, NonLocal))
-    own = {k: v if k.startswith(inside) else next(given) for k, v in more.state_dict().items()}
+    mine = tuple(f"{name}." for name in inside)
+    own = {k: v if k.startswith(mine) else next(given) for k, v in more.state_dict().items()}
     more.load_state_dict(own)
-    clip = torch.randn(1, 3, 4, 48, 48)
+    clip = torch.randn(1, 3, 4, 32, 32)
     with torch.no_grad():
-        assert torch.equal(more(clip), plain(clip))
+        want = plain(clip)
+        assert torch.equal(more(clip), want)
+        nn.init.constant_(more.get_submodule(inside[0]).norm.weight, 1)
+        assert not torch.equal(more(clip), want)
 
 
 @pytest.mark.parametrize("kind", NonLocal.KINDS)
@@ -96,16 +114,24 @@ def test_a_shift_brings_an_eighth_from_after_and_an_eighth_from_before(padding):
 
 
 @pytest.mark.parametrize("placement", ["residual", "in-place"])
+def test_a_shift_is_on_the_residual_branch_or_before_the_shortcut_too(placement):
+    block = networks.build("tsm-r50", 5, placement=placement).eval().blocks()[1]
+    nn.init.zeros_(block.conv3[1].weight)  # leaves the shortcut
+    clip = torch.rand(1, 256, 3, 2, 2)
+    assert torch.equal(block(clip), clip if placement == "residual" else Shift()(clip))
+
+
+@pytest.mark.parametrize("placement", ["residual", "in-place"])
 def test_online_frame_by_frame_is_the_clip_and_keeps_an_eighth_of_the_channels(placement):
     torch.manual_seed(0)
-    network = networks.build("tsm-r50", 5, online=True, placement=placement).eval()
-    clip, state, logits = torch.randn(2, 3, 4, 32, 32), None, []
+    network = networks.build("tsm-r50", 5, online=True, placement=placement).double().eval()
+    clip, state, logits = torch.randn(2, 3, 4, 32, 32, dtype=torch.float64), None, []
     with torch.no_grad():
         want = network.logits_over_time(clip)
         for frame in clip.unbind(dim=2):
             one, state = network.step(frame, state)
             logits.append(one)
-    torch.testing.assert_close(torch.stack(logits, dim=1), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.stack(logits, dim=1), want, rtol=1e-10, atol=1e-10)
     assert [kept.shape[1] for kept in state] == [8] + [32] * 3 + [64] * 4 + [128] * 6 + [256] * 2
     with pytest.raises(ValueError, match="online=True"):
         on_meta("tsm-r50").step(torch.empty(1, 3, 32, 32, device="meta"))
@@ -126,6 +152,26 @@ def test_slowfast_has_three_laterals_and_two_fusions(lateral, fusion):
     assert network(torch.empty(1, 3, 16, 64, 64, device="meta")).shape == (1, 5)
     with pytest.raises(ValueError, match="cannot be added"):
         on_meta("slowfast-8x8-r50", lateral="sampling", fusion="sum")
+
+
+@pytest.mark.parametrize("fusion", ["sum", "concatenation"])
+@pytest.mark.parametrize("kind", ["time-to-channel", "sampling", "convolution"])
+def test_a_lateral_brings_the_frames_that_the_paper_says(kind, fusion):
+    torch.manual_seed(0)
+    slow, fast = torch.randn(1, 4, 2, 1, 1), torch.randn(1, 2 if kind != "sampling" else 4, 4, 1, 1)
+    lateral = Lateral(Norm(), 4, fast.shape[1], 2, kind, fusion, 5).eval()
+    before, after = fast[0, :, :, 0, 0], lateral(slow, fast)[0, :, :, 0, 0]
+    if kind == "time-to-channel":
+        brought = torch.stack([before[:, 0::2], before[:, 1::2]], dim=1).flatten(0, 1)
+    elif kind == "sampling":
+        brought = before[:, ::2]
+    else:  # frames -2 to 2 and 0 to 4, zeros where there are none
+        weight, padded = lateral.conv[0].weight[:, :, :, 0, 0], F.pad(before, (2, 2))
+        sums = [torch.einsum("oit,it->o", weight, padded[:, at : at + 5]) for at in (0, 2)]
+        brought = (torch.stack(sums, dim=1) / (1 + 1e-5) ** 0.5).relu()
+    own = slow[0, :, :, 0, 0]
+    want = own + brought if fusion == "sum" else torch.cat([own, brought])
+    torch.testing.assert_close(after, want)
 
 
 def test_the_slow_pathway_sees_frames_spread_from_first_to_last():
@@ -250,3 +296,88 @@ def test_too_few_frames_are_refused_in_a_sentence(name, frames, says):
 def test_an_option_that_cannot_be_is_refused_with_what_there_is(name, options):
     with pytest.raises(ValueError, match=r"choose|take"):
         on_meta(name, **options)
+
+
+def test_shortcut_a_takes_every_second_place_and_pads_channels_with_zeros():
+    block = networks.build("hara-r3d-18", 5, shortcut="A").layer2[0]
+    x = torch.randn(1, 64, 4, 6, 6)
+    past = block.downsample(x)
+    assert torch.equal(past[:, :64], x[:, :, ::2, ::2, ::2])
+    assert past.shape[1] == 128
+    assert not past[:, 64:].any()
+
+
+@pytest.mark.parametrize("layers", [18, 34, 50, 101, 152])
+def test_hara_networks_have_so_many_layers_of_3x3x3_kernels(layers):
+    network = on_meta("hara-r3d-34", num_classes=5, layers=layers)
+    main = [m for n, m in network.named_modules() if isinstance(m, nn.Conv3d) and "downsample" not in n]
+    assert len(main) + 1 == layers
+    cubic = sum(m.kernel_size == (3, 3, 3) for m in main)
+    assert cubic == (layers - 2 if layers < 50 else (layers - 2) // 3)
+    assert network(torch.empty(1, 3, 16, 112, 112, device="meta")).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks"), [(50, (3, 4, 6, 3)), (101, (3, 4, 23, 3)), (152, (3, 8, 36, 3))]
+)
+def test_ip_csn_is_ir_csn_with_a_pointwise_convolution_before_each_depthwise_one(layers, blocks):
+    ir, ip = (on_meta(f"{kind}-csn-152", layers=layers) for kind in ("ir", "ip"))
+    widths = [w for w, n in zip((64, 128, 256, 512), blocks, strict=True) for _ in range(n)]
+    assert parameters(ip) - parameters(ir) == sum(w * w + 2 * w for w in widths)
+    for network in (ir, ip):
+        depthwise = [m for m in network.modules() if isinstance(m, nn.Conv3d) and m.groups > 1]
+        assert [m.groups for m in depthwise] == widths
+        assert {m.kernel_size for m in depthwise} == {(3, 3, 3)}
+
+
+@pytest.mark.parametrize("cut", LAYERS)
+def test_time_is_on_one_side_of_any_cut_through_i3d(cut):
+    whole = on_meta("i3d")
+    for heavy in ("bottom", "top"):
+        network = on_meta(f"i3d-{heavy}-heavy", cut=cut)
+        for name, module in network.named_modules():
+            if not isinstance(module, Conv3dSame) or whole.get_submodule(name).kernel[0] == 1:
+                continue
+            layer = name.split(".")[0].rpartition("_")[2]
+            below = LAYERS.index(layer) < LAYERS.index(cut)
+            assert (module.kernel[0] > 1) == (below == (heavy == "bottom"))
+            assert module.kernel[1:] == whole.get_submodule(name).kernel[1:]
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_tsn_averages_its_segments_and_sees_one_frame_or_five_of_each(stream):
+    torch.manual_seed(0)
+    channels = networks.CHANNELS[stream]
+    network = networks.build("tsn-bninception", 5, in_channels=channels).eval()
+    clip = torch.randn(1, channels, 15, 32, 32)
+    with torch.no_grad():
+        logits = network(clip)
+        each = [network(clip[:, :, at : at + 5]) for at in (0, 5, 10)]
+        torch.testing.assert_close(logits, sum(each) / 3)
+        clip[:, :, [1, 7, 14]] += 1
+        assert torch.equal(network(clip), logits) == (stream == "rgb")
+        clip[:, :, 5] += 1
+        assert not torch.equal(network(clip), logits)
+
+
+def test_a_smart_block_squares_its_relations_and_averages_them_over_pairs_of_channels():
+    torch.manual_seed(0)
+    block = Smart(Norm(eps=0.0), 3, 4, 3, 1, False).eval()
+    x = torch.randn(1, 3, 3, 5, 5)
+    with torch.no_grad():
+        energy = block.relation(x) ** 2
+        pooled = (energy[:, 0::2] + energy[:, 1::2]) / 2
+        want = block.reduction(torch.cat([block.appearance(x).relu(), pooled], dim=1))
+        torch.testing.assert_close(block(x), want)
+
+
+def test_3d_fusion_sees_the_rgb_frame_that_each_ten_of_flow_begin_with():
+    torch.manual_seed(0)
+    network = networks.build("fused-3d", 5).eval()
+    rgb, flow = torch.randn(1, 3, 20, 32, 32), torch.randn(1, 2, 20, 32, 32)
+    with torch.no_grad():
+        logits = network(rgb, flow)
+        for frame, seen in ((10, True), (1, False)):
+            other = rgb.clone()
+            other[:, :, frame] += 1
+            assert torch.equal(network(other, flow), logits) != seen

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.checkpoint import Checkpoint, write
+from trainer.data.batch import STREAMS, Input
 from trainer.networks.layers import BatchNorm3d, Conv3dSame, Dropout
 from trainer.networks.registry import names, register
+from trainer.towers import build
+
+SIZE = {"frames": 9, "short_side": 40, "crop": 32}
 
 
 class Small(nn.Module):
@@ -23,10 +29,27 @@ class Small(nn.Module):
         self.dropout = Dropout(dropout)
         self.logits = nn.Conv3d(32, num_classes, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> Tensor:
         x = F.relu(self.first_norm(self.first(x)))
-        x = F.relu(self.second_norm(self.second(x)))
-        return self.logits(self.dropout(x)).mean(dim=(2, 3, 4))
+        return F.relu(self.second_norm(self.second(x)))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.maps(x).mean(dim=(2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.dropout(self.maps(x))).mean(dim=(2, 3, 4))
+
+
+CLASSES = ("bowling", "surfing water", "yoga")
+
+
+def checkpoint(path: Path, name: str = "small", streams: tuple[str, ...] = STREAMS, **input) -> Path:
+    """Writes a checkpoint of a network with random weights; `input` are settings of what it is fed."""
+    fed = Input(**{"stream": streams[0] if len(streams) == 1 else "both", **SIZE, **input})
+    towers = build(name, {}, streams, len(CLASSES), seed=1, input=fed)
+    weights = {stream: tower.network.state_dict() for stream, tower in towers.items()}
+    write(path, Checkpoint(name, {}, fed, CLASSES, (), {}, {}, 0, weights))
+    return path
 
 
 if "small" not in names():

@@ -1,0 +1,142 @@
+"""Promises of predict: what evaluation says of the same clip, as a person or a program reads it, or drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_network
+import torch
+from campaigns import make_videos
+
+from demo.site import Site
+from pipeline import clip
+from pipeline.probe import probe
+from trainer import annotation, predict, towers
+from trainer import checkpoint as checkpoints
+from trainer.__main__ import main
+from trainer.data.augmentation import evaluation_cuts
+from trainer.data.decoding import decode_rgb
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("videos"), ["one", "two"], seconds=4)
+
+
+@pytest.fixture(scope="module")
+def rgb(tmp_path_factory) -> Path:
+    return small_network.checkpoint(tmp_path_factory.mktemp("c") / "rgb.pt", streams=("rgb",))
+
+
+def lines_of(text: str) -> list[tuple[float, str]]:
+    return [(float(p), name) for p, name in (line.split("\t") for line in text.splitlines() if "\t" in line)]
+
+
+def test_it_is_what_evaluation_says_of_the_clip(videos, rgb, tmp_path, capsys):
+    assert main(["predict", str(videos / "one.mp4"), "--rgb", str(rgb)]) == 0
+    said = lines_of(capsys.readouterr().out)
+    known = checkpoints.load(rgb)
+    mp4 = tmp_path / "clip.mp4"
+    info = probe(videos / "one.mp4")
+    recipe = clip.EncodeRecipe()
+    cut = clip.cut(videos / "one.mp4", 0, info.end, recipe, mp4, ffmpeg=clip.ffmpeg_binary(), timeout=60)
+    size = (cut.width, cut.height)
+    cuts = evaluation_cuts(known.input, cut.frames, *size, None, 1, 1)
+    pixels = np.empty((1, 3, cut.frames, 32, 32), np.uint8)
+    decode_rgb(mp4.read_bytes(), cuts, size, 25, pixels)
+    with torch.no_grad():
+        logits = towers.restore(known)["rgb"]((torch.from_numpy(pixels) / 127.5 - 1, None))[0]
+    want = logits.softmax(0).sort(descending=True)
+    assert [name for _, name in said] == [known.classes[i] for i in want.indices]
+    np.testing.assert_allclose([p for p, _ in said], want.values, atol=6e-5)
+
+
+def test_both_streams_are_added_and_json_is_for_programs(videos, tmp_path, capsys):
+    both = small_network.checkpoint(tmp_path / "both.pt")
+    short = make_videos(tmp_path / "short", ["a"], seconds=1) / "a.mp4"
+    found = []
+    for which in (["--checkpoint", both], ["--rgb", both, "--flow", both], ["--rgb", both], ["--flow", both]):
+        assert main(["predict", str(short), *map(str, which), "--json", "--top", "3"]) == 0
+        found += json.loads(capsys.readouterr().out)
+    whole, named, *alone = found
+    assert whole == named
+    assert (whole["video"], whole["seconds"], whole["moments"]) == (str(short), 1.0, [])
+    joint, rgb, flow = (
+        {c["class"]: np.log(c["probability"]) for c in one["classes"]} for one in (whole, *alone)
+    )
+    apart = [joint[name] - rgb[name] - flow[name] for name in small_network.CLASSES]
+    np.testing.assert_allclose(apart, apart[0], atol=1e-5)
+
+
+def test_several_videos_are_told_apart_and_one_that_fails_is_a_sentence(videos, rgb, tmp_path, capsys):
+    (tmp_path / "page.mp4").write_text("<html>")
+    with Site(videos, {}) as site:
+        names = [str(videos / "one.mp4"), str(tmp_path / "page.mp4"), f"{site.url}/two.mp4"]
+        assert main(["predict", *names, "--rgb", str(rgb), "--top", "1"]) == 1
+    said = capsys.readouterr()
+    heads = [line for line in said.out.splitlines() if line.startswith("==> ")]
+    assert heads == [f"==> {names[0]}", f"==> {names[2]}"]
+    assert len(lines_of(said.out)) == 2
+    assert said.err.count("\n") == 1
+    assert "page.mp4" in said.err
+    assert "no video file" in said.err
+
+
+def test_a_long_video_is_seen_in_pieces_and_its_logits_averaged(rgb, tmp_path, monkeypatch):
+    video = make_videos(tmp_path, ["long"], seconds=5) / "long.mp4"
+
+    def logits(piece: int) -> np.ndarray:
+        monkeypatch.setattr(predict, "PIECE", piece)
+        (answer,) = predict.predict(predict.Job(((str(rgb), None),), (str(video),)))
+        assert answer.frames == 125
+        values = dict(answer.classes)
+        return np.log([values[name] for name in small_network.CLASSES])
+
+    assert np.abs(logits(250) - logits(50)).max() < 0.5
+    assert not np.array_equal(logits(250), logits(50))
+
+
+def test_an_annotated_video_shows_the_classes_of_each_moment(videos, rgb, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    call = ["predict", str(videos / "two.mp4"), "--rgb", str(rgb), "--annotate", str(out), "--json"]
+    assert main(call) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert [(m["start"], m["end"]) for m in found["moments"]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    info = probe(out)
+    assert (info.width, info.height, info.duration) == (256, 340, 4.0)
+    before, _ = clip.read(videos / "two.mp4")
+    after = clip.decode(out)
+    assert after.shape == before.shape
+    changed = np.abs(after.astype(int) - before).max(axis=(0, 3)) > 60
+    assert changed[-60:, :150].mean() > 0.5
+    assert changed[:150].mean() < 0.01
+    assert main([call[0], str(videos / "one.mp4"), *call[1:]]) == 2
+    assert "one VIDEO" in capsys.readouterr().err
+
+
+def test_a_label_has_room_for_any_name():
+    classes = [("a name that is far longer than any picture of so few pixels is wide" * 3, 0.5), ("é ß", 1.0)]
+    drawn = np.frombuffer(annotation.label((320, 240), (61.25, 3599.96), classes), np.uint8)
+    drawn = drawn.reshape(240, 320, 4)
+    assert not drawn[:150].any()
+    assert drawn[239, 0, 3] > 100
+    light = (drawn[..., :3] > 160).all(axis=2)
+    assert light[-35:].any()
+    assert not light[:, 235:].any()
+
+
+def test_without_a_checkpoint_it_says_where_there_are_some(videos, capsys):
+    assert main(["predict", str(videos / "one.mp4")]) == 2
+    said = capsys.readouterr().err
+    assert "github.com/google-deepmind/kinetics-i3d" in said
+    assert "python -m trainer import" in said
+    assert main(["predict", str(videos / "one.mp4"), "--rgb", "absent"]) == 1
+    assert "absent is not there" in capsys.readouterr().err
+
+
+def test_real_footage_is_recognised_as_something(real_clips, rgb, capsys):
+    assert main(["predict", str(real_clips / "arm_wrestling.mp4"), "--rgb", str(rgb)]) == 0
+    assert sum(p for p, _ in lines_of(capsys.readouterr().out)) == pytest.approx(1, abs=1e-3)

@@ -1,0 +1,344 @@
+"""Features of whole videos for temporal localisation: sliding windows, many videos at once, one file each.
+
+A video's file does not depend on which others shared its batches. Reading is `trainer.footage`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import queue
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from pipeline import dataset, video
+from pipeline.storage import Failed, Storage
+from trainer import ensemble, footage
+from trainer.configuration import ConfigurationError
+from trainer.data.decoding import Undecodable
+from trainer.data.reading import Reader, SampleError
+from trainer.data.rows import Rows, check_input, open_rows
+from trainer.ensemble import Clip, Ensemble, Named
+from trainer.footage import Footage
+from trainer.towers import precision_for
+
+SETTINGS, FAILED = "features.json", "failed.jsonl"
+"""What all files of a folder were made with, and the inputs that came to nothing in its last run."""
+
+_READERS = 8
+_MACHINE = ("environment", "storage")  # classes of failures that are not the video's
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``features``: which towers, over which inputs, how, into which folder."""
+
+    checkpoints: Named
+    inputs: tuple[str, ...]
+    output: str
+    window: int = 16  # frames
+    stride: int = 8  # frames
+    batch_size: int = 8  # windows
+    workers: int = 0  # videos that are read at once; 0: one a core, up to `_READERS`
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 1), ("stride", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video: the name of its files (without suffix), what a person calls it, and how it is opened.
+
+    `open` is given a folder for what must be fetched, and how many threads may share the flow.
+    """
+
+    name: str
+    shown: str
+    open: Callable[[Path, int], Footage] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: files written, files there before, and a sentence for each input that failed."""
+
+    written: int
+    kept: int
+    failed: dict[str, str]
+
+
+def extract(job: Job) -> Outcome:
+    """Writes the features of every input that has none in the folder yet.
+
+    Raises:
+        CheckpointError, ConfigurationError: the call cannot be run, or the folder holds other features.
+        RowsError: a data set that does not go with the checkpoints.
+        Failed: the folder cannot be written.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    towers = ensemble.load(job.checkpoints).to(device)
+    ensemble.require(towers, job.window, f"give --window {towers.span}, as it was trained")
+    sources = find(job.inputs, towers)
+    storage = Storage(job.output)
+    _settle(storage, job, towers)
+    missing = [source for source in sources if not _done(storage, source.name)]
+    precision = precision_for(device, job.precision)
+    writing = _Writing(storage, job, towers.rate)
+    for batch in _batches(_windows(missing, job, towers), job.batch_size, writing):
+        scale = np.array([item.scale for item in batch], np.float32)
+        values = towers.features([item.clip for item in batch], scale, device, precision)
+        for item, row in zip(batch, values, strict=True):
+            writing.add(item.source, row)
+    lines = [json.dumps({"input": shown, "reason": why}) + "\n" for shown, why in writing.failed.items()]
+    if lines or storage.exists(FAILED):
+        storage.write(FAILED, "".join(lines).encode())
+    return Outcome(writing.written, len(sources) - len(missing), writing.failed)
+
+
+def find(inputs: Iterable[str], towers: Ensemble) -> list[Source]:
+    """The videos that inputs name: files, folders of files, addresses, YouTube ids, published data sets.
+
+    Raises:
+        ConfigurationError: an input that is nothing, or two that would be written to one file.
+        RowsError: a data set that does not go with the towers.
+    """
+    found: dict[str, Source] = {}
+    for name in inputs:
+        some = list(_in_root(name, towers) if _is_root(name) else _raw(name, towers))
+        if not some:
+            raise ConfigurationError(f"{name} holds no video: name a video, a folder of them or a data set")
+        for source in some:
+            if source.name in found:
+                raise ConfigurationError(
+                    f"{found[source.name].shown} and {source.shown} would both be written to "
+                    f"{source.name}.npy: give them an --output each"
+                )
+            found[source.name] = source
+    return list(found.values())
+
+
+def _is_root(name: str) -> bool:
+    if name.startswith(("http://", "https://")) or (not os.path.isdir(name) and "://" not in name):
+        return False
+    return Storage(name).exists("dataset.json")
+
+
+def _raw(name: str, towers: Ensemble) -> Iterator[Source]:
+    views = towers.views
+
+    def opener(path: str) -> Callable[[Path, int], Footage]:
+        return lambda folder, threads: footage.of_file(video.local_file(path, folder), views, threads)
+
+    if os.path.isdir(name):
+        below = Path(name)
+        for path in sorted(p for p in below.rglob("*") if p.suffix.lower() in video.SUFFIXES and p.is_file()):
+            yield Source(str(path.relative_to(below).with_suffix("")), str(path), opener(str(path)))
+    elif os.path.exists(name) or video.source_of(name):
+        yield Source(video.title(name), name, opener(name))
+    else:
+        raise ConfigurationError(f"{name} is not there: name a video, a folder of them or a data set")
+
+
+def _in_root(root: str, towers: Ensemble) -> Iterator[Source]:
+    views = towers.views
+    for split in dataset.open(root).splits:
+        rows = open_rows([root], split, towers.streams)
+        for input in towers.inputs.values():
+            check_input(rows, input)
+        reader = Reader(rows, towers.streams)
+        for row in np.flatnonzero(~rows.removed):
+            key = rows.keys[int(row)].as_py()
+            yield Source(f"{split}/{key}", f"{root}: {key}", _opener(rows, int(row), reader, views))
+
+
+def _opener(rows: Rows, row: int, reader: Reader, views) -> Callable[[Path, int], Footage]:
+    size = int(rows.width[row]), int(rows.height[row])
+    return lambda folder, threads: footage.of_sample(
+        reader.read(row), int(rows.frames[row]), size, rows.rate, views
+    )
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A window of a video; without a clip, the video's end, with the reason where it failed."""
+
+    source: Source
+    clip: Clip | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
+    failure: str | None = None
+
+
+def _windows(sources: Sequence[Source], job: Job, towers: Ensemble) -> Iterator[_Item]:
+    """The windows of all videos, each video's in order, read by several threads."""
+    cores = os.cpu_count() or 1
+    readers = min(job.workers or min(cores, _READERS), max(1, len(sources)))
+    waiting: queue.Queue[Source] = queue.Queue()
+    for source in sources:
+        waiting.put(source)
+    ready: queue.Queue[_Item | BaseException] = queue.Queue(maxsize=2 * job.batch_size)
+    stop = threading.Event()
+
+    def hand_over(item: _Item | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def work() -> None:
+        try:
+            while True:
+                hand_over_all(waiting.get_nowait())
+        except (queue.Empty, _Stopped):
+            return
+        except BaseException as error:  # of a kind that is not the video's fault: goes to the caller
+            hand_over(error)
+
+    def hand_over_all(source: Source) -> None:
+        failure = None
+        with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
+            try:
+                shown = source.open(Path(folder), max(1, cores // readers))
+                for clip in footage.windows(shown.frames, job.window, job.stride, towers.views):
+                    hand_over(_Item(source, clip, shown.scale))
+            except Failed as error:
+                if str(error.failure_class) in _MACHINE:
+                    raise
+                failure = error.reason
+            except (Undecodable, SampleError) as error:
+                failure = str(error)
+        hand_over(_Item(source, failure=failure))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(readers)]
+    for thread in threads:
+        thread.start()
+    try:
+        left = len(sources)
+        while left:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            left -= item.clip is None
+            yield item
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+class _Stopped(Exception):
+    """The reader of the windows has gone."""
+
+
+def _batches(items: Iterator[_Item], size: int, writing: _Writing) -> Iterator[list[Any]]:
+    """Windows in batches of `size`, of whatever videos; a video is finished when all its windows are done."""
+    batch: list[_Item] = []
+    ended: list[_Item] = []
+    for item in items:
+        (ended if item.clip is None else batch).append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+        pending = {id(b.source) for b in batch}
+        for end in [e for e in ended if id(e.source) not in pending]:
+            writing.finish(end.source, end.failure)
+            ended.remove(end)
+    if batch:
+        yield batch
+    for end in ended:
+        writing.finish(end.source, end.failure)
+
+
+class _Writing:
+    """Files under way: rows are kept on disk until their video ends, then a .npy appears whole."""
+
+    def __init__(self, storage: Storage, job: Job, rate: int):
+        self.storage, self.job, self.rate = storage, job, rate
+        self.written = 0
+        self.failed: dict[str, str] = {}
+        self._rows: dict[str, tuple[IO[bytes], int]] = {}
+
+    def add(self, source: Source, row: np.ndarray) -> None:
+        file, count = self._rows.get(source.name) or (tempfile.TemporaryFile(), 0)  # noqa: SIM115
+        file.write(row.astype("<f4").tobytes())
+        self._rows[source.name] = file, count + 1
+
+    def finish(self, source: Source, failure: str | None) -> None:
+        """Publishes the video's files, the times first, or notes why there are none."""
+        file, count = self._rows.pop(source.name, (None, 0))
+        if failure is None and file is None:
+            failure = "there is no frame in it"
+        if failure is not None or file is None:
+            if file is not None:
+                file.close()
+            self.failed[source.shown] = failure or ""
+            print(f"{source.shown}: {failure}", file=sys.stderr)
+            return
+        with file:
+            width = file.tell() // (4 * count)
+            times = (np.arange(count) * self.job.stride + self.job.window / 2) / self.rate
+            self.storage.write(f"{source.name}.times.npy", _npy(times))
+            file.seek(0)
+            with self.storage.writer(f"{source.name}.npy") as out:
+                out.write(_header((count, width), "<f4"))
+                while chunk := file.read(1 << 20):
+                    out.write(chunk)
+        self.written += 1
+        print(f"{source.shown}: {count} windows", file=sys.stderr)
+
+
+def _header(shape: tuple[int, ...], kind: str) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": kind, "fortran_order": False, "shape": shape})
+    return out.getvalue()
+
+
+def _npy(values: np.ndarray) -> bytes:
+    return _header(values.shape, "<f8") + values.astype("<f8").tobytes()
+
+
+def _done(storage: Storage, name: str) -> bool:
+    return storage.exists(f"{name}.npy")
+
+
+def _settle(storage: Storage, job: Job, towers: Ensemble) -> None:
+    """Writes down what the folder's features are made with; raises where it holds others."""
+    mine = {
+        "rate": towers.rate,
+        "window": job.window,
+        "stride": job.stride,
+        "precision": job.precision,
+        "towers": [
+            {
+                "stream": stream,
+                "network": origin.network,
+                "sha256": hashlib.sha256(towers.files[stream].read_bytes()).hexdigest(),
+                "input": asdict(towers.inputs[stream]),
+            }
+            for stream, origin in towers.origins.items()
+        ],
+    }
+    mine = json.loads(json.dumps(mine))
+    if storage.exists(SETTINGS):
+        try:
+            theirs = dict(json.loads(storage.read_bytes(SETTINGS)))
+        except (ValueError, TypeError):
+            theirs = {}
+        if other := [name for name in mine if theirs.get(name) != mine[name]]:
+            raise ConfigurationError(
+                f"{storage.url} holds features of another {' and '.join(other)}: take another --output"
+            )
+    storage.write(SETTINGS, json.dumps(mine, indent=2).encode() + b"\n")

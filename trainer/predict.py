@@ -1,0 +1,160 @@
+"""What trained towers recognise in a video: its classes, and those of each moment for an annotated copy.
+
+The video is read as the pipeline reads what it prepares, and seen as ``evaluate`` sees a whole clip.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import video
+from pipeline.storage import Failed
+from trainer import annotation, ensemble, footage
+from trainer.configuration import ConfigurationError
+from trainer.ensemble import Clip, Ensemble, Named
+from trainer.footage import Frame
+from trainer.towers import precision_for
+
+PIECE = 250
+"""Frames that are seen at once: ten seconds, a Kinetics clip. A longer video's logits are averaged."""
+
+LEAST = 25  # frames: the shortest piece, a second, which is the shortest video that is read
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``predict``."""
+
+    checkpoints: Named
+    videos: tuple[str, ...]
+    top: int = 5
+    annotate: Path | None = None
+    threads: int = 1  # that share the computing of the flow
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ConfigurationError("--top must be at least 1")
+        if self.annotate and len(self.videos) > 1:
+            raise ConfigurationError("--annotate writes one video: name one VIDEO")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities of one video by class, most probable first, and those of its moments where asked for."""
+
+    video: str
+    frames: int
+    rate: int
+    classes: tuple[tuple[str, float], ...]
+    moments: tuple[tuple[tuple[float, float], tuple[tuple[str, float], ...]], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "video": self.video,
+            "seconds": self.frames / self.rate,
+            "classes": _plain(self.classes),
+            "moments": [
+                {"start": span[0], "end": span[1], "classes": _plain(classes)}
+                for span, classes in self.moments
+            ],
+        }
+
+
+def predict(job: Job) -> Iterator[Prediction | str]:
+    """The predictions of all videos in their order; of one that cannot be read the reason.
+
+    Raises CheckpointError, ConfigurationError.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    towers = ensemble.load(job.checkpoints).to(device)
+    look = _Look(job, towers, device)
+    for name in job.videos:
+        try:
+            with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
+                path = video.local_file(name, Path(folder))
+                prediction = look.at(name, path)
+                if job.annotate:
+                    write_annotated(path, job.annotate, prediction)
+            yield prediction
+        except Failed as error:
+            yield error.reason
+
+
+class _Look:
+    """The towers with what a call asks of them."""
+
+    def __init__(self, job: Job, towers: Ensemble, device: torch.device):
+        self.job, self.towers, self.device = job, towers, device
+        self.precision = precision_for(device, job.precision)
+        # A network that takes one length only sees the video in clips of that.
+        self.whole = not any(towers.refusal(frames) for frames in (LEAST, PIECE))
+        self.moment = min(max(towers.span, LEAST), PIECE)  # frames
+
+    def at(self, name: str, path: Path) -> Prediction:
+        shown = footage.of_file(path, self.towers.views, self.job.threads)
+        total, frames = np.zeros(len(self.towers.classes)), 0
+        held: list[Frame] = []
+        moments: list[np.ndarray] = []
+
+        def with_moments() -> Iterator[Frame]:
+            for frame in shown.frames:
+                yield frame
+                if self.job.annotate:
+                    held.append(frame)
+                    if len(held) == self.moment:
+                        moments.append(self._logits(held, shown.scale))
+                        held.clear()
+
+        for piece in footage.pieces(with_moments(), PIECE, LEAST):
+            total += len(piece) * self._logits(piece, shown.scale)
+            frames += len(piece)
+        if held and (len(held) >= LEAST or not moments):
+            moments.append(self._logits(held, shown.scale))
+        rate = self.towers.rate
+        ends = [min((i + 1) * self.moment, frames) for i in range(len(moments))]
+        ends[-1:] = [frames] if moments else []
+        spans = [(i * self.moment / rate, end / rate) for i, end in enumerate(ends)]
+        known = tuple((span, self._best(m)) for span, m in zip(spans, moments, strict=True))
+        return Prediction(name, frames, rate, self._best(total / frames), known)
+
+    def _logits(self, frames: Sequence[Frame], scale: tuple[float, float]) -> np.ndarray:
+        """The mean logits of a run of frames, float32 (num_classes,)."""
+        views, span = self.towers.views, self.towers.span
+        if self.whole:
+            clips: list[Clip] = [footage.assembled(frames, views)]
+        else:
+            clips = list(footage.windows(iter(frames), span, span, views))
+        scales = np.full((1, 2), scale, np.float32)
+        each = [self.towers.logits([clip], scales, self.device, self.precision) for clip in clips]
+        return np.concatenate(each).mean(axis=0)
+
+    def _best(self, logits: np.ndarray) -> tuple[tuple[str, float], ...]:
+        """The `top` classes with their probabilities."""
+        odds = np.exp(logits - logits.max())
+        odds /= odds.sum()
+        order = np.argsort(-odds, kind="stable")[: self.job.top]
+        return tuple((self.towers.classes[i], float(odds[i])) for i in order)
+
+
+def write_annotated(path: Path, out: Path, prediction: Prediction) -> None:
+    """Writes the video at `path` to `out` with each moment's classes laid over it. Raises Failed."""
+    spans = [span for span, _ in prediction.moments]
+
+    def labels(width: int, height: int) -> Iterator[bytes]:
+        for span, classes in prediction.moments:
+            yield annotation.label((width, height), span, classes)
+
+    video.annotate(path, out, labels, spans[1][0] if len(spans) > 1 else spans[0][1])
+
+
+def _plain(classes: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"class": name, "probability": probability} for name, probability in classes]

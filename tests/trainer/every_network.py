@@ -51,7 +51,7 @@ PUBLISHED = {  # parameters with 400 classes; 1e9 multiply-adds at the entry's s
 }
 NAMES = tuple(dict.fromkeys(name for name, _ in PUBLISHED))
 
-LIGHT = ("mc2-18", "convnet-lstm", "s3d-g", "two-stream", "tsn-bninception", "ir-csn-50", "i3d-top-heavy")
+LIGHT = ("mc2-18", "s3d-g", "two-stream", "tsn-bninception", "ir-csn-50")
 """Networks that train two steps in about a second, one of most families; the others do so in test-slow."""
 
 FRAMES = {"c3d-bn": 16, "two-stream": 10, "fused-3d": 20, "tsn-bninception": 10, "s3d": 9, "s3d-g": 9} | {
@@ -82,8 +82,8 @@ def channels_of(name: str, stream: str) -> dict[str, int]:
 
 
 def reduced(name: str, clips: int = 2) -> tuple[torch.Tensor, ...]:
-    """Clips of 48x48 for one network of its default stream; RGB as the loader gives it, frame by frame."""
+    """Clips of 32x32 for one network of its default stream; RGB as the loader gives it, frame by frame."""
     entry, frames = networks.entry(name), FRAMES.get(name, 8)
     generator = torch.Generator().manual_seed(0)
     channels = (3, 2) if entry.streams[0] == "both" and not entry.two_towers else (3,)
-    return tuple(torch.rand(clips, c, frames, 48, 48, generator=generator) * 2 - 1 for c in channels)
+    return tuple(torch.rand(clips, c, frames, 32, 32, generator=generator) * 2 - 1 for c in channels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from trainer.networks.layers import BatchNorm3d, Conv3dSame, Dropout, MaxPool3dS
 from trainer.networks.residual import convolution
 
 
+@functools.cache
 def on_meta(**options) -> torch.nn.Module:
     with torch.device("meta"):
         return networks.build("i3d", **options).eval()
@@ -41,7 +44,7 @@ def test_i3d_costs_the_published_multiply_adds():
 @pytest.mark.parametrize(
     ("frames", "steps"), [(9, 1), (16, 1), (17, 2), (63, 7), (64, 7), (79, 9), (250, 31)]
 )
-@pytest.mark.parametrize("crop", [224, 256, 112, 64])
+@pytest.mark.parametrize("crop", [224, 64])
 def test_i3d_gives_the_published_steps_for_any_length_and_crop(frames, steps, crop):
     network = on_meta()
     clip = torch.empty(2, 3, frames, crop, crop, device="meta")

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_dataset
+from av.video.reformatter import VideoReformatter
 
 from trainer.data.augmentation import Cut
-from trainer.data.decoding import Undecodable, decode_flow, decode_rgb
+from trainer.data.decoding import Undecodable, decode_flow, decode_rgb, pictures, rgb_planes
 
 W, H, T = 96, 64, 60
 
@@ -185,3 +186,22 @@ def test_real_footage_decodes_to_what_a_plain_decode_gives(real_clips: Path):
     decode_rgb(data, [Cut(tuple(range(30, 40)), 256, 340, 0, 42, 256)], (340, 256), 30, out)
     expected = np.stack(plain[30:])[:, :, 42:298].transpose(3, 0, 1, 2).astype(int)
     assert np.abs(out[0] - expected).mean() < 2.5  # swscale's quick path truncates: one level darker
+
+
+def test_a_square_has_the_bytes_that_it_has_in_the_whole_picture(tmp_path):
+    """Only the part round it is brought to RGB; fine colour, even and odd places, edges."""
+    pictures_of = [np.random.default_rng(t).integers(0, 255, (H, W, 3), np.uint8) for t in range(3)]
+    tiny_dataset.encode(pictures_of, tmp_path / "clip.mp4")
+    data = (tmp_path / "clip.mp4").read_bytes()
+    reformatter = VideoReformatter()
+    full = {
+        n: rgb_planes(f, Cut((0,), H, W, 0, 0, H), reformatter)
+        for n, f in pictures(data, {0, 1, 2}, (W, H), 25)
+    }
+    for side in (9, 24, 31, 64):
+        for top, left in ((0, 0), (1, 1), (13, 18), (H - side, W - side)):
+            if top + side <= H and left + side <= W:
+                found = rgb(data, whole([2, 0], width=W, top=top, left=left, side=side))
+                for place, number in enumerate((2, 0)):
+                    wanted = [p[top : top + side, left : left + side] for p in full[number]]
+                    assert np.array_equal(found[:, place], np.stack(wanted))

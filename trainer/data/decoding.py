@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import cast
 
 import av
 import numpy as np
 import torch
+from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
@@ -22,6 +26,7 @@ from trainer.data.augmentation import Cut
 
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _FORMATS = ("yuv420p", "yuvj420p")
+_MARGIN = 4  # pixels round a square that the interpolation of its colours may look at
 _RED_GREEN_BLUE = (2, 0, 1)  # their planes in the pixel format gbrp
 
 
@@ -44,12 +49,53 @@ def decode_rgb(data: bytes, cuts: Sequence[Cut], size: tuple[int, int], rate: in
     """
     reformatter = VideoReformatter()
     places = _places(cuts)
+    if (cuts[0].width, cuts[0].height) == size:  # resizing looks further round than the margin
+        region = _Region(cuts, size)
+        within = [region.of(cut) for cut in cuts]
+    else:
+        region, within = None, list(cuts)
     for number, frame in pictures(data, places, size, rate):
-        planes = rgb_planes(frame, cuts[0], reformatter)
+        planes = rgb_planes(region.take(frame) if region else frame, within[0], reformatter)
         for view, place in places[number]:
             for channel, plane in enumerate(planes):
-                out[view, channel, place] = plane[square(cuts[view])]
+                out[view, channel, place] = plane[square(within[view])]
     _mirror(out, cuts)
+
+
+class _Region:
+    """The part of a picture that the squares of `cuts` need; its RGB is that of the whole, byte by byte."""
+
+    def __init__(self, cuts: Sequence[Cut], size: tuple[int, int]):
+        ends = [(cut.left, cut.left + cut.side, cut.top, cut.top + cut.side) for cut in cuts]
+        lefts, rights, tops, bottoms = zip(*ends, strict=True)
+        (self.left, right), (self.top, bottom) = (
+            (max(0, min(begins) - _MARGIN) // 2 * 2, min(length, (max(finishes) + _MARGIN + 1) // 2 * 2))
+            for begins, finishes, length in ((lefts, rights, size[0]), (tops, bottoms, size[1]))
+        )
+        self.size = (right - self.left, bottom - self.top)
+        self._whole = size
+        self._graph: Graph | None = None
+
+    def of(self, cut: Cut) -> Cut:
+        """`cut`, of this part."""
+        width, height = self.size
+        return replace(cut, width=width, height=height, top=cut.top - self.top, left=cut.left - self.left)
+
+    def take(self, frame: VideoFrame) -> VideoFrame:
+        """This part of a picture, not copied; all that is said of the picture is said of it."""
+        graph = self._graph = self._graph or self._built(frame)
+        graph.push(frame)
+        return cast(VideoFrame, graph.pull())
+
+    def _built(self, frame: VideoFrame) -> Graph:
+        graph, (width, height) = Graph(), self._whole
+        source = graph.add_buffer(width=width, height=height, format=frame.format, time_base=Fraction(1, 25))
+        crop = graph.add("crop", ":".join(map(str, (*self.size, self.left, self.top))))
+        sink = graph.add("buffersink")
+        source.link_to(crop)
+        crop.link_to(sink)
+        graph.configure()
+        return graph
 
 
 def decode_flow(

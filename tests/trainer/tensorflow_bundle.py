@@ -78,11 +78,13 @@ def table(
     out = bytearray()
     handles = []
     part: list[tuple[bytes, bytes]] = []
+    size = 0
     for key, value in rows:
         part.append((key, value))
-        if sum(len(k) + len(v) for k, v in part) >= block_size:
-            handles.append((part[-1][0], _append(out, block(part, restart_interval))))
-            part = []
+        size += len(key) + len(value)
+        if size >= block_size:
+            handles.append((key, _append(out, block(part, restart_interval))))
+            part, size = [], 0
     if part:
         handles.append((part[-1][0], _append(out, block(part, restart_interval))))
     meta = _append(out, block([], restart_interval))

@@ -143,6 +143,9 @@ def test_an_entry_that_promises_what_is_not_there_is_one_sentence(tmp_path, row,
         ([(b"", tensorflow_bundle.number(1, 1) + tensorflow_bundle.number(2, 1))], "big-endian"),
         ([(b"", tensorflow_bundle.number(1, 1)), (b"b", entry()), (b"a", entry())], "not in order"),
         ([(b"", tensorflow_bundle.number(1, 1)), (b"\xff\xfe", entry())], "damaged or no index"),
+        ([(b"", tensorflow_bundle.number(1, 1)), (b"a" * 2000, entry())], "longer than a variable's"),
+        ([(b"", b"\x08\x01"), *((b"%06d" % i, b"") for i in range(100_000))], "more variables"),
+        ([(b"", b"\x08\x01"), (b"a", tensorflow_bundle.message(2, b"\x12\x00" * 20))], "20 dimensions"),
     ],
 )
 def test_an_index_that_is_none_is_one_sentence(tmp_path, rows, said):

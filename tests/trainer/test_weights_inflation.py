@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import pytest
+import tiny_dataset
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer import networks, towers, weights
+from trainer import checkpoint as checkpoints
+from trainer import configuration, networks, towers, weights
+from trainer import train as training
 from trainer.networks.layers import Conv3dSame, MaxPool3dSame, same_padding
 from trainer.weights import WeightsError
 
@@ -236,3 +239,22 @@ def test_init_says_what_it_left_fresh_and_where_scales_went(googlenet, tmp_path)
     (tmp_path / "googlenet.pth").write_bytes(b"PK")
     with pytest.raises(WeightsError, match=r"googlenet\.pth is damaged"):
         weights.initialise([built["rgb"].network], tmp_path / "googlenet.pth")
+
+
+@pytest.mark.slow
+def test_training_begins_with_an_image_network(googlenet, tmp_path, capsys):
+    torch.save(googlenet.state_dict(), tmp_path / "googlenet.pth")
+    root = tiny_dataset.publish(tmp_path / "root", {"train": 2}, frames=(12,))
+    sections = {
+        "network": {"name": "i3d", "bn_scale": True, "bn_frozen": True, "dropout": 0.0},
+        "input": {"frames": 9, "short_side": 64, "crop": 64},
+        "optimisation": {"lr": 1e-30, "weight_decay": 0.0},
+        "run": {"batch_size": 2, "steps": 1, "workers": 0},
+    }
+    init = f"imagenet:{tmp_path / 'googlenet.pth'}"
+    job = training.Job(configuration.resolve("quick", sections), (str(root),), tmp_path / "run", init=init)
+    found = checkpoints.load(training.train(job)).towers
+    assert "--init: left fresh, the image network not having them: logits.weight" in capsys.readouterr().err
+    first = googlenet.conv1.conv.weight
+    for stream, image in (("rgb", first), ("flow", first.mean(dim=1, keepdim=True).expand(-1, 2, -1, -1))):
+        assert torch.allclose(found[stream]["conv_1a.conv.weight"][:, :, 4], image / 7, atol=1e-7)

@@ -42,7 +42,11 @@ def add(commands) -> None:
     train.add_argument("--workers", type=int, metavar="N", help="loader processes a rank")
     train.add_argument("--precision", choices=PRECISIONS)
     train.add_argument("--resume", choices=("auto", "none"), default="auto", help="none starts RUN over")
-    train.add_argument("--init", metavar="CHECKPOINT", help="start from its weights")
+    train.add_argument(
+        "--init",
+        metavar="CHECKPOINT",
+        help="start from its weights; imagenet:FILE inflates an image network's",
+    )
     train.add_argument("--freeze", action="store_true", default=None, help="let only the last layer learn")
     train.add_argument("--evaluate-every", type=int, metavar="EPOCHS", help="on the val split; 0 never")
     train.add_argument(

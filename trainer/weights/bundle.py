@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,8 +35,11 @@ TYPES = {
 _MAGIC = bytes.fromhex("57fb808b247547db")  # 0xdb4775248b80fb57, little-endian
 _FOOTER_SIZE = 48
 _TRAILER_SIZE = 5  # after each block: its compression, and the checksum over both
-_MOST_INDEX = 1 << 26  # bytes: a hundred thousand variables
+_MOST_INDEX = 1 << 24  # bytes; DeepMind's have some 10,000 for 230 variables
+_MOST_ROWS = 100_000
 _MOST_SHARDS = 10_000
+_LONGEST_NAME = 1024
+_MOST_DIMENSIONS = 16
 _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}\Z")
 _DAMAGED = "download it again"
 
@@ -123,7 +127,9 @@ def _read_index(file: Path) -> tuple[int, list[Entry]]:
     if len(data) > _MOST_INDEX:
         raise WeightsError(f"{file} is too large for an index of weights: take another checkpoint")
     try:
-        rows = list(_rows(data))
+        rows = list(islice(_rows(data), _MOST_ROWS + 1))
+        if len(rows) > _MOST_ROWS:
+            raise ValueError("it names more variables than a network has")
         if not rows or rows[0][0]:
             raise ValueError("it has no header")
         shards = _shards(rows[0][1])
@@ -189,6 +195,8 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         length, place = _varint(data, place)
         if shared > len(key) or place + rest + length > stop:
             raise ValueError("an entry is longer than its block")
+        if shared + rest > _LONGEST_NAME:
+            raise ValueError("a name is longer than a variable's")
         key = key[:shared] + data[place : place + rest]
         place += rest
         yield key, data[place : place + length]
@@ -227,6 +235,8 @@ def _entry(name: bytes, value: bytes) -> Entry:
             shape = tuple(_dimension(f) for n, f in _fields(field) if n == 2 and isinstance(f, bytes))
         elif isinstance(field, int):
             plain[number] = field
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{name!r} has {len(shape)} dimensions")
     shard, offset, size, crc = (plain.get(number, 0) for number in (3, 4, 5, 6))
     return Entry(name.decode("utf-8"), plain.get(1, 0), shape, shard, offset, size, crc)
 

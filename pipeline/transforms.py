@@ -55,7 +55,9 @@ class PackShards(beam.PTransform):
     job: Job
 
     def expand(self, results):
-        return results | beam.GroupByKey() | beam.MapTuple(functools.partial(packing.pack_shard, self.job))
+        # Labelled, for Beam would name the step after its arguments: cookies and proxies stand in a job.
+        pack = "Pack" >> beam.MapTuple(functools.partial(packing.pack_shard, self.job))
+        return results | beam.GroupByKey() | pack
 
 
 class _Process(beam.DoFn):

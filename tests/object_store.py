@@ -98,7 +98,7 @@ class Store:
     def count(self, method: str = "", key: str = "") -> int:
         return sum(r.method == (method or r.method) and key in r.key for r in self.requests)
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         """What lies in the bucket, asked of the server in other words than the project's."""
         import boto3
 
@@ -106,12 +106,22 @@ class Store:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
+    def empty(self) -> None:
+        """Forget everything: objects, requests, faults."""
+        import boto3
+
+        self.faults.clear()
+        client = boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **_KEYS)
+        for name in self.names():
+            client.delete_object(Bucket=BUCKET, Key=name)
+        self.requests.clear()
+
     def download(self, prefix: str, folder: Path) -> Path:
         """A copy of all below a prefix, as files."""
         import boto3
 
         client = boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **_KEYS)
-        for key in self.keys(prefix):
+        for key in self.names(prefix):
             target = folder / key.removeprefix(prefix).lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             client.download_file(BUCKET, key, str(target))

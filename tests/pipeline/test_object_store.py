@@ -373,4 +373,4 @@ def test_the_work_store_asks_by_key(store, storage, tmp_path):
     assert [r.method for r in store.requests] == ["GET", "PUT", "PUT", "GET", "HEAD", "GET"]
     assert not any(r.lists for r in store.requests)
     work.clean()
-    assert store.keys(Path(storage.url).name + "/") == []
+    assert store.names(Path(storage.url).name + "/") == []

@@ -76,7 +76,7 @@ INPUTS = {
     "slowfast-4x16-r50": Reduced(frames=16, stride=1),
     "slowfast-8x8-r50": Reduced(frames=16, stride=1),
     "tsm-r50": Reduced(stride=1, segments=8),
-    "tsn-bninception": Reduced(frames=15, stride=1, side=48, segments=3),  # three snippets of five
+    "tsn-bninception": Reduced(frames=15, stride=1, side=64, segments=3),  # three snippets of five
 }
 """What is not the default of `Reduced`, and why."""
 

@@ -89,7 +89,8 @@ class TSM(ResidualNetwork):
     """TSM on ResNet-50.
 
     Takes (N, `in_channels`, T, H, W) float; 8 frames of 224x224, one from each eighth of the clip as
-    published. Published on Kinetics-400, top-1 (table 2): 74.1 %. The frames' logits are averaged.
+    published. Published on Kinetics-400, top-1 (table 2): 74.1 %. The frames' logits are averaged. What the
+    online mode takes, frame by frame, is measured by benchmarks/tsm_online.py.
 
     Args:
         placement: of the shift: "residual" as published, or "in-place" (section 3.2).

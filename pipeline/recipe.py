@@ -11,9 +11,7 @@ import hashlib
 import json
 import os
 import signal
-import tempfile
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.flow.parameters import TVL1, FlowCoding
@@ -82,13 +80,13 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
     """What this machine makes of a fixed second of video and a fixed pair of frames: sha256 by stage."""
     import numpy as np
 
-    from pipeline import child, clip
+    from pipeline import child, clip, scratch
     from pipeline.flow import tvl1_clip
 
     frames = _canary_frames()
     found = {}
-    with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
-        source, out = Path(folder) / "canary.mkv", Path(folder) / "canary.mp4"
+    with scratch.folder() as folder:
+        source, out = folder / "canary.mkv", folder / "canary.mp4"
         height, width = frames.shape[1:]
         given = ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}", "-r", "30", "-i", "-"]
         made = child.run(

@@ -88,15 +88,17 @@ def is_full(failure: Failed) -> bool:
 
 @contextlib.contextmanager
 def _as_failed(place: str) -> Iterator[None]:
-    remedy = f"free some space in {place}, or give another folder with --scratch"
+    remedy = "give another folder with --scratch"
+    free = f"free some space in {place}, or {remedy}"
     try:
         yield
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
         why = f"{error.filename or place} could not be written: {os.strerror(error.errno).lower()}"
-        raise Failed(FailureClass.STORAGE, f"{why}; {remedy}") from error
+        said = free if error.errno in (errno.ENOSPC, errno.EDQUOT) else remedy
+        raise Failed(FailureClass.STORAGE, f"{why}; {said}") from error
     except Failed as failure:
         if not is_full(failure) or "; " in failure.reason:  # the work store says its own remedy
             raise
-        raise Failed(FailureClass.STORAGE, f"{failure.reason.rstrip('.')}; {remedy}") from failure
+        raise Failed(FailureClass.STORAGE, f"{failure.reason.rstrip('.')}; {free}") from failure

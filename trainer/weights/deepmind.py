@@ -16,7 +16,6 @@ from trainer.weights.keys import Description, WeightsError, stream_of
 
 PREFIXES = {"RGB/inception_i3d/": "rgb", "Flow/inception_i3d/": "flow", "": None}
 
-_STEM = {"conv_1a": "Conv3d_1a_7x7", "conv_2b": "Conv3d_2b_1x1", "conv_2c": "Conv3d_2c_3x3"}
 _BRANCHES = {
     "branch_0": "Branch_0/Conv3d_0a_1x1",
     "branch_1.0": "Branch_1/Conv3d_0a_1x1",
@@ -37,8 +36,8 @@ _HEAD = {"Logits/Conv3d_0c_1x1/conv_3d/w": "logits.weight", "Logits/Conv3d_0c_1x
 
 def unit(ours: str) -> str:
     """The published name of a unit, below the prefix."""
-    if ours in _STEM:
-        return _STEM[ours]
+    if ours in i3d.STEM:
+        return i3d.STEM[ours]
     if ours == "mixed_5b.branch_2.1":
         return "Mixed_5b/Branch_2/Conv3d_0a_3x3"  # so in i3d.py: a slip that the checkpoints keep
     module, _, branch = ours.partition(".")
@@ -70,7 +69,7 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
 
 
 def _prefix(state: Mapping[str, Tensor]) -> str | None:
-    return next((p for p in PREFIXES if f"{p}{_STEM['conv_1a']}/conv_3d/w" in state), None)
+    return next((p for p in PREFIXES if f"{p}{i3d.STEM['conv_1a']}/conv_3d/w" in state), None)
 
 
 def _turned(value: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ UNITS = (
 )
 """Units of the network: convolution, normalisation, ReLU."""
 
+STEM = {"conv_1a": "Conv3d_1a_7x7", "conv_2b": "Conv3d_2b_1x1", "conv_2c": "Conv3d_2c_3x3"}
+"""DeepMind's names of the units outside the modules."""
+
 PARTS = ("conv.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 """Weights of a unit that every file has."""
 

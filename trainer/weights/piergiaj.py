@@ -12,7 +12,6 @@ from torch import Tensor
 from trainer.weights import i3d
 from trainer.weights.keys import Description
 
-_STEM = {"conv_1a": "Conv3d_1a_7x7", "conv_2b": "Conv3d_2b_1x1", "conv_2c": "Conv3d_2c_3x3"}
 _BRANCHES = dict(zip(i3d.BRANCHES, ("b0", "b1a", "b1b", "b2a", "b2b", "b3b"), strict=True))
 _PARTS = {
     "conv.weight": ".conv3d.weight",
@@ -26,8 +25,8 @@ _HEAD = {"logits.conv3d.weight": "logits.weight", "logits.conv3d.bias": "logits.
 
 def unit(ours: str) -> str:
     """Their name of a unit."""
-    if ours in _STEM:
-        return _STEM[ours]
+    if ours in i3d.STEM:
+        return i3d.STEM[ours]
     module, _, branch = ours.partition(".")
     return f"{module.capitalize()}.{_BRANCHES[branch]}"
 

@@ -48,6 +48,8 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
     last = state.get("classifier.1.weight" if separable else "fc.weight")
     if first is None or last is None or first.ndim != 5 or last.ndim < 2:
         raise WeightsError("its first or its last layer is missing: take the whole file")
+    bottlenecks = "layer1.0.conv3.0.weight" in state
+    alike = [n for n in known if n != "s3d" and n.endswith("csn-152") == bottlenecks]
     described = [
         Description(
             format="vmz" if name in VMZ else "torchvision",
@@ -57,7 +59,7 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
             classes=last.shape[0],
             input={**PIXELS, "stride": 2} if name in NAMES else PIXELS,
         )
-        for name in ([network] if network else ["s3d"] if separable else [n for n in known if n != "s3d"])
+        for name in ([network] if network else ["s3d"] if separable else alike)
     ]
     return fitted(
         state, described, lambda ours: f"features.{ours[7:]}" if ours.startswith("layers.") else ours

@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["pipeline*", "trainer*"]),
-    package_data={"pipeline": ["report/page.*"], "trainer": ["configurations/*.toml"]},
+    package_data={"pipeline": ["report/page.*"], "trainer": ["configurations/*.toml", "weights/*.txt"]},
     install_requires=[
         "apache-beam>=2.77",
         "av>=18.0",

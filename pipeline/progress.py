@@ -19,6 +19,7 @@ from pipeline.pressure import paused_until
 from pipeline.storage import Storage
 
 _FLUSH_SECONDS = 1.0
+_REMOTE_SECONDS = 15.0  # in an object store, where every look and every write is paid for
 
 
 class Tally:
@@ -31,9 +32,11 @@ class Tally:
         self._flushed = 0.0
 
     def count(self, name: str) -> None:
-        """Count one clip; written at most once a second, the rest by `flush`."""
+        """Count one clip; written now and then, the rest by `flush`."""
         self._counts[name] += 1
-        if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+        if time.monotonic() - self._flushed >= (
+            _FLUSH_SECONDS if self._storage.is_local else _REMOTE_SECONDS
+        ):
             self.flush()
 
     def flush(self) -> None:
@@ -77,7 +80,7 @@ class Display:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._done.wait(1.0 if self._live else 15.0):
+        while not self._done.wait(1.0 if self._live and self._storage.is_local else _REMOTE_SECONDS):
             self._show(last=False)
         self._show(last=True)
 

@@ -174,7 +174,7 @@ class Storage:
         local = self._at(path)
         with _as_failed("written", self.where(path)):
             with _temporary(local) as temporary:
-                with open(temporary, "xb") as file:
+                with open(temporary, "wb") as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
@@ -316,13 +316,22 @@ def _as_failed(done: str, where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
+    """A file beside the target, locked: the next writer of the target on this machine takes over what a
+    killed one left there. Where somebody is writing the target now, another name."""
     _make_folder(target.parent)
-    path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    path = target.with_name(f".{target.name}.{os.uname().nodename}.tmp")
+    try:
+        descriptor = lock_file(path, wait=False)
+    except Busy:
+        path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        descriptor = lock_file(path, wait=False)
     try:
         yield path
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:  # else it has the target's name already
+                path.unlink()
+        os.close(descriptor)
 
 
 def _is_temporary(name: str) -> bool:
@@ -330,7 +339,7 @@ def _is_temporary(name: str) -> bool:
 
 
 def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:
+    with open(path, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

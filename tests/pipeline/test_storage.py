@@ -221,3 +221,28 @@ def test_a_killed_writer_s_temporary_file_is_swept(tmp_path):
     assert len(storage.names("shards")) == 1
     storage.sweep("shards")
     assert storage.names("shards") == []
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    storage.write("shards/a.tar", b"whole")
+    assert storage.names("shards") == ["a.tar"], "the next writer of the name takes it over"
+    assert storage.read_bytes("shards/a.tar") == b"whole"
+
+
+def _write(root: str, start) -> None:
+    storage, content = Storage(root), str(os.getpid()).encode() * 100_000
+    start.wait()
+    for _ in range(20):
+        storage.write("file", content)
+
+
+def test_of_several_who_write_a_name_at_once_each_writes_it_whole(tmp_path):
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(4)
+    writers = [context.Process(target=_write, args=(str(tmp_path), start)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    wholes = {str(writer.pid).encode() * 100_000 for writer in writers}
+    while any(writer.is_alive() for writer in writers):
+        if (tmp_path / "file").exists():
+            assert (tmp_path / "file").read_bytes() in wholes
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert os.listdir(tmp_path) == ["file"]

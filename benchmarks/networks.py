@@ -225,39 +225,46 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Accuracy on held-out clips over GMACs at the benchmark's input."""
+    """Accuracy on held-out clips over GMACs at the benchmark's input; the names in a row above."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(11, 7))
-    for row in rows:
-        single = (row["network"], row["stream"]) in SINGLE
-        colour = "tab:red" if single else "tab:green" if "rgb" not in row["stream"] else "tab:blue"
-        full = colour if row["training"] >= LEARNED else "none"
-        axes.scatter(row["gmacs"], 100 * row["validation"], s=40, facecolors=full, edgecolors=colour)
-        axes.annotate(
-            row["network"] + (f" ({row['stream']})" if row["stream"] != "rgb" else ""),
-            (row["gmacs"], 100 * row["validation"]),
-            xytext=(5, 3),
-            textcoords="offset points",
-            fontsize=7,
-        )
+    figure, axes = pyplot.subplots(figsize=(11, 8))
+    place = 0.0  # of a name: where its row's point is, or right of the name before it
+    for row in sorted(rows, key=lambda row: row["gmacs"]):
+        colour = _colour(row)
+        full = colour if row["training"] >= LEARNED else "white"
+        cost, share = row["gmacs"], 100 * row["validation"]
+        axes.scatter(cost, share, s=40, facecolors=full, edgecolors=colour, zorder=2)
+        place = max(cost, 1.06 * place)
+        name = row["network"] + ("" if row["stream"] == "rgb" else f" ({row['stream']})")
+        axes.plot([cost, place], [share, 104], color=colour, linewidth=0.4, zorder=1)
+        axes.text(place, 105, name, rotation=90, ha="center", va="bottom", fontsize=8)
     for label, colour, full in (
         ("RGB", "tab:blue", "tab:blue"),
         ("RGB, one frame at a time", "tab:red", "tab:red"),
         ("with flow", "tab:green", "tab:green"),
-        (f"not learned: below {LEARNED:.0%} in training", "gray", "none"),
+        (f"not judged: below {LEARNED:.0%} in training", "gray", "white"),
     ):
         axes.scatter([], [], facecolors=full, edgecolors=colour, label=label)
     axes.axhline(100 * rows[0]["chance"], color="gray", linestyle="--", label="chance")
-    axes.set(xscale="log", xlabel="GMACs a clip at the benchmark's input", ylim=(0, 103))
+    axes.set(xscale="log", xlabel="GMACs a clip at the benchmark's input", ylim=(0, 135))
+    axes.set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy on held-out clips, %")
-    axes.set_title(f"Eight motions, {rows[0]['clips seen']} clips seen by each network")
-    axes.legend(fontsize=8)
+    axes.set_title(f"Eight motions, {rows[0]['clips seen']:,} clips seen by each network")
+    axes.legend(fontsize=8, loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def _colour(row: Mapping[str, Any]) -> str:
+    if (row["network"], row["stream"]) in SINGLE:
+        return "tab:red"
+    return "tab:blue" if row["stream"] == "rgb" else "tab:green"
 
 
 def main() -> int:

@@ -156,7 +156,7 @@ class ObjectStore:
         try:
             yield
         finally:
-            del _held[self.url, path]
+            _held.pop((self.url, path), None)
             self._release(path, mine)
 
     def _take(self, path: str, mine: bytes) -> None:

@@ -132,7 +132,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--crop", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="measure torch.compile too (default on a GPU: for a processor it takes minutes to begin)",
+    )
     parser.add_argument("--data", help="a published data set, to measure the loader")
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args()

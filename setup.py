@@ -43,6 +43,7 @@ setup(
             "pytest>=9.2",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
+            "pyyaml>=6.0",
             "ruff>=0.17",
             "s3fs>=2026.9",
             "torchvision>=0.28",

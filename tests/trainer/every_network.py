@@ -82,8 +82,12 @@ def channels_of(name: str, stream: str) -> dict[str, int]:
 
 
 def reduced(name: str, clips: int = 2) -> tuple[torch.Tensor, ...]:
-    """Clips of 32x32 for one network of its default stream; RGB as the loader gives it, frame by frame."""
-    entry, frames = networks.entry(name), FRAMES.get(name, 8)
+    """Clips for one network of its default stream; RGB as the loader gives it, frame by frame.
+
+    Of 32x32, which leaves most a last map of one place; of 48x48 for CSN, whose 152 layers do not bear to be
+    normalised over two values.
+    """
+    entry, frames, side = networks.entry(name), FRAMES.get(name, 8), 48 if "csn" in name else 32
     generator = torch.Generator().manual_seed(0)
     channels = (3, 2) if entry.streams[0] == "both" and not entry.two_towers else (3,)
-    return tuple(torch.rand(clips, c, frames, 32, 32, generator=generator) * 2 - 1 for c in channels)
+    return tuple(torch.rand(clips, c, frames, side, side, generator=generator) * 2 - 1 for c in channels)

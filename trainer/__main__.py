@@ -10,9 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from trainer.commands import evaluate, features, import_weights, networks, predict, train
+from trainer.commands import evaluate, export, features, import_weights, networks, predict, train
 
-COMMANDS = (train, evaluate, features, predict, networks, import_weights)
+COMMANDS = (train, evaluate, features, predict, networks, import_weights, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,9 @@ def same_padding(sizes: Sequence[int], kernel: Triple, stride: Triple) -> list[i
     """
     padding: list[int] = []
     for size, k, s in zip(reversed(sizes), reversed(kernel), reversed(stride), strict=True):
-        total = max(0, ((size + s - 1) // s - 1) * s + k - size)
+        total = ((size + s - 1) // s - 1) * s + k - size
+        if k < s:  # else it is never negative; a maximum would fix the size of what is exported
+            total = max(0, total)
         padding += [total // 2, total - total // 2]
     return padding
 

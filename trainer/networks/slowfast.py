@@ -122,16 +122,16 @@ class SlowFast(nn.Module):
         frames = x.shape[2] - x.shape[2] % self.alpha
         if not frames:
             raise ValueError(f"this SlowFast takes at least {self.alpha} frames, not {x.shape[2]}")
-        slow, fast = x[:, :, self.slow_frames(frames)], x[:, :, :frames]
+        slow, fast = x[:, :, self.slow_frames(frames).to(x.device)], x[:, :, :frames]
         slow, fast = self.slow[0](slow), self.fast[0](fast)
         for lateral, on_slow, on_fast in zip(self.laterals, self.slow[1:], self.fast[1:], strict=True):
             slow, fast = on_slow(lateral(slow, fast)), on_fast(fast)
         return torch.cat([slow.mean(dim=(2, 3, 4)), fast.mean(dim=(2, 3, 4))], dim=1)
 
-    def slow_frames(self, frames: int) -> list[int]:
-        """The numbers, among `frames`, of those that the slow pathway sees."""
+    def slow_frames(self, frames: int) -> Tensor:
+        """The numbers, among `frames`, of those that the slow pathway sees: int64 (frames / alpha,)."""
         count = frames // self.alpha
-        return [i * (frames - 1) // max(1, count - 1) for i in range(count)]
+        return torch.arange(count) * (frames - 1) // torch.sym_max(1, count - 1)  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) -> logits (N, num_classes)."""

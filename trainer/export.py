@@ -1,0 +1,335 @@
+"""Trained towers as programs of their own: torch.export (.pt2) or ONNX (.onnx), held against ours.
+
+A program takes what `trainer.data.batch.Batch.inputs` gives and says what ``evaluate`` says; its classes and
+how its input is made stand inside, as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from trainer import ensemble, networks
+from trainer.configuration import ConfigurationError
+from trainer.ensemble import Ensemble, Named
+from trainer.footage import numbers
+from trainer.towers import Tower
+
+METADATA = "metadata.json"
+"""The JSON inside: an extra file of .pt2, a metadata property of .onnx."""
+
+FORMAT = 1
+TOLERANCE = 1e-4  # of the logits' scale, between ours and the program's
+_TRACED = 2  # clips in the batch that a program is traced with
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Of each input, (N, C, T, H, W)."""
+
+
+class ExportError(RuntimeError):
+    """The network cannot be exported, or what comes of it says something else; one sentence."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written; `fixed` says why its number of frames is fixed, and is None where it is not."""
+
+    path: Path
+    metadata: dict[str, Any]
+    fixed: str | None
+
+
+class Joint(nn.Module):
+    """The towers of an ensemble as one module: the sum of their logits, (N, num_classes) float32.
+
+    Takes float32 (N, C, T, H, W) in [-1, 1] of one stream, or RGB and flow in this order.
+    """
+
+    def __init__(self, towers: Ensemble):
+        super().__init__()
+        self.towers = nn.ModuleList(Plain(tower) for tower in towers.towers.values())
+        self.apart = len(self.towers) > 1
+
+    def forward(self, *pictures: Tensor) -> Tensor:
+        if not self.apart:
+            return self.towers[0](*pictures)
+        logits = [tower(seen) for tower, seen in zip(self.towers, pictures, strict=True)]
+        return torch.stack(logits).sum(0)
+
+
+class Plain(nn.Module):
+    """A tower without the memory layout that suits our training."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, tower: Tower):
+        super().__init__()
+        self.network = tower.network.to(memory_format=torch.contiguous_format)
+        self.brings_rgb = tower.normalises and tower.stream != "flow"
+        self.register_buffer("scale", tower.scale)
+        self.register_buffer("shift", tower.shift)
+
+    def forward(self, *pictures: Tensor) -> Tensor:
+        if self.brings_rgb:
+            pictures = (pictures[0] * self.scale + self.shift, *pictures[1:])
+        return self.network(*pictures)
+
+
+class Widened(nn.Module):
+    """A convolution whose maps are one pixel, computed beside a second one that is dropped.
+
+    Of maps of one pixel torch.export asks whether there is one frame too, and fixes the answer.
+    """
+
+    def __init__(self, conv: nn.Conv3d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, self.conv.stride[2])))[..., :1]
+
+
+def export(checkpoints: Named, output: Path) -> Exported:
+    """Writes the towers of checkpoints to `output`, whole or not at all; its suffix says as what.
+
+    Batch and time are dynamic; where a network does not allow that of time, it is fixed at a training
+    clip's. The written file has been run on other sizes than it was traced with.
+
+    Raises:
+        CheckpointError: no such checkpoint, or towers that do not go together.
+        ConfigurationError: another suffix than .pt2 and .onnx, or ONNX is not installed.
+        ExportError: torch cannot export it, or the file's logits differ by more than `TOLERANCE`.
+    """
+    if output.suffix not in (".pt2", ".onnx"):
+        raise ConfigurationError(f"--output {output} has no known suffix: name it .pt2 or .onnx")
+    if output.suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))):
+        raise ConfigurationError("ONNX is not installed: pip install 'quovadis[onnx]', or write a .pt2")
+    towers = ensemble.load(checkpoints)
+    module = Joint(towers).eval()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{os.getpid()}.{output.name}")
+    trained = _shapes(towers)
+    fixed = _one_length(module, trained)
+    try:
+        with _quietly():
+            if fixed is None:
+                try:
+                    metadata = _write(module, towers, temporary, None)
+                except ExportError:
+                    raise
+                except Exception as error:  # the tracer, or a guard of what it made, gives up in its own ways
+                    _log.debug("time is to be fixed", exc_info=error)
+                    fixed = f"torch.export fixes the number of frames of {_names(towers)}"
+            if fixed is not None:
+                try:
+                    metadata = _write(module, towers, temporary, fixed)
+                except (RuntimeError, ValueError, TypeError) as error:
+                    said = str(error).strip().split("\n")[0][:200]
+                    raise ExportError(f"{_names(towers)} cannot be exported: {said}") from error
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Exported(output, metadata, fixed)
+
+
+def describe(towers: Ensemble, fixed: str | None) -> dict[str, Any]:
+    """What stands inside an exported file: classes, and how each input is made."""
+    inputs = []
+    for stream, shape in zip(towers.streams, _shapes(towers), strict=True):
+        fed = towers.views[stream]
+        values = "RGB / 127.5 - 1" if stream == "rgb" else f"(u, v) / {fed.flow_bound:g} pixels, in [-1, 1]"
+        inputs.append(
+            {
+                "name": stream,
+                "shape": ["batch", shape[1], shape[2] if fixed else "time", *shape[3:]],
+                "values": f"float32, {values}",
+                "rate": fed.rate,
+                "stride": fed.stride,
+                "frames": fed.frames,
+                "segments": fed.segments,
+                "short_side": fed.short_side,
+                "crop": fed.crop,
+            }
+        )
+    return {
+        "format": FORMAT,
+        "networks": {stream: origin.network for stream, origin in towers.origins.items()},
+        "inputs": inputs,
+        "time_is_fixed": fixed,
+        "output": "logits (batch, classes), of all towers added",
+        "classes": list(towers.classes),
+    }
+
+
+_log = logging.getLogger(__name__)
+
+
+def _write(module: Joint, towers: Ensemble, path: Path, fixed: str | None) -> dict[str, Any]:
+    """Traces, writes and proves the file; its metadata."""
+    import torch.fx.experimental._config as tracing
+
+    metadata, trained = describe(towers, fixed), _shapes(towers)
+    dims: dict[int, Any] = {0: Dim.DYNAMIC} if fixed else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+    example = tuple(torch.zeros(_TRACED, *shape[1:]) for shape in trained)
+    # Else a size that happens to be 1 somewhere inside while tracing would have to be 1 for ever.
+    patch = getattr(tracing, "patch")  # noqa: B009 - torch adds it while loading, where no type checker looks
+    with torch.no_grad(), patch(backed_size_oblivious=True):
+        program = torch.export.export(
+            _widened(module, trained), example, dynamic_shapes={"pictures": (dims,) * len(example)}
+        )
+    text = json.dumps(metadata)
+    if path.suffix == ".pt2":
+        torch.export.save(program, path, extra_files={METADATA: text})
+        run: Callable[..., Tensor] = torch.export.load(path).module()
+    else:
+        _save_onnx(program, towers, path, text)
+        run = _onnx_runner(path)
+    for shapes in _trials(module, trained, fixed):
+        _compare(module, run, shapes)
+    return metadata
+
+
+def _widened(module: Joint, shapes: Shapes) -> Joint:
+    """A copy of the module in which every convolution to maps of one pixel is `Widened`."""
+    copied, empty, found = copy.deepcopy(module), copy.deepcopy(module).to("meta"), []
+    for name, layer in empty.named_modules():
+        if isinstance(layer, nn.Conv3d):
+
+            def note(_, __, out: Tensor, name=name) -> None:
+                if out.shape[3:] == (1, 1):
+                    found.append(name)
+
+            layer.register_forward_hook(note)
+    with torch.no_grad():
+        empty(*(torch.empty(shape, device="meta") for shape in shapes))
+    for name in dict.fromkeys(found):
+        parent, _, own = name.rpartition(".")
+        setattr(copied.get_submodule(parent), own, Widened(copied.get_submodule(name)))  # type: ignore[arg-type]
+    return copied
+
+
+def _save_onnx(program: ExportedProgram, towers: Ensemble, path: Path, text: str) -> None:
+    import onnx
+
+    made = torch.onnx.export(
+        program,
+        (),
+        dynamo=True,
+        verbose=False,
+        input_names=list(towers.streams),
+        output_names=["logits"],
+    )
+    assert made is not None
+    proto = made.model_proto
+    names: dict[str, str] = {}
+    for given in proto.graph.input:
+        for place, name in ((0, "batch"), (2, "time")):
+            names[given.type.tensor_type.shape.dim[place].dim_param] = name
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
+    proto.metadata_props.add(key=METADATA, value=text)
+    onnx.save(proto, str(path))
+
+
+def _onnx_runner(path: Path) -> Callable[..., Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*pictures: Tensor) -> Tensor:
+        fed = {name: x.numpy() for name, x in zip(names, pictures, strict=True)}
+        return torch.from_numpy(session.run(None, fed)[0])
+
+    return run
+
+
+def _shapes(towers: Ensemble, clips: int = 1) -> Shapes:
+    """The inputs' sizes for training clips."""
+    shapes = []
+    for stream in towers.streams:
+        fed = towers.views[stream]
+        frames = len(numbers(fed, fed.frames * fed.stride))
+        shapes.append((clips, networks.CHANNELS[stream], frames, fed.crop, fed.crop))
+    return tuple(shapes)
+
+
+def _with(shapes: Shapes, clips: int, frames: Callable[[int], int]) -> Shapes:
+    return tuple((clips, c, frames(t), h, w) for _, c, t, h, w in shapes)
+
+
+def _accepts(module: Joint, shapes: Shapes) -> str | None:
+    """Why the module does not take inputs of these sizes; None where it does. Computes nothing."""
+    empty = copy.deepcopy(module).to("meta")
+    try:
+        with torch.no_grad():
+            empty(*(torch.empty(shape, device="meta") for shape in shapes))
+    except (ValueError, RuntimeError) as error:
+        return str(error).split("\n")[0]
+    return None
+
+
+def _longer(frames: int) -> int:
+    return frames + 10
+
+
+def _one_length(module: Joint, trained: Shapes) -> str | None:
+    """Why clips of another length are refused by the network itself; None where they are not."""
+    return _accepts(module, _with(trained, 1, _longer))
+
+
+def _trials(module: Joint, trained: Shapes, fixed: str | None) -> Iterator[Shapes]:
+    """Sizes other than the traced one: fewer and more clips, longer and, where they are taken, shorter."""
+    if fixed:
+        yield from (_with(trained, clips, int) for clips in (1, _TRACED + 1))
+        return
+    yield _with(trained, 1, _longer)
+    shorter = _with(trained, _TRACED + 1, lambda frames: max(1, frames * 5 // 8))
+    yield _with(trained, _TRACED + 1, int) if _accepts(module, shorter) else shorter
+
+
+def _compare(module: Joint, run: Callable[..., Tensor], shapes: Shapes) -> None:
+    """Raises ExportError where the program's logits differ from the module's."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(shape, generator=generator) * 2 - 1 for shape in shapes]
+    with torch.no_grad():
+        ours, theirs = module(*pictures), run(*pictures)
+    apart = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-6))
+    if not apart <= TOLERANCE:
+        raise ExportError(
+            f"the exported program's logits are {apart:.1e} of their scale off at {shapes}: it is not kept"
+        )
+
+
+def _names(towers: Ensemble) -> str:
+    return " and ".join(dict.fromkeys(origin.network for origin in towers.origins.values()))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings and the progress of torch's exporters, which say nothing of the result."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)

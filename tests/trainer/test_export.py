@@ -1,4 +1,4 @@
-"""Promises of export: one program of all towers, equal to ours at any batch and length; it says what it is."""
+"""Promises of export: one program of all towers, equal to ours at any batch and length, with its classes."""
 
 from __future__ import annotations
 

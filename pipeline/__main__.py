@@ -104,6 +104,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         ),
         ffmpeg=arguments.ffmpeg,
         scratch=arguments.scratch,
+        shared=arguments.shared,
+        start_timeout=arguments.start_timeout,
     )
     if not arguments.debug:
         logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
@@ -256,7 +258,7 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
         "--lanes",
         type=_natural,
         metavar="N",
-        help="videos fetched at a time (default: one a local worker, or 16)",
+        help="videos fetched at a time (default: as many as there are workers)",
     )
     add(
         "--pause",
@@ -286,6 +288,18 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
         default=4.0,
         metavar="GIB",
         help="the most that a worker has there: a video of more than half of it is too_large (default 4)",
+    )
+    add(
+        "--shared",
+        action="store_true",
+        help="on a cluster: all workers have the folders of this call at the same paths",
+    )
+    add(
+        "--start-timeout",
+        type=_positive,
+        default=900.0,
+        metavar="SECONDS",
+        help="on a cluster: give up when no worker has begun by then (default 900)",
     )
     add("--clean-work", action="store_true", help="delete the work store after publishing")
     add(

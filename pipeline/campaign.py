@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +22,7 @@ import pyarrow.compute as pc
 from pipeline import (
     clip,
     dataset,
+    launch,
     layout,
     manifest,
     packing,
@@ -34,7 +33,6 @@ from pipeline import (
     reconciliation,
     remove,
     shards,
-    stages,
 )
 from pipeline.flow import device_class
 from pipeline.outcome import EXCLUDED, FAILED, RETRY_AFTER
@@ -50,8 +48,9 @@ if TYPE_CHECKING:
 
 VIDEOS_A_PART = 500
 MOST_PARTS = 1000
+_KEEP_WORKERS_MILLISECONDS = 600_000
+"""How long an executor keeps an idle Python worker; with Beam's 0 every task would start one anew."""
 SITE_BUDGET = 300.0  # videos an hour that a video site lets a guest have
-FLEET_LANES = 16
 
 
 class CampaignError(Exception):
@@ -79,11 +78,13 @@ class Settings:
     retry: str = "transient"
     wave: int | None = None  # videos a generation; None: all in one
     budget: float | None = None  # videos an hour for all workers; None: what the site allows a guest
-    lanes: int | None = None  # videos fetched at a time; None: one a local worker
+    lanes: int | None = None  # videos fetched at a time; None: as many as there are workers
     pause: float = Pressure.pause  # seconds that all workers wait when the site blocks them
     fetch: FetchOptions = field(default_factory=FetchOptions)
     ffmpeg: str | None = None
     scratch: str | None = None
+    shared: bool = False  # all workers see the folders of this call at the same paths
+    start_timeout: float = launch.START_TIMEOUT
 
     @property
     def rate(self) -> float | None:
@@ -117,6 +118,7 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     from apache_beam.options.pipeline_options import (
         DirectOptions,
         PipelineOptions,
+        PortableOptions,
         StandardOptions,
         _BeamArgumentParser,
     )
@@ -131,6 +133,8 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
             raise CallError(f"unknown option {unknown[0]}; see python -m pipeline prepare --help.")
         if "direct_num_workers" not in found.get_all_options(drop_default=True):
             found.view_as(DirectOptions).direct_num_workers = os.cpu_count() or 1
+    elif "environment_cache_millis" not in found.get_all_options(drop_default=True):
+        found.view_as(PortableOptions).environment_cache_millis = _KEEP_WORKERS_MILLISECONDS
     return found
 
 
@@ -158,6 +162,8 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
 
     root = Storage(settings.output)
     store = WorkStore(settings.work or f"{root.url}/work")
+    if prepare.is_cluster(options) and not settings.shared:
+        _refuse_folders(settings, prepare.runner_name(options))
     ffmpeg = clip.ffmpeg_binary(settings.ffmpeg)
     network = any(parse(spec).network for spec in settings.sources)
     job = Job(
@@ -165,8 +171,8 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         work=store.storage.url,
         sources=settings.sources,
         recipe=make_recipe(settings, ffmpeg),
-        fetch=replace(settings.fetch, ffmpeg=ffmpeg, work=store.storage.url),
-        ffmpeg=ffmpeg,
+        fetch=replace(settings.fetch, ffmpeg=settings.ffmpeg, work=store.storage.url),
+        ffmpeg=settings.ffmpeg,
         generation="",
         keep_sources=network if settings.keep_sources is None else settings.keep_sources,
         pressure=_pressure(settings, options),
@@ -182,7 +188,8 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
             made.append(generation)
             job = replace(job, generation=generation)
             archive.lay_out(settings.sources, table, store, job.fetch)
-            _work(job, _write_plan(table, job, store), table, options, store)
+            parts = _write_plan(table, job, store)
+            _work(job, parts, table, options, store, settings.start_timeout)
             outcomes, packed = _parts(table, generation, store.storage)
             _sweep(root, packed)
             publish.publish(
@@ -226,11 +233,22 @@ def compact(settings: Settings, target: str) -> Summary:
     return _summary(Storage(target), layout.generation_name(0))
 
 
+def _refuse_folders(settings: Settings, runner: str) -> None:
+    """Raise CallError for a folder of this machine that a cluster's workers would not find."""
+    local = [spec.partition(":")[2] for spec in settings.sources if not parse(spec).network]
+    for place in (settings.output, settings.work, *local):
+        if place and Storage(place).is_local:
+            raise CallError(
+                f"{place} is a folder of this machine, which the workers of {runner} may not see; give "
+                "--shared if all of them have it at this very path, else a place such as s3://BUCKET/FOLDER."
+            )
+
+
 def _pressure(settings: Settings, options: PipelineOptions) -> Pressure:
     """The settings' pressure, with what was not said: a site's budget, and a lane for each local worker."""
     from pipeline import prepare
 
-    lanes = settings.lanes or (prepare.workers(options) if prepare.is_local(options) else FLEET_LANES)
+    lanes = settings.lanes or (prepare.workers(options) if prepare.is_local(options) else None)
     return Pressure(budget=settings.rate, lanes=lanes, pause=settings.pause)
 
 
@@ -349,11 +367,12 @@ def _due(outcomes: pa.Table, retry: str) -> pa.BooleanArray:
 
 
 def _write_plan(table: pa.Table, job: Job, store: WorkStore) -> list[str]:
-    """Write the plan and its parts into the work store; the parts' paths. Where a site is asked, a part
-    is a lane."""
+    """Write the plan and its parts into the work store; the parts' paths."""
     plan.write(table, store.storage, f"plan/{job.generation}.parquet")
     videos = pc.count_distinct(table.filter(pc.equal(table["decision"], plan.PROCESS))["video"]).as_py()
-    count = min(job.pressure.lanes, videos) if job.network else min(MOST_PARTS, -(-videos // VIDEOS_A_PART))
+    count = min(MOST_PARTS, -(-videos // VIDEOS_A_PART))
+    if job.laned:
+        count = min(job.pressure.lanes or 1, videos)
     paths = [f"plan/{job.generation}/{number:05d}.parquet" for number in range(count)]
     for path, part in zip(paths, plan.parts(table, count) if count else (), strict=True):
         plan.write(part, store.storage, path)
@@ -361,61 +380,21 @@ def _write_plan(table: pa.Table, job: Job, store: WorkStore) -> list[str]:
 
 
 def _work(
-    job: Job, parts: Sequence[str], table: pa.Table, options: PipelineOptions, store: WorkStore
+    job: Job,
+    parts: Sequence[str],
+    table: pa.Table,
+    options: PipelineOptions,
+    store: WorkStore,
+    start_timeout: float,
 ) -> None:
-    """Run the graph, with a display where it runs on this machine."""
-    from pipeline import prepare
-
+    """Run the graph over the plan's parts, if it has any."""
     if not parts:
         return
-    stages.clear_stop(store, job.generation)
-    progress.clear(store.storage, job.generation)
     clips = pc.sum(pc.equal(table["decision"], plan.PROCESS)).as_py()
-    log = f"log/{job.generation}.txt"
     try:
-        with contextlib.ExitStack() as stack:
-            if prepare.is_local(options):
-                stack.enter_context(progress.Display(store.storage, job.generation, clips))
-                stack.enter_context(_stderr_to(store.storage.local(log)))
-            prepare.run(job, parts, options)
-    except Exception as error:
-        reason = stages.stop_reason(store, job.generation)
-        if reason is None and prepare.is_local(options):
-            more = f"see {store.storage.where(log)}" if store.storage.is_local else "repeat it with --debug"
-            reason = f"a worker failed unexpectedly ({_last_line(error)}); {more}."
-        if reason is None:
-            raise
-        raise CampaignError(reason) from error
-
-
-@contextlib.contextmanager
-def _stderr_to(path: Path | None) -> Iterator[None]:
-    """Send what Beam, its threads and its workers say to a file; what this process says through
-    `sys.stderr` stays."""
-    log = os.open(os.devnull, os.O_WRONLY)  # kept where the work store is no folder, or takes no file
-    if path is not None:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(file, log)
-            os.close(file)
-    terminal, before, hook = os.dup(2), sys.stderr, threading.excepthook
-    sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
-    os.dup2(log, 2)
-    os.close(log)
-    threading.excepthook = lambda died: os.write(2, f"{died.thread}: {died.exc_value}\n".encode())
-    try:
-        yield
-    finally:
-        threading.excepthook = hook
-        os.dup2(terminal, 2)
-        sys.stderr = before
-        os.close(terminal)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+        launch.run(job, parts, clips, options, store, start_timeout)
+    except launch.LaunchError as error:
+        raise CampaignError(str(error)) from error
 
 
 def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Table], list[Any]]:

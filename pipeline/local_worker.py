@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 
 from pipeline import child
 
@@ -24,13 +25,13 @@ class _Log(io.FileIO):
             return len(text)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Watch the launcher from the first moment on: it may be killed before Beam has said a word."""
     sys.stderr = io.TextIOWrapper(_Log(2, "w", closefd=False), errors="backslashreplace", write_through=True)
-    child.die_with(int(sys.argv[1]))
+    child.die_with(int((argv or sys.argv)[1]))
     from apache_beam.runners.worker import sdk_worker_main
 
-    sdk_worker_main.main(sys.argv)
+    sdk_worker_main.main(argv or sys.argv)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from pipeline.transforms import PackShards, ProcessVideos, ReadTasks
 
 if TYPE_CHECKING:
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.runners.runner import PipelineResult
+
+_ON_THIS_MACHINE = ("BundleBasedDirectRunner", "DirectRunner", "FnApiRunner", "PrismRunner")
 
 
 MIN_RAM = "4GB"
@@ -29,7 +32,7 @@ def build(root: beam.Pipeline, job: Job, parts: Sequence[str]) -> beam.PCollecti
     Args:
         root: the pipeline to add to.
         job: the campaign's settings.
-        parts: paths of the plan's parts in the work store, one a lane where a site is asked; a thousand at
+        parts: paths of the plan's parts in the work store, each a lane where there are lanes; a thousand at
             most, so the graph stays small.
 
     Returns:
@@ -37,17 +40,18 @@ def build(root: beam.Pipeline, job: Job, parts: Sequence[str]) -> beam.PCollecti
     """
     return (
         root
-        | "Plan parts" >> beam.Create(parts)
-        | "Read tasks" >> ReadTasks(job.work, wide=not job.network)
+        | "Plan parts" >> beam.Create(parts, reshuffle=False)  # "Read tasks" spreads them
+        | "Read tasks" >> ReadTasks(job.work, wide=not job.laned)
         | "Fetch, encode, flow" >> ProcessVideos(job)
         | "Pack shards" >> PackShards(job)
     )
 
 
-def run(job: Job, parts: Sequence[str], options: PipelineOptions) -> None:
-    """Run the main job to its end on the runner that `options` name; locally on all cores if none."""
-    with pipeline(options) as root:
-        build(root, job, parts)
+def run(job: Job, parts: Sequence[str], options: PipelineOptions) -> PipelineResult:
+    """Run the main job on the runner that `options` name; if none, locally on all cores and to its end."""
+    root = pipeline(options)
+    build(root, job, parts)
+    return root.run()
 
 
 def pipeline(options: PipelineOptions) -> beam.Pipeline:
@@ -60,8 +64,18 @@ def pipeline(options: PipelineOptions) -> beam.Pipeline:
 
 
 def is_local(options: PipelineOptions) -> bool:
-    """Whether the job runs on this machine alone."""
+    """Whether the job runs on the local runner of our choice."""
     return options.view_as(StandardOptions).runner is None
+
+
+def is_cluster(options: PipelineOptions) -> bool:
+    """Whether the job's workers may be other machines."""
+    return (options.view_as(StandardOptions).runner or "DirectRunner") not in _ON_THIS_MACHINE
+
+
+def runner_name(options: PipelineOptions) -> str:
+    """The runner, as the user named it."""
+    return options.view_as(StandardOptions).runner or "the local runner"
 
 
 def workers(options: PipelineOptions) -> int:

@@ -1,12 +1,14 @@
 """How hard the fleet leans on a site: lanes paced by start times, backing off, and the fleet's pause.
 
-A lane is a fixed share of the videos (a stable hash of the video's name), worked off one by one, so that
-no service has to count requests for all: N lanes that each start a video every 3600 N / budget seconds
-keep to the budget together. What a failure means is `pipeline.outcome`'s.
+A lane is a fixed share of the videos (a stable hash of the video's name), worked off one by one: N lanes that
+each start a video every 3600 N / budget seconds keep to the budget together. Without lanes all workers take
+their turns in one row. The next turn stands in the work store, so that it outlives a worker, and no service
+has to count requests. What a failure means is `pipeline.outcome`'s.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
@@ -15,11 +17,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipeline.outcome import Failed, FailureClass
-from pipeline.storage import Storage
+from pipeline.storage import AlreadyExists, Changed, Storage
 
 _FLAG = "pause.json"
 _LOOK_SECONDS = 5.0
 _BROKEN = 3
+_FARTHEST_SECONDS = 7 * 86400.0  # a turn farther off is that of a clock gone wrong
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Pressure:
 
     Attributes:
         budget: videos an hour for the whole fleet; None for as fast as it goes.
-        lanes: how many videos are fetched at a time; each lane needs a worker to itself.
+        lanes: how many videos are fetched at a time; each lane needs a worker to itself. None: as many as
+            there are workers.
         pause: seconds that the whole fleet waits when the site says that it blocks us.
         pauses: how often a video is asked for again after such a pause, before it counts as blocked.
         backoff: seconds a lane waits after a rate limit, doubled for each one in a row, with jitter; longer
@@ -37,7 +41,7 @@ class Pressure:
     """
 
     budget: float | None = None
-    lanes: int = 1
+    lanes: int | None = 1
     pause: float = 1800.0
     pauses: int = 2
     backoff: float = 2.0
@@ -45,27 +49,36 @@ class Pressure:
 
     @property
     def interval(self) -> float:
-        """Seconds between two starts in one lane."""
-        return 3600.0 * self.lanes / self.budget if self.budget else 0.0
+        """Seconds between two starts in one lane; of all workers where there are no lanes."""
+        return 3600.0 * (self.lanes or 1) / self.budget if self.budget else 0.0
 
 
 class Lane:
-    """One worker's place in the queue: says when the next video may be asked for."""
+    """One worker's way to the site: says when the next video may be asked for."""
 
     def __init__(self, pressure: Pressure, storage: Storage):
         self._pressure, self._storage = pressure, storage
-        self._next = 0.0  # on the monotonic clock
+        self._backoff = 0.0  # until when, on the monotonic clock
         self._limited = 0  # rate limits in a row
         self._broken = 0  # failures of the installation in a row
 
-    def wait(self) -> None:
-        """Return when this lane may start its next video: in its turn, and not while the fleet pauses."""
-        while (left := self._paused_for()) > 0:
-            time.sleep(min(left, _LOOK_SECONDS))
-        now = time.monotonic()
-        if self._next > now:
-            time.sleep(self._next - now)
-        self._next = max(self._next, now) + self._pressure.interval
+    def wait(self, lane: int | None = None) -> None:
+        """Return when the next video may be started: in its turn, and not while the fleet pauses.
+
+        Args:
+            lane: the number of the video's lane; None where there are no lanes.
+        """
+        while True:
+            while (left := self._paused_for()) > 0:
+                time.sleep(min(left, _LOOK_SECONDS))
+            left = max(0.0, self._backoff - time.monotonic())
+            if self._pressure.interval:
+                left = _take_turn(self._storage, self._pressure, lane, left)
+            if left <= 0:
+                return
+            time.sleep(left)
+            if self._paused_for() <= 0:
+                return
 
     def heed(self, fetched: Mapping[str, object]) -> bool:
         """Take in what came of a video: blocked pauses the fleet, rate slows this lane.
@@ -86,7 +99,7 @@ class Lane:
             named = failures[FailureClass.RATE].named
             asked = (named - datetime.now(UTC)).total_seconds() if named else 0.0
             wait = min(self._pressure.longest, max(backoff, asked))
-            self._next = max(self._next, time.monotonic() + wait)
+            self._backoff = max(self._backoff, time.monotonic() + wait)
         blocked = failures.get(FailureClass.BLOCKED)
         if blocked:
             until = datetime.now(UTC) + timedelta(seconds=self._pressure.pause)
@@ -97,6 +110,43 @@ class Lane:
     def _paused_for(self) -> float:
         pause = paused_until(self._storage)
         return (pause[0] - datetime.now(UTC)).total_seconds() if pause else 0.0
+
+
+def _turn_file(pressure: Pressure, lane: int | None) -> str:
+    return f"lanes/{pressure.lanes or 'all'}-{lane or 0:05d}.json"
+
+
+def _take_turn(storage: Storage, pressure: Pressure, lane: int | None, earliest: float) -> float:
+    """Take a lane's next turn, `earliest` seconds from now or later; seconds until it comes."""
+    path = _turn_file(pressure, lane)
+    while True:
+        version = storage.version(path)
+        now = time.time()
+        start = max(now + earliest, _next_turn(storage, path, now)) if version else now + earliest
+        turn = json.dumps({"next": start + pressure.interval}).encode()
+        with contextlib.suppress(AlreadyExists, Changed):  # another worker was faster
+            if version:
+                storage.replace(path, turn, version)
+            else:
+                storage.create(path, turn)
+            return start - now
+
+
+def _next_turn(storage: Storage, path: str, now: float) -> float:
+    """When the next turn is (seconds since the epoch); 0 where that is not known, or beyond belief."""
+    try:
+        turn = float(json.loads(storage.read_bytes(path))["next"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0.0
+    return turn if turn - now < _FARTHEST_SECONDS else 0.0
+
+
+def forget_turns(storage: Storage, pressure: Pressure) -> None:
+    """Give back the turns that workers of an earlier run took in the row of all, and will not use."""
+    if pressure.interval and pressure.lanes is None:
+        path, soon = _turn_file(pressure, None), time.time() + pressure.interval
+        if _next_turn(storage, path, time.time()) > soon:
+            storage.write(path, json.dumps({"next": soon}).encode())
 
 
 def paused_until(storage: Storage) -> tuple[datetime, str] | None:

@@ -1,6 +1,7 @@
-"""What a person sees while a local job runs: clips by outcome, rate, time left, on one line.
+"""What a person sees while a job runs: clips by outcome, rate, time left, on one line.
 
-Each worker counts for itself and leaves its counts in the work store; the launching process adds them up.
+Each worker process counts for itself and leaves its counts in the work store, one small file each; the
+launching process adds them up. What a worker did before it died counts again where it is repeated.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -18,31 +20,59 @@ from pipeline.outcome import READY
 from pipeline.pressure import paused_until
 from pipeline.storage import Storage
 
-_FLUSH_SECONDS = 1.0
-_REMOTE_SECONDS = 15.0  # in an object store, where every look and every write is paid for
+LOCAL_SECONDS = 1.0  # between two writings of a worker's counts
+REMOTE_SECONDS = 30.0  # from a cluster, or to an object store, where every write and every look is paid for
 
 
 class Tally:
-    """One worker's counts by outcome or failure class."""
+    """One worker process's counts by outcome or failure class, for all its threads; see `tally`.
 
-    def __init__(self, storage: Storage, generation: str):
-        self._storage = storage
-        self._path = f"progress/{generation}/{os.getpid()}-{time.monotonic_ns()}.json"
+    Args:
+        every: seconds between two writings. The first is at once: it says that a worker has begun.
+    """
+
+    def __init__(self, storage: Storage, generation: str, every: float):
+        self._storage, self._every = storage, every
+        worker = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns()}"
+        self._path = f"progress/{generation}/{worker}.json"
         self._counts: Counter[str] = Counter()
-        self._flushed = 0.0
+        self._lock = threading.Lock()
+        self._write()
 
     def count(self, name: str) -> None:
         """Count one clip; written now and then, the rest by `flush`."""
-        self._counts[name] += 1
-        if time.monotonic() - self._flushed >= (
-            _FLUSH_SECONDS if self._storage.is_local else _REMOTE_SECONDS
-        ):
-            self.flush()
+        with self._lock:
+            self._counts[name] += 1
+            if time.monotonic() - self._written >= self._every:
+                self._write()
 
     def flush(self) -> None:
         """Write the counts as they stand."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
         self._storage.write(self._path, json.dumps(self._counts).encode())
-        self._flushed = time.monotonic()
+        self._written = time.monotonic()
+
+
+_tallies: dict[tuple[str, str], Tally] = {}
+_opening = threading.Lock()
+
+
+def tally(storage: Storage, generation: str, local: bool) -> Tally:
+    """This process's tally of a generation; the same one for all who ask."""
+    with _opening:
+        name = (storage.url, generation)
+        if name not in _tallies:
+            near = local and storage.is_local
+            _tallies[name] = Tally(storage, generation, LOCAL_SECONDS if near else REMOTE_SECONDS)
+        return _tallies[name]
+
+
+def begun(storage: Storage, generation: str) -> bool:
+    """Whether any worker of this run has begun."""
+    return any(name.endswith(".json") for name in storage.names(f"progress/{generation}"))
 
 
 def counts(storage: Storage, generation: str) -> Counter[str]:
@@ -61,12 +91,27 @@ def clear(storage: Storage, generation: str) -> None:
 
 
 class Display:
-    """A context manager that shows the tallies: a live line on a terminal, else a line now and then."""
+    """A context manager that shows the tallies: a live line on a terminal, else a line now and then.
 
-    def __init__(self, storage: Storage, generation: str, clips: int, stream: TextIO | None = None):
+    Args:
+        clips: how many there are to do.
+        engine: what a cluster says of itself, shown until a worker has begun; None for a local job.
+        stream: where to; None: standard error.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        generation: str,
+        clips: int,
+        engine: Callable[[], str] | None = None,
+        stream: TextIO | None = None,
+    ):
         self._storage, self._generation, self._clips = storage, generation, clips
-        self._stream = stream
+        self._engine, self._stream = engine, stream
         self._live = (stream or sys.stderr).isatty()
+        near = 1.0 if self._live else 15.0
+        self._every = REMOTE_SECONDS if engine or not storage.is_local else near
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -80,13 +125,15 @@ class Display:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._done.wait(1.0 if self._live and self._storage.is_local else _REMOTE_SECONDS):
+        while not self._done.wait(self._every):
             self._show(last=False)
         self._show(last=True)
 
     def _show(self, last: bool) -> None:
         total = counts(self._storage, self._generation)
         text = line(total, self._clips, time.monotonic() - self._start)
+        if self._engine and not total:
+            text += f", {self._engine()}"
         pause = paused_until(self._storage)
         if pause and pause[0] > datetime.now(UTC):
             text += f", all paused until {pause[0]:%H:%M} UTC ({pause[1]})"
@@ -99,7 +146,7 @@ class Display:
 
 def line(total: Counter[str], clips: int, seconds: float) -> str:
     """One line of progress, e.g. ``prepare: 40/128 clips, 38 ready, 2 gone, 12.0 a minute, 7 min left``."""
-    done = sum(total.values())
+    done = min(sum(total.values()), clips)
     failures = [f"{n} {name}" for name, n in total.most_common() if name != READY]
     parts = [f"prepare: {done}/{clips} clips", f"{total[READY]} ready", *failures]
     if done and seconds > 0:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import signal
+import threading
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -111,11 +112,46 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
 def check_canary(recipe: Recipe, ffmpeg: str, store: WorkStore) -> None:
     """Compare this worker's canary with the campaign's; the first worker's becomes the campaign's.
 
+    A process that has proven itself is not asked again.
+
     Raises:
-        Failed: class environment, when this machine gives other bytes.
+        Failed: class environment, when this machine gives other bytes, or has another encoder or another
+            kind of processor than the recipe names.
     """
     path = store.path("canary", stage_hash(recipe.encode, recipe.flow), "canary", ".json")
-    mine = canary(recipe, ffmpeg)
+    proof = (store.storage.url, path, ffmpeg)
+    with _proving:
+        if proof not in _proven:
+            _check_kind(recipe, ffmpeg)
+            _compare(canary(recipe, ffmpeg), store, path)
+            _proven.add(proof)
+
+
+def _check_kind(recipe: Recipe, ffmpeg: str) -> None:
+    """Raise `Failed` where the recipe, made by the launching machine, names what this machine has not."""
+    from pipeline import clip
+    from pipeline.flow import device_class
+
+    here = os.uname().nodename
+    encoder = clip.encoder_version(ffmpeg)
+    if encoder != recipe.encode.encoder:
+        raise Failed(
+            FailureClass.ENVIRONMENT,
+            f"{here} encodes with {encoder!r}, the recipe with {recipe.encode.encoder!r}; install the same "
+            "imageio-ffmpeg on the launching machine and on all workers, or name one that all have: --ffmpeg",
+        )
+    if recipe.flow is None:
+        return
+    device = device_class("cuda" if recipe.flow.device == "cuda" else "cpu")
+    if device != recipe.flow.device:
+        raise Failed(
+            FailureClass.ENVIRONMENT,
+            f"{here} is a machine of the kind {device!r}, the recipe's flow is of {recipe.flow.device!r}; "
+            "use workers of that kind, or launch from a machine of the workers' kind into another --output",
+        )
+
+
+def _compare(mine: dict[str, str], store: WorkStore, path: str) -> None:
     with contextlib.suppress(AlreadyExists):
         store.storage.create(path, json.dumps(mine, sort_keys=True).encode())
     first = json.loads(store.storage.read_bytes(path))
@@ -125,6 +161,10 @@ def check_canary(recipe: Recipe, ffmpeg: str, store: WorkStore) -> None:
             f"{os.uname().nodename} gives other bytes for {' and '.join(other)} than the first worker of "
             "this data set; use machines of one kind with the same ffmpeg, or another --work and --output",
         )
+
+
+_proving = threading.Lock()
+_proven: set[tuple[str, str, str]] = set()  # what this process has proven: work store, canary, encoder
 
 
 def _canary_frames() -> np.ndarray:

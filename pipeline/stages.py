@@ -8,8 +8,9 @@ Knows nothing of Beam.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -39,12 +40,12 @@ class Job:
     sources: tuple[str, ...]
     recipe: Recipe
     fetch: FetchOptions
-    ffmpeg: str
+    ffmpeg: str | None  # None: the reference encoder of the worker's own installation
     generation: str
     keep_sources: bool
     pressure: Pressure = field(default_factory=Pressure)
     scratch: str | None = None  # where workers have their files of the moment; None: the machine's own place
-    local: bool = False  # the workers are processes of this machine and leave their counts for its display
+    local: bool = False  # the workers are processes of this machine, not of a cluster
     encode_timeout: float = 300.0  # seconds a clip: 200 times what a clip takes, so only a hang meets it
 
     @property
@@ -54,8 +55,13 @@ class Job:
 
     @property
     def network(self) -> bool:
-        """Whether videos come over a network: then a lane of them is one worker's, one after the other."""
+        """Whether videos come over a network."""
         return any(sources.parse(spec).network for spec in self.sources)
+
+    @property
+    def laned(self) -> bool:
+        """Whether the plan's parts are lanes: the videos of one are one worker's, one after the other."""
+        return self.network and self.pressure.lanes is not None
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Task:
     video: Video
     shards: tuple[int, ...]  # number within the clip's split
     class_indices: tuple[int | None, ...]
+    lane: int = 0  # number of the plan's part that holds it
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class ClipResult:
 
 def read_tasks(part: str, work: str) -> Iterator[Task]:
     """The tasks of one part of the plan, which has all clips of a video side by side."""
-    rows = plan.read(Storage(work), part).to_pylist()
+    rows, lane = plan.read(Storage(work), part).to_pylist(), int(Path(part).stem)
     for video, group in itertools.groupby(rows, key=lambda row: row["video"]):
         found = list(group)
         clips = tuple(Clip(**{name: row[name] for name in Clip.__dataclass_fields__}) for row in found)
@@ -93,6 +100,7 @@ def read_tasks(part: str, work: str) -> Iterator[Task]:
             Video(video, clips),
             tuple(row["shard"] for row in found),
             tuple(row["class_index"] for row in found),
+            lane,
         )
 
 
@@ -117,7 +125,8 @@ def process(task: Task, job: Job, store: WorkStore, lane: Lane) -> Iterator[Clip
     pending = tuple(c for c in video.clips if records[c.key] is None)
     if pending:
         with scratch.folder() as folder:
-            fetched = _fetch(replace(video, clips=pending), job, store, folder, lane)
+            wait = functools.partial(lane.wait, task.lane if job.laned else None)
+            fetched = _fetch(replace(video, clips=pending), job, store, folder, wait, lane.heed)
             for wanted in pending:
                 piece = fetched.pieces[wanted.key]
                 try:
@@ -171,10 +180,17 @@ def _known(store: WorkStore, job: Job, wanted: Clip) -> dict | None:
     return record
 
 
-def _fetch(video: Video, job: Job, store: WorkStore, folder: Path, lane: Lane) -> Fetched:
+def _fetch(
+    video: Video,
+    job: Job,
+    store: WorkStore,
+    folder: Path,
+    wait: Callable[[], None],
+    heed: Callable[[Mapping[str, object]], bool],
+) -> Fetched:
     """The pieces of `video`: kept ones from the work store, the others from the sources.
 
-    Sources on this machine that come first wait for no lane; what comes from the others is kept.
+    Sources on this machine that come first `wait` for no lane; what comes from the others is kept.
     """
     chosen = tuple(sources.parse(spec) for spec in job.sources)
     if not job.network:
@@ -192,9 +208,9 @@ def _fetch(video: Video, job: Job, store: WorkStore, folder: Path, lane: Lane) -
     if not missing.clips:
         return Fetched(pieces, requests=0, whole=False, tool="", attempts=0)
     for _ in range(1 + job.pressure.pauses):
-        lane.wait()
+        wait()
         fetched = fetch.fetch(missing, chosen[len(near) :], folder, job.fetch)
-        if not lane.heed(fetched.pieces):
+        if not heed(fetched.pieces):
             break
     for key, piece in fetched.pieces.items():
         if isinstance(piece, Failed) and key in failures:
@@ -223,7 +239,7 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
             piece.end,
             recipe.encode,
             video_file if encoded is None else None,
-            ffmpeg=job.ffmpeg,
+            ffmpeg=clip.ffmpeg_binary(job.ffmpeg),
             timeout=job.encode_timeout,
         )
     if encoded is None:
@@ -284,7 +300,8 @@ def write_flow(gray: np.ndarray, frames: int, recipe: FlowRecipe, out: Path, job
             saturated.append(saturated[-1] if saturated else 0.0)
             yield last
 
-    coding.encode(flows(), out, recipe.coding, ffmpeg=job.ffmpeg, timeout=job.encode_timeout)
+    ffmpeg = clip.ffmpeg_binary(job.ffmpeg)
+    coding.encode(flows(), out, recipe.coding, ffmpeg=ffmpeg, timeout=job.encode_timeout)
     return round(float(np.mean(saturated)), 6)
 
 

@@ -6,36 +6,56 @@ Elements carry ids, paths, sizes and hashes; never media.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline import packing, scratch, stages
+from pipeline import clip, packing, scratch, stages
 from pipeline.pressure import Lane
-from pipeline.progress import Tally
+from pipeline.progress import tally
 from pipeline.recipe import check_canary
 from pipeline.stages import ClipResult, Job, Task
 from pipeline.work import WorkStore
 
 Shard = tuple[str, int]  # split and number
+_T = TypeVar("_T")
 
 
 @dataclass(eq=False)  # not frozen: Beam sets the label
 class ReadTasks(beam.PTransform):
     """Paths of plan parts -> `stages.Task`: source videos with the clips wanted from each.
 
-    Parts are spread over the workers. Where a site is asked a part is a lane, and its videos stay
-    together, one after the other; else (`wide`) they are spread too.
+    Parts are spread over the workers. Where they are lanes, the videos of one stay together, one after the
+    other; else (`wide`) they are spread too. What is spread has its own name for a key: Beam's Reshuffle
+    draws random ones, and with them an engine that repeats part of a shuffle, for a worker that died, would
+    lose elements or double them.
     """
 
     work: str
     wide: bool
 
     def expand(self, paths):
-        tasks = paths | beam.Reshuffle() | beam.FlatMap(stages.read_tasks, self.work)
-        return tasks | "Spread videos" >> beam.Reshuffle() if self.wide else tasks
+        parts = paths | "Name parts" >> beam.Map(_named, str) | "Spread parts" >> beam.GroupByKey()
+        tasks = parts | "Parts" >> beam.FlatMap(_values) | beam.FlatMap(stages.read_tasks, self.work)
+        if not self.wide:
+            return tasks
+        videos = tasks | "Name videos" >> beam.Map(_named, _video) | "Spread videos" >> beam.GroupByKey()
+        return videos | "Videos" >> beam.FlatMap(_values)
+
+
+def _named(element: _T, name: Callable[[_T], str]) -> tuple[str, _T]:
+    return name(element), element
+
+
+def _video(task: Task) -> str:
+    return task.video.youtube_id
+
+
+def _values(group: tuple[str, Iterable[_T]]) -> Iterable[_T]:
+    return group[1]
 
 
 @dataclass(eq=False)  # not frozen: Beam sets the label
@@ -70,21 +90,17 @@ class _Process(beam.DoFn):
         scratch.use(self._job.scratch)
         self._store = WorkStore(self._job.work)
         self._lane = Lane(self._job.pressure, self._store.storage)
-        self._tally = None
-        if self._job.local:
-            self._tally = Tally(self._store.storage, self._job.generation)
+        self._tally = tally(self._store.storage, self._job.generation, self._job.local)
         with stages.stop_on_failure(self._store, self._job):
-            check_canary(self._job.recipe, self._job.ffmpeg, self._store)
+            check_canary(self._job.recipe, clip.ffmpeg_binary(self._job.ffmpeg), self._store)
 
     def finish_bundle(self) -> None:
-        if self._tally:
-            self._tally.flush()
+        self._tally.flush()
 
     def process(self, task: Task) -> Iterator[tuple[Shard, ClipResult]]:
         with stages.stop_on_failure(self._store, self._job):
             for result in stages.process(task, self._job, self._store, self._lane):
                 name = result.failure_class or result.outcome
                 Metrics.counter("clips", name).inc()
-                if self._tally:
-                    self._tally.count(name)
+                self._tally.count(name)
                 yield (result.clip.split, result.shard), result

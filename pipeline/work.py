@@ -28,6 +28,7 @@ _FOLDERS = (
     "clip",
     "encode",
     "flow",
+    "lanes",
     "log",
     "packed",
     "plan",

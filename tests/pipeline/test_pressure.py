@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import shutil
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from campaigns import make_list, make_videos, pipeline, published_bytes
 from demo.site import Behaviour, Site
 from pipeline import dataset
 from pipeline.outcome import Failed, FailureClass
-from pipeline.pressure import Lane, Pressure, paused_until
+from pipeline.pressure import Lane, Pressure, _take_turn, forget_turns, paused_until
 from pipeline.storage import Storage
 
 IDS = [f"video-{number:03d}" for number in range(8)]
@@ -71,6 +72,43 @@ def test_a_lane_keeps_its_distance_between_starts_however_long_a_video_takes(tmp
     assert gaps[0] == pytest.approx(0.3, abs=0.1)
     assert gaps[1] == pytest.approx(0.3, abs=0.1)
     assert gaps[2] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_lane_keeps_its_pace_in_another_workers_hands(tmp_path):
+    pressure = Pressure(budget=36_000, lanes=3)  # 0.3 s apart
+    Lane(pressure, Storage(tmp_path)).wait(1)
+    start = time.monotonic()
+    Lane(pressure, Storage(tmp_path)).wait(2)
+    assert time.monotonic() - start < 0.1, "another lane has its own turns"
+    Lane(pressure, Storage(tmp_path)).wait(1)
+    assert time.monotonic() - start == pytest.approx(0.3, abs=0.1)
+
+
+def test_without_lanes_all_workers_keep_to_the_budget_together(tmp_path):
+    pressure, began = Pressure(budget=36_000, lanes=None), []  # 0.1 s apart
+
+    def work() -> None:
+        lane = Lane(pressure, Storage(tmp_path))
+        for _ in range(3):
+            lane.wait()
+            began.append(time.monotonic())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(began) - min(began) == pytest.approx(1.1, abs=0.3)
+    assert all(b - a > 0.8 for a, b in zip(sorted(began), sorted(began)[9:], strict=False))
+
+
+def test_turns_that_dead_workers_took_are_given_back(tmp_path):
+    storage, pressure = Storage(tmp_path), Pressure(budget=3600, lanes=None)
+    for _ in range(50):
+        assert _take_turn(storage, pressure, None, 0.0) >= 0
+    assert _take_turn(storage, pressure, None, 0.0) > 40
+    forget_turns(storage, pressure)
+    assert _take_turn(storage, pressure, None, 0.0) < 2
 
 
 def test_a_block_met_by_one_lane_pauses_every_lane(tmp_path):

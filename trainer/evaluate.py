@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,19 @@ from torch import Tensor
 from trainer import checkpoint as checkpoints
 from trainer import distributed, recording
 from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.configuration import ConfigurationError
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
 from trainer.data.loader import EvaluationBatches
 from trainer.data.rows import Rows, open_rows
+from trainer.ensemble import refusal
 from trainer.towers import Pictures, Tower, autocast, precision_for, restore
 
 STREAMS = ("rgb", "flow", "joint")
+
+
+class Stopped(RuntimeError):
+    """An evaluation was asked to end before all clips were seen."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,22 @@ def predict(
     *,
     repeat_frame: bool = False,
     precision: str = "fp32",
+    stop: Callable[[], bool] | None = None,
 ) -> Predictions:
     """The logits of all clips of `batches`, gathered over the ranks.
 
-    With `repeat_frame` each clip is its middle frame repeated, whose flow is zero: what is recognised then is
-    not motion.
+    Args:
+        repeat_frame: each clip is its middle frame repeated, whose flow is zero: what is recognised then is
+            not motion.
+        stop: asked before each batch; `Stopped` is raised on all ranks once one says yes.
     """
     keys: list[str] = []
     targets: list[Tensor] = []
     failures: list[str] = []
     logits: dict[str, list[Tensor]] = {stream: [] for stream in towers}
     for batch in batches:
+        if stop and group.sum(torch.tensor(float(stop()), device=group.device)) > 0:
+            raise Stopped("the evaluation was stopped")
         pictures = batch.inputs(group.device)
         if repeat_frame:
             pictures = still(pictures)
@@ -195,6 +206,8 @@ def _predict_all(
     job: Job, group: distributed.Group, checkpoint: Checkpoint, towers: Mapping[str, Tower], rows: Rows
 ) -> Predictions:
     streams = list(towers)
+    if job.views is None:
+        _takes_whole_clips(checkpoint, streams, rows)
     input = replace(checkpoint.input, stream=streams[0] if len(streams) == 1 else "both")
     clips, crops = job.views or (1, 1)
     batches = EvaluationBatches(
@@ -213,6 +226,17 @@ def _predict_all(
         tower.to(group.device)
     precision = precision_for(group.device, job.precision)
     return predict(towers, batches, group, repeat_frame=job.repeat_frame, precision=precision)
+
+
+def _takes_whole_clips(checkpoint: Checkpoint, streams: Sequence[str], rows: Rows) -> None:
+    present = rows.frames[~rows.removed]
+    for frames in sorted({int(present.min()), int(present.max())}) if len(present) else ():
+        for stream in streams:
+            if why := refusal(checkpoint, stream, frames):
+                raise ConfigurationError(
+                    f"{checkpoint.network} does not take whole clips of {frames} frames ({why}): "
+                    "give --views 10x1"
+                )
 
 
 def _fits(path: str, checkpoint: Checkpoint, rows: Rows) -> None:

@@ -21,6 +21,7 @@ from trainer.configuration import Configuration, ConfigurationError, difference,
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
 from trainer.data.rows import Rows, open_rows
+from trainer.evaluate import Stopped
 from trainer.networks import CHANNELS
 from trainer.training import Training, TrainingError
 
@@ -53,9 +54,13 @@ def train(job: Job) -> Path:
         training = set_up(job, group)
         run = training.configuration.run
         recorder = recording.Recorder(job.output, training.done, training.steps) if group.first else None
+
+        def told() -> bool:
+            return interrupt.requested
+
         try:
             if training.evaluation_due:  # the run was killed before the last epoch's was kept
-                training.evaluate(job.output, recorder)
+                training.evaluate(job.output, recorder, told)
             last = time.monotonic()
             for batch in training.batches(training.start, training.steps - training.done):
                 record = training.step(batch)
@@ -76,8 +81,13 @@ def train(job: Job) -> Path:
                         "the same command goes on from there"
                     )
                 if training.evaluation_due:
-                    training.evaluate(job.output, recorder)
+                    training.evaluate(job.output, recorder, told)
                     last = time.monotonic()
+        except Stopped:
+            raise Interrupted(
+                f"Stopped in the evaluation after step {training.done}, saved in {job.output}: "
+                "the same command goes on from there"
+            ) from None
         finally:
             if recorder:
                 recorder.close()

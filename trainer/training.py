@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,11 +194,13 @@ class Training:
             batches = self.batches((0, 0), run.reestimate)
             validation.reestimate(self.towers, batches, self.group.device, run.micro_batch)
 
-    def evaluate(self, output: Path, recorder: recording.Recorder | None) -> None:
+    def evaluate(
+        self, output: Path, recorder: recording.Recorder | None, stop: Callable[[], bool] | None = None
+    ) -> None:
         """Scores what was just saved, from which each rank goes on, on the validation split; keeps the best.
 
         The scores are part of the run's state: they are saved before they are shown, and a run that is killed
-        before that evaluates again.
+        before that evaluates again. Raises `evaluate.Stopped` once `stop` says yes on any rank.
         """
         group, run, rows = self.group, self.configuration.run, self.held_out
         assert rows is not None
@@ -211,7 +213,7 @@ class Training:
             max_failures=run.max_failures,
             cache=self.cache,
         )
-        scores = validation.scores(self.towers, batches, group, rows.classes)
+        scores = validation.scores(self.towers, batches, group, rows.classes, stop)
         if group.first and validation.best([scores]) > validation.best(self.history):
             checkpoints.keep_best(output)
         self.history.append({"step": self.done, "epoch": self.start[0] - 1, **scores})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,11 +20,15 @@ def scores(
     batches: EvaluationBatches,
     group: distributed.Group,
     classes: tuple[str, ...],
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
-    """Loss (cross entropy, the mean over towers and clips), clips, and top-1 and top-5 by stream."""
+    """Loss (cross entropy, the mean over towers and clips), clips, and top-1 and top-5 by stream.
+
+    Raises `evaluate.Stopped` once `stop` says yes on any rank.
+    """
     for tower in towers.values():
         tower.eval()
-    found = evaluate.predict(towers, batches, group)
+    found = evaluate.predict(towers, batches, group, stop=stop)
     for tower in towers.values():
         tower.train()
     losses = [F.cross_entropy(logits, found.target).item() for logits in found.logits.values()]

@@ -6,20 +6,38 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_network
 import tiny_dataset
 import torch
+from every_network import FRAMES
 
-from trainer import evaluate
+from pipeline import dataset
+from trainer import checkpoint as checkpoints
+from trainer import distributed, evaluate, networks
 from trainer import train as training
 from trainer.__main__ import main
 from trainer.configuration import resolve
+from trainer.data.augmentation import evaluation_cuts
+from trainer.data.decoding import decode_flow, decode_rgb
+from trainer.data.loader import EvaluationBatches
+from trainer.data.reading import Reader
+from trainer.data.rows import open_rows
+from trainer.ensemble import as_pictures
 from trainer.evaluate import Predictions, merge, score
+from trainer.towers import restore
 
 FLAGS = {"network": {"name": "small"}, "input": {"frames": 9, "short_side": 32, "crop": 32}}
+
+ONE_OF_EACH_FAMILY = (
+    "i3d", "convnet-lstm", "two-stream", "mc3-18", "r2plus1d-18", "hara-r3d-18", "s3d-g", "ir-csn-50",
+    "artnet-18", "i3d-r50", "slowfast-8x8-r50", "tsm-r50", "smallbig-r50", "tsn-bninception",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +129,133 @@ def test_views_are_averaged(root, run, tmp_path):
     assert main([*call, "--views", "3x3", "--output", str(tmp_path / "views.json")]) == 0
     scores = json.loads((tmp_path / "views.json").read_text())
     assert (scores["views"], scores["clips"]) == ("3x3", 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_the_views_of_every_family_are_its_logits_averaged(root, tmp_path, name):
+    streams = ("both",) if networks.entry(name).streams == ("both",) else ("rgb",)
+    size = {"frames": FRAMES.get(name, 8), "short_side": 48, "crop": 48}
+    known = checkpoints.load(small_network.checkpoint(tmp_path / "c.pt", name, streams, **size))
+    (tower,) = restored = restore(known).values()
+    rows = open_rows([str(root)], "val", ("rgb", "flow") if streams == ("both",) else streams)
+    group = distributed.Group(0, 1, torch.device("cpu"))
+
+    def logits(clips: int, crops: int) -> torch.Tensor:
+        batches = EvaluationBatches(rows, known.input, frames=known.input.frames, clips=clips, crops=crops)
+        return evaluate.predict(restore(known), batches, group).logits[streams[0]]
+
+    found = logits(2, 3)
+    one_by_one = []
+    for row in range(len(rows)):
+        width, height, frames = (int(x[row]) for x in (rows.width, rows.height, rows.frames))
+        cuts = evaluation_cuts(known.input, frames, width, height, known.input.frames, 2, 3)
+        assert len(cuts) == 6
+        members = Reader(rows, tuple(rows.offsets)).read(row)
+        views = []
+        for cut in cuts:
+            seen = {
+                s: np.empty((1, 3 if s == "rgb" else 2, size["frames"], 48, 48), np.uint8) for s in members
+            }
+            scale = np.ones((1, 2), np.float32)
+            decode_rgb(members["rgb"], [cut], (width, height), 25, seen["rgb"])
+            if "flow" in seen:
+                scale[0] = decode_flow(members["flow"], [cut], (width, height), 25, seen["flow"])[0]
+            with torch.no_grad():
+                clip = {stream: pixels[0] for stream, pixels in seen.items()}
+                views.append(tower(as_pictures([clip], scale, torch.device("cpu"))))
+        one_by_one.append(torch.stack(views).mean(dim=0)[0])
+    assert restored
+    torch.testing.assert_close(
+        found, torch.stack(one_by_one), rtol=1e-3, atol=1e-3 * found.abs().max().item()
+    )
+
+
+def test_a_network_that_takes_no_whole_clips_says_so(tmp_path, capsys):
+    root = tiny_dataset.publish(tmp_path / "data", {"val": 1}, frames=(4,), classes=3)
+    data = dataset.open(root).classes
+    tsn = small_network.checkpoint(tmp_path / "c.pt", "tsn-bninception", ("rgb",), frames=5)
+    checkpoints.write(tsn, replace(checkpoints.load(tsn), classes=tuple(data)))
+    assert main(["evaluate", "--data", str(root), "--rgb", str(tsn), "--workers", "0"]) == 2
+    assert "does not take whole clips of 4 frames" in capsys.readouterr().err
+
+
+def test_another_flow_bound_or_stream_is_refused(root, run, tmp_path, capsys):
+    known = checkpoints.load(run)
+    for bound, stream, code, said in (
+        (16.0, "--flow", 2, "stores flow up to 20.0 pixels and the network was made for 16"),
+        (20.0, "--rgb", 1, "the checkpoint was trained on flow, not on rgb"),
+    ):
+        path = tmp_path / f"{bound}.pt"
+        fed = replace(known.input, flow_bound=bound)
+        checkpoints.write(path, replace(known, input=fed, towers={"flow": known.towers["flow"]}))
+        assert main(["evaluate", "--data", str(root), stream, str(path), "--workers", "0"]) == code
+        assert said in capsys.readouterr().err
+
+
+def test_sigterm_ends_an_evaluation_at_the_next_clip_and_the_run_goes_on_from_there(tmp_path):
+    root = tiny_dataset.publish(tmp_path / "data", {"train": 4, "val": 8}, frames=(30,))
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW_TO_EVALUATE)
+    size = ["--frames", "9", "--short-side", "32", "--crop", "32", "--batch-size", "4", "--workers", "0"]
+    call = ["train", "--data", str(root), "--output", str(tmp_path / "run"), "--network", "small", *size]
+    call += ["--epochs", "1", "--evaluate-every", "1", "--precision", "fp32"]
+    paths = os.pathsep.join([str(Path(small_network.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, str(slow), *call],
+        env={**os.environ, "PYTHONPATH": paths, "SEEN": str(tmp_path / "seen")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "seen").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Stopped in the evaluation after step 1" in said
+    assert (tmp_path / "seen").read_text().count("clip") < 8
+    assert main(call) == 0
+    (line,) = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
+    assert json.loads(line)["clips"] == 8
+
+
+SLOW_TO_EVALUATE = """
+import os, sys, time
+import small_network
+from trainer.__main__ import main
+
+plain = small_network.Small.forward
+
+def forward(self, x):
+    if not self.training and x.device.type != "meta":
+        with open(os.environ["SEEN"], "a") as file:
+            file.write("clip ")
+        time.sleep(1)
+    return plain(self, x)
+
+small_network.Small.forward = forward
+sys.exit(main())
+"""
+"""The trainer, with a network that takes its time in evaluation and notes each time it is asked."""
+
+
+def test_sigterm_ends_the_command_with_a_sentence(root, run, tmp_path):
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW_TO_EVALUATE)
+    paths = os.pathsep.join([str(Path(small_network.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, str(slow), "evaluate", "--data", str(root), "--rgb", str(run)],
+        env={**os.environ, "PYTHONPATH": paths, "SEEN": str(tmp_path / "seen")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "seen").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.strip().splitlines()[-1] == "Interrupted: the same command begins anew"
+    assert "Traceback" not in said
 
 
 def test_other_classes_than_the_checkpoints_are_refused(run, tmp_path, capsys):

@@ -76,7 +76,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     settings = campaign.Settings(
         manifests=tuple(arguments.manifest),
         output=arguments.output,
-        sources=tuple(arguments.source or ["youtube"]),
+        sources=("rehearsal",) if arguments.rehearse else tuple(arguments.source or ["youtube"]),
         exclude=tuple(arguments.exclude),
         flow=arguments.flow,
         flow_device=arguments.flow_device,
@@ -247,6 +247,12 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
         "--classes", metavar="FILE", help="the label map, one class a line (default: the labels of the lists)"
     )
     add("--limit", type=_natural, metavar="N", help="only the first N valid rows")
+    add(
+        "--rehearse",
+        action="store_true",
+        help="go through the whole job with stand-ins: fetch, encode and solve nothing (with an --output of "
+        "its own, to throw away)",
+    )
     add("--plan", action="store_true", help="say what it would cost, and stop")
     add(
         "--budget",

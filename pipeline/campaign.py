@@ -31,6 +31,7 @@ from pipeline import (
     publish,
     purge,
     reconciliation,
+    rehearsal,
     remove,
     shards,
 )
@@ -140,6 +141,8 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
 
 def make_recipe(settings: Settings, ffmpeg: str) -> Recipe:
     """The recipe that these settings mean with this encoder."""
+    if settings.sources == (rehearsal.NAME,):
+        return rehearsal.recipe(flow=settings.flow != "none")
     encoder = clip.encoder_version(ffmpeg)
     flow = None
     if settings.flow != "none":

@@ -28,13 +28,13 @@ def outcome_part(split: str, generation: str, number: int) -> str:
     return f"packed/{generation}/{split}-{number:05d}.outcomes.parquet"
 
 
-def pack_shard(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) -> str:
+def pack_shard(job: Job, shard: tuple[str, int], places: Iterable[bytes]) -> str:
     """Pack the ready clips of one shard into ROOT and leave its parts in the work store.
 
     Args:
         job: the campaign's settings.
         shard: split and number.
-        results: of all clips that the plan put there, in any order.
+        places: of all clips that the plan put there (`stages.place`), in any order.
 
     Returns:
         The path of the outcome part, relative to the work store.
@@ -42,8 +42,9 @@ def pack_shard(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) 
     Raises:
         Failed: class storage; its sentence is left for the launching process.
     """
-    with stages.stop_on_failure(WorkStore(job.work), job):
-        return _pack(job, shard, results)
+    store = WorkStore(job.work)
+    with stages.stop_on_failure(store, job):
+        return _pack(job, shard, [stages.read_result(place, job, store) for place in places])
 
 
 def _pack(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) -> str:

@@ -18,7 +18,7 @@ from typing import TextIO
 
 from pipeline.outcome import READY
 from pipeline.pressure import paused_until
-from pipeline.storage import Storage
+from pipeline.storage import Storage, Sync
 
 LOCAL_SECONDS = 1.0  # between two writings of a worker's counts
 REMOTE_SECONDS = 30.0  # from a cluster, or to an object store, where every write and every look is paid for
@@ -52,7 +52,7 @@ class Tally:
             self._write()
 
     def _write(self) -> None:
-        self._storage.write(self._path, json.dumps(self._counts).encode())
+        self._storage.write(self._path, json.dumps(self._counts).encode(), Sync.NOTHING)
         self._written = time.monotonic()
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import clip, fetch, plan, scratch, sources
+from pipeline import clip, fetch, plan, rehearsal, scratch, sources
 from pipeline.flow import coding, tvl1_clip, tvl1_pairs
 from pipeline.manifest import Clip
 from pipeline.outcome import FAILED, READY, Failed, FailureClass
@@ -25,7 +26,7 @@ from pipeline.pressure import Lane, Pressure
 from pipeline.recipe import FlowRecipe, Recipe, stage_hash
 from pipeline.sources import Fetched, FetchOptions, Piece, Video
 from pipeline.storage import Storage
-from pipeline.work import Stored, WorkStore
+from pipeline.work import Stored, WorkStore, canonical_json
 
 _MACHINE = (FailureClass.ENVIRONMENT, FailureClass.STORAGE)
 """Classes that say something of the machine and nothing of the clip."""
@@ -57,6 +58,11 @@ class Job:
     def network(self) -> bool:
         """Whether videos come over a network."""
         return any(sources.parse(spec).network for spec in self.sources)
+
+    @property
+    def rehearsed(self) -> bool:
+        """Whether stand-ins take the place of all media."""
+        return self.sources == (rehearsal.NAME,)
 
     @property
     def laned(self) -> bool:
@@ -196,7 +202,8 @@ def _fetch(
     if not job.network:
         return fetch.fetch(video, chosen, folder, job.fetch)
     near = tuple(itertools.takewhile(lambda source: not source.network, chosen))
-    pieces = kept_pieces(video, job, store, folder)
+    record = _source_record(video, job, store)
+    pieces = _kept_pieces(record, job, store, folder)
     failures: dict[str, Failed] = {}
     if near and (wanted := _without(video, pieces)).clips:
         for key, piece in fetch.fetch(wanted, near, folder, job.fetch).pieces.items():
@@ -215,7 +222,7 @@ def _fetch(
     for key, piece in fetched.pieces.items():
         if isinstance(piece, Failed) and key in failures:
             fetched.pieces[key] = fetch.most_telling([failures[key], piece])
-    _keep(video, fetched, job, store)
+    _keep(video, fetched, record, job, store)
     return replace(fetched, pieces=pieces | fetched.pieces)
 
 
@@ -233,15 +240,7 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
     encoded = store.read_record("encode", encode_hash, wanted.key)
     video_file = folder / f"{wanted.key}.mp4"
     if encoded is None or recipe.flow is not None:
-        cut = clip.cut(
-            piece.path,
-            piece.start,
-            piece.end,
-            recipe.encode,
-            video_file if encoded is None else None,
-            ffmpeg=clip.ffmpeg_binary(job.ffmpeg),
-            timeout=job.encode_timeout,
-        )
+        cut = _cut(piece, job, video_file if encoded is None else None)
     if encoded is None:
         stored = store.put_file("encode", encode_hash, wanted.key, ".mp4", video_file)
         video_file.unlink()
@@ -250,7 +249,10 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
     files, meta = dict(encoded["files"]), dict(encoded["meta"])
     if recipe.flow is not None:
         flow_file = folder / f"{wanted.key}.flow.mp4"
-        saturation = write_flow(clip.gray(cut.planes), cut.frames, recipe.flow, flow_file, job)
+        if job.rehearsed:
+            saturation = rehearsal.write_flow(flow_file)
+        else:
+            saturation = write_flow(clip.gray(cut.planes), cut.frames, recipe.flow, flow_file, job)
         stored = store.put_file("flow", job.clip_hash, wanted.key, ".flow.mp4", flow_file)
         flow_file.unlink()
         files["flow.mp4"] = stored.as_dict()
@@ -260,6 +262,15 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
             "tvl1": asdict(recipe.flow.solver),
         }
     return {"outcome": READY, "files": files, "meta": meta}
+
+
+def _cut(piece: Piece, job: Job, out: Path | None) -> clip.Cut:
+    if job.rehearsed:
+        return rehearsal.cut(piece.start, piece.end, job.recipe.encode, out)
+    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), job.encode_timeout
+    return clip.cut(
+        piece.path, piece.start, piece.end, job.recipe.encode, out, ffmpeg=ffmpeg, timeout=timeout
+    )
 
 
 def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict:
@@ -312,9 +323,8 @@ def solve(gray: np.ndarray, recipe: FlowRecipe) -> Iterable[np.ndarray]:
     return tvl1_pairs(gray, recipe.solver)
 
 
-def kept_pieces(video: Video, job: Job, store: WorkStore, folder: Path) -> dict[str, Piece | Failed]:
-    """What an earlier run fetched of `video`, by clip key, as local files; and how the rest failed."""
-    record = _source_record(video, job, store)
+def _kept_pieces(record: dict, job: Job, store: WorkStore, folder: Path) -> dict[str, Piece | Failed]:
+    """What an earlier run fetched of a video, by clip key, as local files; and how the rest failed."""
     found: dict[str, Piece | Failed] = {}
     for key, piece in record["pieces"].items():
         if "failure_class" in piece:
@@ -331,9 +341,8 @@ def _source_record(video: Video, job: Job, store: WorkStore) -> dict:
     return record or {"files": {}, "pieces": {}}
 
 
-def _keep(video: Video, fetched: Fetched, job: Job, store: WorkStore) -> None:
+def _keep(video: Video, fetched: Fetched, record: dict, job: Job, store: WorkStore) -> None:
     fetch_hash = stage_hash(job.recipe.fetch)
-    record = _source_record(video, job, store)
     names: dict[Path, str] = {}
     for key, piece in fetched.pieces.items():
         if isinstance(piece, Failed):
@@ -372,6 +381,24 @@ def _failure_record(failure: Failed, attempts: int) -> dict:
 def _failure(record: dict) -> Failed:
     due = record["retry_after"] and datetime.fromisoformat(record["retry_after"])
     return Failed(FailureClass(record["failure_class"]), record["reason"], due)
+
+
+def place(result: ClipResult) -> bytes:
+    """What travels of a result to packing: as little as names it, for an engine holds it for all clips."""
+    return canonical_json([*astuple(result.clip), result.shard, result.class_index])
+
+
+def read_result(placed: bytes, job: Job, store: WorkStore) -> ClipResult:
+    """The result that `place` was made of. Raises `Failed`, class storage, where its record is gone."""
+    *fields, shard, class_index = json.loads(placed)
+    wanted = Clip(*fields)
+    record = store.read_record("clip", job.clip_hash, wanted.key, whole=False)  # packing reads its files
+    if record is None:
+        where = store.storage.where(store.path("clip", job.clip_hash, wanted.key, ".record.json"))
+        raise Failed(
+            FailureClass.STORAGE, f"{where} is gone or damaged since it was written; repeat the command"
+        )
+    return _result(wanted, shard, class_index, record)
 
 
 def _result(wanted: Clip, shard: int, class_index: int | None, record: dict) -> ClipResult:

@@ -8,6 +8,7 @@ of what is stored.
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import fcntl
 import functools
@@ -48,6 +49,14 @@ class Changed(Exception):
 
 class Busy(Exception):
     """`Storage.lock` found the lock taken by another process: the lock, and in an object store its holder."""
+
+
+class Sync(enum.IntEnum):
+    """What a power cut may do to a file written to local disk. A process's death does nothing to any."""
+
+    NOTHING = 0  # leave it damaged: for a record whose reader checks it, and does the work again
+    CONTENT = 1  # take it away, but never leave less than all of it under its name
+    NAME = 2  # nothing
 
 
 class Storage:
@@ -161,10 +170,11 @@ class Storage:
     # Writing
 
     @contextlib.contextmanager
-    def writer(self, path: str) -> Iterator[IO[bytes]]:
+    def writer(self, path: str, sync: Sync = Sync.NAME) -> Iterator[IO[bytes]]:
         """A file to write to, which takes its name only when the block ends without an exception.
 
-        Locally: a temporary name in the same folder, fsync, atomic rename, fsync of the folder.
+        Locally: a temporary name in the same folder, fsync, atomic rename, fsync of the folder; the two
+        fsyncs as `sync` asks, for each may take as long as all else about a clip.
         Elsewhere: one upload that is completed at the end or discarded.
         """
         if self._remote:
@@ -177,16 +187,18 @@ class Storage:
                 with open(temporary, "wb") as file:
                     yield file
                     file.flush()
-                    os.fsync(file.fileno())
+                    if sync >= Sync.CONTENT:
+                        os.fsync(file.fileno())
                 os.replace(temporary, local)
-            _sync_folder(local.parent)
+            if sync >= Sync.NAME:
+                _sync_folder(local.parent)
 
-    def write(self, path: str, content: bytes | Path) -> None:
-        """Write bytes, or a copy of a local file, replacing what is there in one step."""
+    def write(self, path: str, content: bytes | Path, sync: Sync = Sync.NAME) -> None:
+        """Write bytes, or a copy of a local file, replacing what is there in one step; `sync` as there."""
         if self._remote and isinstance(content, bytes):
             self._remote.write(_checked(path), content)
             return
-        with self.writer(path) as file:
+        with self.writer(path, sync) as file:
             if isinstance(content, bytes):
                 file.write(content)
                 return

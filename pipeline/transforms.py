@@ -17,7 +17,7 @@ from pipeline import clip, packing, scratch, stages
 from pipeline.pressure import Lane
 from pipeline.progress import tally
 from pipeline.recipe import check_canary
-from pipeline.stages import ClipResult, Job, Task
+from pipeline.stages import Job, Task
 from pipeline.work import WorkStore
 
 Shard = tuple[str, int]  # split and number
@@ -60,7 +60,7 @@ def _values(group: tuple[str, Iterable[_T]]) -> Iterable[_T]:
 
 @dataclass(eq=False)  # not frozen: Beam sets the label
 class ProcessVideos(beam.PTransform):
-    """`stages.Task` -> `(shard, result)`: fetch, encode and flow fused, no barrier between them."""
+    """`stages.Task` -> `(shard, place)`: fetch, encode and flow fused, no barrier between them."""
 
     job: Job
 
@@ -70,14 +70,14 @@ class ProcessVideos(beam.PTransform):
 
 @dataclass(eq=False)  # not frozen: Beam sets the label
 class PackShards(beam.PTransform):
-    """`(shard, result)` -> paths of the parts that publishing reads: one shard, index and outcomes each."""
+    """`(shard, place)` -> paths of the parts that publishing reads: one shard, index and outcomes each."""
 
     job: Job
 
-    def expand(self, results):
+    def expand(self, places):
         # Labelled, for Beam would name the step after its arguments: cookies and proxies stand in a job.
         pack = "Pack" >> beam.MapTuple(functools.partial(packing.pack_shard, self.job))
-        return results | beam.GroupByKey() | pack
+        return places | beam.GroupByKey() | pack
 
 
 class _Process(beam.DoFn):
@@ -91,16 +91,17 @@ class _Process(beam.DoFn):
         self._store = WorkStore(self._job.work)
         self._lane = Lane(self._job.pressure, self._store.storage)
         self._tally = tally(self._store.storage, self._job.generation, self._job.local)
-        with stages.stop_on_failure(self._store, self._job):
-            check_canary(self._job.recipe, clip.ffmpeg_binary(self._job.ffmpeg), self._store)
+        if not self._job.rehearsed:
+            with stages.stop_on_failure(self._store, self._job):
+                check_canary(self._job.recipe, clip.ffmpeg_binary(self._job.ffmpeg), self._store)
 
     def finish_bundle(self) -> None:
         self._tally.flush()
 
-    def process(self, task: Task) -> Iterator[tuple[Shard, ClipResult]]:
+    def process(self, task: Task) -> Iterator[tuple[Shard, bytes]]:
         with stages.stop_on_failure(self._store, self._job):
             for result in stages.process(task, self._job, self._store, self._lane):
                 name = result.failure_class or result.outcome
                 Metrics.counter("clips", name).inc()
                 self._tally.count(name)
-                yield (result.clip.split, result.shard), result
+                yield (result.clip.split, result.shard), stages.place(result)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage import CHUNK, Storage
+from pipeline.storage import CHUNK, Storage, Sync
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 """What a key or id may look like: no dot (webdataset's grouping), and a tar header has 100 bytes a name."""
@@ -80,10 +80,13 @@ class WorkStore:
         return f"{stage}/{stage_hash}/{fan}/{key}{suffix}"
 
     def put_file(self, stage: str, stage_hash: str, key: str, suffix: str, local: Path) -> Stored:
-        """Copy a local file into the store, whole or not at all, hashing what is copied."""
+        """Copy a local file into the store, whole or not at all, hashing what is copied.
+
+        A power cut may undo it, as if the work had not been done yet.
+        """
         path = self.path(stage, stage_hash, key, suffix)
         digest, size = hashlib.sha256(), 0
-        with open(local, "rb") as source, self.storage.writer(path) as file:
+        with open(local, "rb") as source, self.storage.writer(path, Sync.CONTENT) as file:
             while chunk := source.read(CHUNK):
                 file.write(chunk)
                 digest.update(chunk)
@@ -106,19 +109,22 @@ class WorkStore:
 
         Files are named under ``"files"``: name -> `Stored.as_dict()`.
         """
-        self.storage.write(self.path(stage, stage_hash, key, _RECORD), canonical_json(record))
+        self.storage.write(self.path(stage, stage_hash, key, _RECORD), canonical_json(record), Sync.NOTHING)
 
-    def read_record(self, stage: str, stage_hash: str, key: str) -> dict[str, Any] | None:
-        """The record, or None where there is none, it is damaged, or a file it names is not there whole."""
+    def read_record(self, stage: str, stage_hash: str, key: str, whole: bool = True) -> dict[str, Any] | None:
+        """The record, or None where there is none, it is damaged, or a file it names is not there whole.
+
+        With `whole` False the files are not looked for: for who reads them anyway.
+        """
         try:
             data = self.storage.read_bytes(self.path(stage, stage_hash, key, _RECORD), _MAX_RECORD)
             record = json.loads(data)
-            whole = isinstance(record, dict) and all(
-                self.has(Stored(**file)) for file in record.get("files", {}).values()
+            good = isinstance(record, dict) and (
+                not whole or all(self.has(Stored(**file)) for file in record.get("files", {}).values())
             )
         except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None
-        return record if whole else None
+        return record if good else None
 
     def clean(self) -> None:
         """Delete all that stages and campaigns left here; other files under the root stay."""

@@ -181,10 +181,13 @@ def parse(spec: str) -> Source:
     Raises:
         SourceError: with one sentence that says what would do.
     """
+    from pipeline.rehearsal import RehearsalSource
     from pipeline.sources.archive import ArchiveSource
     from pipeline.sources.directory import DirectorySource
     from pipeline.sources.web import UrlSource, YoutubeSource
 
+    if spec == "rehearsal":  # prepare --rehearse
+        return RehearsalSource()
     if spec == "youtube":
         return YoutubeSource()
     if spec.startswith("dir:"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline import packing, shards, stages
-from pipeline.campaign import _stderr_to
+from pipeline.launch import _stderr_to
 from pipeline.manifest import Clip
 from pipeline.outcome import FAILED, READY, Failed
 from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
@@ -41,12 +41,21 @@ def ready(job, tmp_path) -> ClipResult:
     return ClipResult(wanted, 0, None, READY, {"mp4": stored.as_dict()}, meta)
 
 
+def pack(job: Job, result: ClipResult) -> None:
+    """Pack a clip of which the work store says so."""
+    about = {
+        name: value for name, value in vars(result).items() if name not in ("clip", "shard", "class_index")
+    }
+    WorkStore(job.work).write_record("clip", job.clip_hash, result.clip.key, about)
+    packing.pack_shard(job, SHARD, [stages.place(result)])
+
+
 def test_a_shard_that_a_killed_run_packed_is_forgotten_when_none_of_its_clips_is_ready_now(job, ready):
     work = WorkStore(job.work).storage
-    packing.pack_shard(job, SHARD, [ready])
+    pack(job, ready)
     assert shards.read_part(work, packing.index_part(*_names(job))) is not None
     failed = replace(ready, outcome=FAILED, files={}, meta={}, failure_class="missing", reason="not there")
-    packing.pack_shard(job, SHARD, [failed])
+    pack(job, failed)
     assert shards.read_part(work, packing.index_part(*_names(job))) is None
 
 
@@ -55,8 +64,13 @@ def test_a_shard_that_cannot_be_packed_leaves_its_sentence_for_the_launcher(job,
     (member,) = ready.files.values()
     store.storage.write(member["path"], b"other")
     with pytest.raises(Failed, match="not what its record says"):
-        packing.pack_shard(job, SHARD, [ready])
+        pack(job, ready)
     assert "delete it and repeat" in (stages.stop_reason(store, job.generation) or "")
+
+
+def test_a_clip_whose_record_is_gone_stops_packing_with_a_sentence(job, ready):
+    with pytest.raises(Failed, match="gone or damaged since it was written; repeat the command"):
+        packing.pack_shard(job, SHARD, [stages.place(ready)])
 
 
 def test_a_work_store_that_is_no_folder_keeps_no_log_and_stops_nothing():

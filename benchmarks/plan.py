@@ -64,7 +64,7 @@ def peak_mib() -> int:
 def measure(paths: list[str]) -> dict:
     """Reads and plans in this process: seconds, peak MiB of the process, and what was decided."""
     started = time.perf_counter()
-    from pipeline import manifest, plan
+    from pipeline import cost, manifest, plan
 
     tables = [manifest.read(path) for path in paths]
     after_read = peak_mib()
@@ -75,7 +75,7 @@ def measure(paths: list[str]) -> dict:
     plan.write(table, Storage(Path(paths[0]).parent), "plan.parquet")
     digest = plan.digest(table)
     parts = plan.parts(table, 64)
-    costs = plan.estimate(table)
+    costs = cost.estimate(table)
     done = time.perf_counter()
     return {
         "rows": table.num_rows,

@@ -69,7 +69,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from pipeline import campaign, manifest, plan
+    from pipeline import campaign, cost, manifest, plan
     from pipeline.outcome import READY
     from pipeline.sources import FetchOptions, parse
 
@@ -113,14 +113,14 @@ def _prepare(arguments: argparse.Namespace) -> int:
         campaign.beam_options(arguments.beam)  # a misspelt option stops --plan and --compact too
     if arguments.plan:
         network = any(parse(spec).network for spec in settings.sources)
-        cost = plan.estimate(
+        found = cost.estimate(
             campaign.make_plan(settings),
             budget=settings.rate,
             flow=settings.flow != "none",
             network=network,
             keep_sources=network if settings.keep_sources is None else settings.keep_sources,
         )
-        print(json.dumps(cost) if arguments.json else plan.describe(cost))
+        print(json.dumps(found) if arguments.json else cost.describe(found))
         return EXIT_DONE
     if arguments.compact:
         summary = campaign.compact(settings, arguments.compact)

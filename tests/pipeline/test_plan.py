@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import manifest, plan
+from pipeline import cost, manifest, plan
 from pipeline.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -201,25 +201,25 @@ def test_a_later_generation_takes_chosen_rows_into_shards_of_its_own(tmp_path):
 def test_an_estimate_counts_and_says_it(tmp_path):
     train, val = lists(tmp_path, train="a 0 10 x,!,b 0 10 y,b 1 11 x,c 0 10 x", val="c 0 10 x")
     table = plan.make([train, val], plan.PlanOptions())
-    costs = plan.estimate(table, budget=2)
+    costs = cost.estimate(table, budget=2)
     assert (costs["clips"], costs["videos"], costs["requests"], costs["hours"]) == (3, 3, 3, 1.5)
     assert costs["excluded"] == {"duplicate": 1, "leak": 1}
     assert costs["failed"] == 1
     assert costs["by_split"] == {"train": 2, "val": 1}
     assert costs["disk_bytes"] == 2 * costs["data_set_bytes"] + costs["source_bytes"]
-    text = plan.describe(costs)
+    text = cost.describe(costs)
     assert "3 clips to prepare (train 2, val 1)" in text
     assert "1.5 hours" in text
-    offline = plan.estimate(table, network=False, flow=False)
+    offline = cost.estimate(table, network=False, flow=False)
     assert (
         offline["requests"] == offline["hours"] == offline["flow_core_hours"] == offline["source_bytes"] == 0
     )
-    assert "videos an hour" not in plan.describe(offline)
+    assert "videos an hour" not in cost.describe(offline)
 
 
 def test_kinetics_400_is_about_half_a_terabyte():
     table = manifest.read(ROOT / "manifests" / "kinetics-400_val.csv")
-    costs = plan.estimate(plan.make([table], plan.PlanOptions()))
+    costs = cost.estimate(plan.make([table], plan.PlanOptions()))
     assert costs["clips"] == 19_906
     assert costs["data_set_bytes"] * 306_245 / 19_906 == pytest.approx(0.45e12, rel=0.02)
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import manifest, plan
+from pipeline import cost, manifest, plan
 
 RANK = {"val": 0, "test": 1, "train": 2}
 
@@ -148,4 +148,4 @@ def test_the_plan_is_what_the_rules_say_row_by_row(lists, excluded_lists, option
         assert row["failure_class"] == ("manifest" if row["decision"] == "failed" else None)
     again = [key for part in plan.parts(table, 3) for key in part["key"].to_pylist()]
     assert sorted(again) == sorted(r["key"] for r in table.to_pylist() if r["decision"] == "process")
-    plan.describe(plan.estimate(table))
+    cost.describe(cost.estimate(table))

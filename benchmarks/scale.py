@@ -1,0 +1,208 @@
+"""What the job itself costs a clip: ``prepare --rehearse``, where nothing is fetched, encoded or solved.
+
+python benchmarks/scale.py [--local 1000 10000 100000] [--spark 1000 10000] [--store 200 600]
+
+For each number of clips: wall time, processor time of all processes, peak memory of the launching process
+and the largest worker (on Spark also of the job server and the largest executor). From one number to the next
+the cost of a clip, without start-up. ``--store`` counts requests to an S3 server. Claims: linear, under 20 ms
+of a core a clip, flat in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MARK = "QUOVADIS_SCALE"
+TICKS = os.sysconf("SC_CLK_TCK")
+ROLES = (  # by what stands in the command line; the first that fits
+    ("executor", "CoarseGrainedExecutorBackend"),
+    ("job server", "SparkJobServerDriver"),
+    ("", "org.apache.spark.deploy"),  # master and workers: Spark's own, whatever runs
+    ("worker", "pipeline.local_worker"),
+    ("worker", "worker.py"),
+    ("launcher", "pipeline prepare"),
+)
+
+
+@dataclass
+class Usage:
+    """What one run took.
+
+    Attributes:
+        seconds: from start to end.
+        core_seconds: processor time of all its processes.
+        peak_mib: by role, resident memory of the largest process of it.
+    """
+
+    clips: int
+    seconds: float = 0.0
+    core_seconds: float = 0.0
+    peak_mib: dict[str, int] = field(default_factory=dict)
+
+
+class Sampler:
+    """Watches all processes that were started with MARK=`value` in their environment."""
+
+    def __init__(self, value: str):
+        self._mark = f"{MARK}={value}\0".encode()
+        self._times: dict[str, float] = {}
+        self._peaks: dict[str, int] = {}
+        self._strangers = {process.name for process in Path("/proc").glob("[0-9]*")}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def core_seconds(self) -> float:
+        return sum(self._times.values())
+
+    @property
+    def peak_mib(self) -> dict[str, int]:
+        return dict(sorted(self._peaks.items()))
+
+    def _run(self) -> None:
+        while not self._done.wait(0.2):
+            for process in Path("/proc").glob("[0-9]*"):
+                if process.name not in self._strangers:
+                    with contextlib.suppress(OSError, ValueError):
+                        self._look(process)
+
+    def _look(self, process: Path) -> None:
+        name = process.name
+        if name not in self._times and self._mark not in (process / "environ").read_bytes():
+            return  # not ours, or not yet: a child has its parent's environment at first
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        self._times[name] = sum(map(int, fields[11:13])) / TICKS
+        command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        role = next((role for role, words in ROLES if words in command), "")
+        peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
+        if role and peak:
+            self._peaks[role] = max(self._peaks.get(role, 0), int(peak[1]) // 1024)
+
+
+def make_list(path: Path, clips: int) -> Path:
+    """A list of so many videos with one clip each."""
+    rows = (f"action {n % 400},v{n:010d},10,20,{'val' if n % 20 == 0 else 'train'},0" for n in range(clips))
+    path.write_text("label,youtube_id,time_start,time_end,split,is_cc\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def rehearse(clips: int, options: Sequence[str], environment: Mapping[str, str], output: str) -> Usage:
+    """One run over so many clips in `output`; its job must end well."""
+    usage, value = Usage(clips), environment.get(MARK, f"{os.getpid()}-{clips}")
+    with tempfile.TemporaryDirectory() as folder, Sampler(value) as sampler:
+        list_file = make_list(Path(folder) / "list.csv", clips)
+        command = [sys.executable, "-m", "pipeline", "prepare", "--rehearse", "--manifest", str(list_file)]
+        start = time.perf_counter()
+        subprocess.run(
+            [*command, "--output", output, *options],
+            check=True,
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment, MARK: value},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        usage.seconds = round(time.perf_counter() - start, 1)
+    usage.core_seconds, usage.peak_mib = round(sampler.core_seconds, 1), sampler.peak_mib
+    return usage
+
+
+def here(sizes: Sequence[int]) -> list[Usage]:
+    """Runs on this machine alone."""
+    found = []
+    for clips in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(rehearse(clips, [], {}, f"{folder}/root"))
+    return found
+
+
+def on_spark(sizes: Sequence[int], workers: int = 2) -> list[Usage]:
+    """Runs on a cluster of workers of one core, a task for some 100 clips."""
+    sys.path.insert(0, str(REPOSITORY))
+    from deploy.spark.cluster import Cluster
+
+    found = []
+    for clips in sizes:
+        os.environ[MARK] = value = f"{os.getpid()}-spark-{clips}"
+        parallelism = max(2 * workers, -(-clips // 100))
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Cluster(workers, parallelism=parallelism) as cluster,
+        ):
+            options = ["--shared", *cluster.options]
+            found.append(rehearse(clips, options, {MARK: value}, f"{folder}/root"))
+        del os.environ[MARK]
+    return found
+
+
+def requests(sizes: Sequence[int]) -> dict[int, dict[str, int]]:
+    """Requests to an S3 server, by method, for each number of clips."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    from object_store import BUCKET, serve
+
+    found = {}
+    for clips in sizes:
+        with serve() as store:
+            rehearse(clips, [], store.environment, f"s3://{BUCKET}/root")
+            asked = [("LIST" if request.lists else request.method) for request in store.requests]
+            found[clips] = {method: asked.count(method) for method in sorted(set(asked))}
+    return found
+
+
+def steps(usages: Sequence[Usage]) -> list[dict[str, float]]:
+    """From each number of clips to the next: milliseconds a clip, without what every run costs."""
+    return [
+        {
+            "from": a.clips,
+            "to": b.clips,
+            "core_ms_a_clip": round(1e3 * (b.core_seconds - a.core_seconds) / (b.clips - a.clips), 2),
+            "wall_ms_a_clip": round(1e3 * (b.seconds - a.seconds) / (b.clips - a.clips), 2),
+        }
+        for a, b in itertools.pairwise(usages)
+    ]
+
+
+def main() -> None:
+    """Measure what is asked for; one JSON line for each run and each step."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--local", nargs="*", type=int, default=[])
+    parser.add_argument("--spark", nargs="*", type=int, default=[])
+    parser.add_argument("--store", nargs="*", type=int, default=[])
+    arguments = parser.parse_args()
+    for where, measure, sizes in (("local", here, arguments.local), ("spark", on_spark, arguments.spark)):
+        usages = measure(sizes)
+        for usage in usages:
+            print(json.dumps({"where": where, **asdict(usage)}), flush=True)
+        for step in steps(usages):
+            print(json.dumps({"where": where, **step}), flush=True)
+    counted = requests(arguments.store)
+    for clips, methods in counted.items():
+        print(json.dumps({"where": "store", "clips": clips, "requests": methods}), flush=True)
+    for (few, a), (many, b) in itertools.pairwise(counted.items()):
+        each = {m: round((b.get(m, 0) - a.get(m, 0)) / (many - few), 2) for m in sorted({*a, *b})}
+        print(json.dumps({"where": "store", "requests_a_clip": each}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -119,10 +119,11 @@ class Process:
     log: Path
 
     def kill(self) -> None:
-        """SIGKILL the whole group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
+        """SIGKILL the whole group; once, for its number may be another's afterwards."""
+        if self.popen.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Raise `NotReady` unless `ready()` comes true in time, and while the process lives."""

@@ -35,7 +35,7 @@ $(VENV)/.ready-to-develop: setup.py
 	touch $@ $(VENV)/.ready-to-train
 
 $(VENV)/.ready-for-clusters: $(VENV)/.ready-to-develop
-	$(BIN)/pip install --quiet --editable ".[train,dev,spark]"
+	$(BIN)/pip install --quiet --editable ".[train,dev,spark,onnx]"
 	touch $@
 
 $(VENV)/bin/python:

@@ -32,6 +32,7 @@ setup(
         "gcp": ["apache-beam[gcp]>=2.77", "gcsfs>=2026.9"],
         "s3": ["s3fs>=2026.9"],
         "spark": ["pyspark>=3.5,<3.6"],  # Beam 2.77 has runners for Spark 3 only
+        "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
         "dev": [
             "hypothesis>=6.170",
             "matplotlib>=3.11",

@@ -91,18 +91,22 @@ def _run_elsewhere(
     from pipeline import prepare
 
     name = prepare.runner_name(options)
-    try:
-        result = prepare.run(job, parts, options)
-    except Exception as error:
-        raise LaunchError(f"{name} did not take the job: {_telling_line(error)}") from error
-    state = lambda: f"no worker has begun, {name} says {_state(result)}"  # noqa: E731
-    with progress.Display(store.storage, job.generation, clips, state), _signals() as stopped:
-        ended = _Ended(result)
+
+    def state() -> str:
+        return f"no worker has begun, {name} says {_state(result)}"
+
+    with _signals() as stopped:
         try:
-            _watch(ended, stopped, job, store, f"{name}'s", start_timeout)
-        except LaunchError:
-            _cancel(result)
-            raise
+            result = prepare.run(job, parts, options)
+        except Exception as error:
+            raise LaunchError(f"{name} did not take the job: {_telling_line(error)}") from error
+        with progress.Display(store.storage, job.generation, clips, state):
+            ended = _Ended(result)
+            try:
+                _watch(ended, stopped, job, store, f"{name}'s", start_timeout)
+            except BaseException:  # whatever the reason: nobody is left to watch the job
+                _cancel(result)
+                raise
     if ended.error is not None:
         unexpected = f"{name} ended the job: {_telling_line(ended.error)}; its own logs say more."
         raise LaunchError(stages.stop_reason(store, job.generation) or unexpected) from ended.error

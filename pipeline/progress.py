@@ -6,6 +6,7 @@ launching process adds them up. What a worker did before it died counts again wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
-from pipeline.outcome import READY
+from pipeline.outcome import READY, Failed
 from pipeline.pressure import paused_until
 from pipeline.storage import Storage, Sync
 
@@ -125,9 +126,13 @@ class Display:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._done.wait(self._every):
-            self._show(last=False)
-        self._show(last=True)
+        last = False
+        while not last:
+            last = self._done.wait(self._every)
+            with contextlib.suppress(
+                Failed, OSError
+            ):  # a store that does not answer now may at the next turn
+                self._show(last)
 
     def _show(self, last: bool) -> None:
         total = counts(self._storage, self._generation)

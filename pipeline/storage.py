@@ -334,6 +334,10 @@ def _temporary(target: Path) -> Iterator[Path]:
     path = target.with_name(f".{target.name}.{os.uname().nodename}.tmp")
     try:
         descriptor = lock_file(path, wait=False)
+        if os.fstat(descriptor).st_nlink > 1:  # killed between `create`'s link and here: it is the target too
+            path.unlink()
+            os.close(descriptor)
+            descriptor = lock_file(path, wait=False)
     except Busy:
         path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         descriptor = lock_file(path, wait=False)

@@ -120,13 +120,18 @@ def find(inputs: Iterable[str], towers: Ensemble) -> list[Source]:
         if not some:
             raise ConfigurationError(f"{name} holds no video: name a video, a folder of them or a data set")
         for source in some:
-            if source.name in found:
+            if not source.name.isprintable() or "\\" in source.name:
                 raise ConfigurationError(
-                    f"{found[source.name].shown} and {source.shown} would both be written to "
-                    f"{source.name}.npy: give them an --output each"
+                    f"{source.shown!r} cannot be the name of a file of features: rename it"
                 )
-            found[source.name] = source
-    return list(found.values())
+            for file in (f"{source.name}.npy", f"{source.name}.times.npy"):
+                if file in found:
+                    raise ConfigurationError(
+                        f"{found[file].shown} and {source.shown} would both be written to {file}: give them "
+                        "an --output each"
+                    )
+                found[file] = source
+    return [source for file, source in found.items() if file == f"{source.name}.npy"]
 
 
 def _is_root(name: str) -> bool:
@@ -236,7 +241,7 @@ def _windows(sources: Sequence[Source], job: Job, towers: Ensemble) -> Iterator[
     finally:
         stop.set()
         for thread in threads:
-            thread.join()
+            thread.join(timeout=5)  # they are daemons, and one may be fetching for an hour
 
 
 class _Stopped(Exception):

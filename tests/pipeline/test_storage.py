@@ -246,3 +246,14 @@ def test_of_several_who_write_a_name_at_once_each_writes_it_whole(tmp_path):
             assert (tmp_path / "file").read_bytes() in wholes
     assert [writer.exitcode for writer in writers] == [0] * 4
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_writer_killed_while_creating_left_is_no_way_into_what_it_published(tmp_path):
+    """Its temporary name and the published one were then two names of one file."""
+    storage = Storage(tmp_path)
+    storage.create("dataset.json", b"published")
+    os.link(tmp_path / "dataset.json", tmp_path / f".dataset.json.{os.uname().nodename}.tmp")
+    with pytest.raises(AlreadyExists):
+        storage.create("dataset.json", b"the loser's")
+    assert storage.read_bytes("dataset.json") == b"published"
+    assert os.listdir(tmp_path) == ["dataset.json"]

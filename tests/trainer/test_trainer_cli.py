@@ -13,7 +13,7 @@ import tiny_dataset
 from trainer.__main__ import main
 
 
-@pytest.mark.parametrize("call", [[], ["train"], ["evaluate"], ["networks"]])
+@pytest.mark.parametrize("call", [[], ["train"], ["features"]])
 def test_help_answers_in_under_a_second(call):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(

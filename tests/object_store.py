@@ -132,8 +132,8 @@ _KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 
 @contextmanager
-def serve() -> Iterator[Store]:
-    """The server, with one empty bucket, behind the proxy."""
+def serve(host: str = "127.0.0.1") -> Iterator[Store]:
+    """The server, with one empty bucket, behind the proxy, which listens on this address."""
     import boto3
 
     pipe = subprocess.PIPE
@@ -144,9 +144,9 @@ def serve() -> Iterator[Store]:
     assert server.stdout is not None
     try:
         port = int(server.stdout.readline())
-        proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        proxy = ThreadingHTTPServer((host, 0), _Handler)
         proxy.daemon_threads = True
-        store = proxy.store = Store(f"http://127.0.0.1:{proxy.server_address[1]}")  # type: ignore[attr-defined]
+        store = proxy.store = Store(f"http://{host}:{proxy.server_address[1]}")  # type: ignore[attr-defined]
         proxy.behind = port  # type: ignore[attr-defined]
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         client = boto3.client("s3", endpoint_url=store.url, region_name="us-east-1", **_KEYS)

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def export(checkpoints: Named, output: Path) -> Exported:
                 try:
                     metadata = _write(module, towers, temporary, fixed)
                 except (RuntimeError, ValueError, TypeError) as error:
-                    said = str(error).strip().split("\n")[0][:200]
+                    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0][:200]
                     raise ExportError(f"{_names(towers)} cannot be exported: {said}") from error
         os.replace(temporary, output)
     finally:

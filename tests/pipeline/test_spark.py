@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from campaigns import make_list, make_videos, pipeline, published_bytes
+from object_store import BUCKET, serve
 from test_flow import TARGETS, _has_avx512
 
 from demo.site import Site
@@ -68,7 +70,7 @@ def list_file(tmp_path_factory) -> Path:
     return make_list(tmp_path_factory.mktemp("list") / "list.csv", rows)
 
 
-def arguments(list_file: Path, site: Site, root: Path, *more: object) -> tuple[object, ...]:
+def arguments(list_file: Path, site: Site, root: Path | str, *more: object) -> tuple[object, ...]:
     source = f"{site.url}/{{youtube_id}}.mp4"
     given = ("--manifest", list_file, "--output", root, "--source", source, "--shard-size", 8)
     return ("prepare", *given, *more)
@@ -107,6 +109,32 @@ def test_a_cluster_of_unlike_workers_gives_the_bytes_of_one_machine(
     assert all('"ready"' in tally.read_text() for tally in tallies), "a worker was idle"
     if cluster.namespaces:
         assert [tally.name[:9] for tally in tallies] == ["qvspark-0", "qvspark-1"]
+
+
+def with_environment(cluster: spark.Cluster, port: int, **environment: str) -> list[str]:
+    """The cluster's options for Python workers that have these variables too."""
+    if cluster.namespaces:
+        for worker in cluster.workers:
+            cluster.start_pool(worker, port, **environment)
+        return [option.replace("localhost:50000", f"localhost:{port}") for option in cluster.options]
+    name = "--environment_config="
+    given = next(option for option in cluster.options if option.startswith(name)).removeprefix(name)
+    started = json.dumps({**json.loads(given), "env": environment})
+    return [name + started if option.startswith(name) else option for option in cluster.options]
+
+
+def test_a_cluster_writes_into_an_object_store_what_one_machine_writes_into_a_folder(
+    cluster, videos, list_file, local, tmp_path
+):
+    bytes_, most = local["tvl1"]
+    with Site(videos, host=cluster.host) as site, serve(cluster.host) as store:
+        options = with_environment(cluster, 50003, **store.environment)
+        given = arguments(list_file, site, f"s3://{BUCKET}/root", *options)
+        done = pipeline(*given, env={**os.environ, **store.environment}, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert max(fetches(site).values()) <= most, "fetched twice"
+        assert published_bytes(store.download("root", tmp_path / "copy")) == bytes_
+        assert len(store.names("root/work/progress/00000/")) == 2, "a worker was idle"
 
 
 def test_a_worker_that_encodes_otherwise_stops_the_job_with_the_remedy(cluster, videos, list_file, tmp_path):

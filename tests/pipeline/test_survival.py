@@ -46,6 +46,8 @@ def test_of_500_videos_of_a_bad_site_every_row_ends_in_its_one_right_outcome(tmp
     with Site(tmp_path) as private, Site(tmp_path) as site:
         site.behaviours |= _scripts(private, kinds)
         site.behaviours |= {f"/{name}.mp4": behaviour for name, (behaviour, _) in stalling.items()}
+        limited = Behaviour(status=429, headers={"Retry-After": "2"})  # a lane waits as long as it is told
+        site.behaviours |= {f"/{name}.mp4": limited for name, kind in kinds.items() if kind == "s429"}
         limits = ("--flow", "none", "--fetch-timeout", 20, "--budget", budget, "--lanes", 2)
         done = pipeline(*command(list_file, site, tmp_path / "root", *limits), timeout=900)
         assert done.returncode == 0, done.stderr

@@ -7,21 +7,21 @@ Decides what is to do, guards that nobody else does it, runs the job and publish
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import (
     clip,
     dataset,
+    due,
     launch,
     layout,
     manifest,
@@ -32,11 +32,11 @@ from pipeline import (
     purge,
     reconciliation,
     rehearsal,
-    remove,
     shards,
 )
+from pipeline.due import CampaignError
 from pipeline.flow import device_class
-from pipeline.outcome import EXCLUDED, FAILED, RETRY_AFTER
+from pipeline.outcome import EXCLUDED, FAILED
 from pipeline.pressure import Pressure
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.sources import FetchOptions, archive, parse
@@ -52,10 +52,6 @@ MOST_PARTS = 1000
 _KEEP_WORKERS_MILLISECONDS = 600_000
 """How long an executor keeps an idle Python worker; with Beam's 0 every task would start one anew."""
 SITE_BUDGET = 300.0  # videos an hour that a video site lets a guest have
-
-
-class CampaignError(Exception):
-    """The campaign cannot start or go on: one sentence with the remedy."""
 
 
 class CallError(ValueError):
@@ -183,10 +179,20 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         local=prepare.is_local(options),
     )
     planned = make_plan(settings)
+    choose = functools.partial(
+        due.choose,
+        planned,
+        root,
+        store,
+        recipe=job.recipe.as_dict(),
+        retry=settings.retry,
+        wave=settings.wave,
+        shard_size=settings.plan.shard_size,
+    )
     generation = None
     made: list[str] = []
     with _only_campaign(root, store.storage):
-        while (table := _to_do(planned, job.recipe, settings, root, store, made)) is not None:
+        while (table := choose(made=made)) is not None:
             generation = publish.next_generation(root)
             made.append(generation)
             job = replace(job, generation=generation)
@@ -228,7 +234,7 @@ def compact(settings: Settings, target: str) -> Summary:
     scratch.use(settings.scratch)
     root = Storage(settings.output)
     outcomes = dataset.open(root).outcomes()
-    planned, place = _as_published(make_plan(settings), outcomes, root)
+    planned, place = due.as_published(make_plan(settings), outcomes, root)
     if len(place) < planned.num_rows:
         left = planned.num_rows - len(place)
         raise CampaignError(f"{left} rows of {root.url} are not decided yet; finish prepare first.")
@@ -269,104 +275,6 @@ def _only_campaign(root: Storage, work: Storage) -> Iterator[None]:
                 f"another --output and --work{hint}."
             ) from None
         yield
-
-
-def _to_do(
-    planned: pa.Table,
-    recipe: Recipe,
-    settings: Settings,
-    root: Storage,
-    store: WorkStore,
-    made: Sequence[str],
-) -> pa.Table | None:
-    """The rows that the next generation decides, with their shards; None when nothing is due.
-
-    A generation that was begun and not published goes on with the rows it was begun with. What failed in a
-    generation of this run (`made`) waits for another run: else it would take each wave's first places.
-    """
-    if publish.admit(root, recipe.as_dict(), plan.classes(planned)) is None:
-        if not planned.num_rows:
-            raise CampaignError("the lists hold no row, so there is nothing to prepare; check --manifest.")
-        due = np.ones(planned.num_rows, bool)
-    else:
-        outcomes = dataset.open(root).outcomes()
-        planned, place = _as_published(planned, outcomes, root)
-        due = np.ones(planned.num_rows, bool)
-        before = pc.invert(pc.is_in(outcomes["generation"], pa.array(made, pa.string())))
-        due[place] = pc.and_(_due(outcomes, settings.retry), before.combine_chunks())
-    if not due.any():
-        return None
-    purpose = f"{plan.digest(planned)} {settings.retry} {settings.wave} {settings.plan.shard_size}"
-    begun = _begun(purpose, publish.next_generation(root), store)
-    if begun is not None:
-        return remove.withhold(begun, root)
-    planned = remove.withhold(planned, root)
-    if settings.wave is not None:
-        due = plan.first_videos(planned, due, settings.wave)
-    return plan.only(planned, due, settings.plan.shard_size, purpose)
-
-
-def _begun(purpose: str, generation: str, store: WorkStore) -> pa.Table | None:
-    """The rows of a generation that an earlier call began for the same purpose and did not publish."""
-    path = f"plan/{generation}.parquet"
-    if not store.storage.exists(path):
-        return None
-    table = plan.read(store.storage, path)
-    return table if plan.purpose_of(table) == purpose else None
-
-
-def _as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[pa.Table, np.ndarray]:
-    """The plan with its lists named as they were published (one that has moved makes no new rows), and for
-    each published outcome its row in the plan.
-
-    Raises:
-        CampaignError: it was published from other lists, or with another choice of rows.
-    """
-    ours, theirs = (pc.unique(t["manifest"]).to_pylist() for t in (planned, outcomes))
-    renamed = {} if set(theirs) <= set(ours) else dict(zip(theirs, ours, strict=False))
-    numbers = {name: number for number, name in enumerate(ours)}
-    named = [numbers.get(renamed.get(name, name), -1) for name in outcomes["manifest"].to_pylist()]
-    wide = np.int64(1) << 40
-    ids = (
-        np.array([numbers[name] for name in planned["manifest"].to_pylist()]) * wide
-        + planned["row"].to_numpy()
-    )
-    asked = np.array(named, np.int64) * wide + outcomes["row"].to_numpy()
-    order = np.argsort(ids)
-    place = order[np.minimum(np.searchsorted(ids, asked, sorter=order), len(ids) - 1)] if len(ids) else asked
-    same = len(ids) >= len(asked) and bool(np.all(ids[place] == asked))
-    if same:
-        rows = planned.take(pa.array(place))
-        removed = pc.fill_null(pc.equal(outcomes["excluded_for"], "removed"), False)
-        excluded = pc.equal(outcomes["outcome"], "excluded")
-        decided = pc.or_(pc.equal(pc.equal(rows["decision"], "excluded"), excluded), removed)
-        same = pc.all(decided, min_count=0).as_py() and all(
-            rows[name].equals(outcomes[name].cast(rows[name].type)) for name in ("key", "label", "split")
-        )
-    if not same:
-        raise CampaignError(
-            f"{root.url} was made from other lists or with another choice of rows (--manifest, --exclude, "
-            "--unique, --limit); give the same ones, or another --output."
-        )
-    names = np.asarray(planned["manifest"], object)
-    names[place] = outcomes["manifest"].to_pylist()
-    column = planned.column_names.index("manifest")
-    return planned.set_column(column, planned.schema.field("manifest"), pa.array(names, pa.string())), place
-
-
-def _due(outcomes: pa.Table, retry: str) -> pa.BooleanArray:
-    """Which rows this run takes up again: failed ones, as `retry` says (transient, all or none)."""
-    failed = pc.equal(outcomes["outcome"], FAILED)
-    if retry == "transient":
-        transient = pc.is_in(outcomes["failure_class"], pa.array([str(c) for c in RETRY_AFTER]))
-        now = pa.scalar(datetime.now(UTC), outcomes["retry_after"].type)
-        arrived = pc.fill_null(pc.less_equal(outcomes["retry_after"], now), True)
-        chosen = pc.and_(failed, pc.and_(transient, arrived))
-    elif retry == "all":
-        chosen = pc.and_(failed, pc.not_equal(pc.fill_null(outcomes["failure_class"], ""), "manifest"))
-    else:
-        chosen = pc.and_(failed, False)
-    return chosen.combine_chunks()
 
 
 def _write_plan(table: pa.Table, job: Job, store: WorkStore) -> list[str]:

@@ -18,7 +18,7 @@ import webdataset
 from campaigns import pipeline
 from published import ROWS, Row, key, prepare, video
 
-from pipeline import campaign, dataset, publish, remove, report
+from pipeline import campaign, dataset, due, publish, remove, report
 from pipeline.dataset import DatasetError
 from pipeline.plan import PlanOptions
 from pipeline.publish import PublishError
@@ -307,8 +307,7 @@ def test_a_removed_clip_is_not_taken_up_by_a_later_run(root, tmp_path):
     remove.remove(root, ["ffffffffff6", GONE.name], "reason")
     outcomes = dataset.open(root).outcomes()
     for retry in ("transient", "all"):
-        due = outcomes.filter(campaign._due(outcomes, retry))
-        assert due["row"].to_pylist() == []
+        assert outcomes.filter(due.again(outcomes, retry))["row"].to_pylist() == []
     later = prepare(root, (Row("ffffffffff6"),), generation="00001", first_row=8)
     with pytest.raises(PublishError, match="was removed and is decided again"):
         later.publish()

@@ -11,7 +11,6 @@ from torch import nn
 from trainer import networks
 from trainer.networks.artnet import Smart
 from trainer.networks.layers import BatchNorm3d, Conv3dSame, Norm
-from trainer.networks.recurrent import BatchNormLSTM
 from trainer.networks.resnet_i3d import NonLocal
 from trainer.networks.s3d import LAYERS
 from trainer.networks.slowfast import Lateral
@@ -209,34 +208,6 @@ def test_two_streams_average_probabilities_and_pick_the_rgb_frame_that_flow_star
         assert torch.allclose(steps, sum(halves) / 2, atol=1e-5)
     with pytest.raises(ValueError, match="20 frames of flow go with 2 of RGB, not with 3"):
         network(rgb[:, :, :3], flow)
-
-
-def test_a_recurrent_network_gives_logits_after_each_frame_and_answers_with_the_last():
-    torch.manual_seed(0)
-    network = networks.build("convnet-lstm", 5, bn_momentum=1.0)
-    clip = torch.randn(4, 3, 3, 32, 32)
-    with torch.no_grad():
-        for _ in range(3):  # the statistics of one step change what the next one sees
-            network.train()(clip)
-        steps = network.eval().steps(clip)
-        assert steps.shape == (4, 3, 5)
-        assert torch.equal(network(clip), steps[:, -1])
-        assert torch.allclose(network(clip[:, :, :2]), steps[:, 1], atol=5e-4)
-        turned = network(clip.flip(2))
-    assert not torch.allclose(turned, steps[:, -1], atol=1e-4)
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_steps_beyond_the_clips_trained_on_are_normalised_as_the_last_one_trained(frozen):
-    torch.manual_seed(0)
-    network = BatchNormLSTM(4, 8, momentum=0.1, frozen=frozen, longest=6)
-    for _ in range(3):
-        network(torch.randn(5, 3, 4) * 3 + 1)
-    for norms in (network.input_norms, network.hidden_norms, network.cell_norms):
-        means = torch.stack([norm.running_mean for norm in norms])
-        assert torch.equal(means[3:], means[2:3].expand(3, -1))
-        assert (means == 0).all() if frozen else not torch.equal(means[1], means[2])
-    assert network.eval()(torch.randn(5, 9, 4)).shape == (5, 9, 8)
 
 
 @pytest.mark.parametrize("name", ["convnet-lstm", "two-stream", "mc2-18"])

@@ -44,7 +44,7 @@ class BatchNormLSTM(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, momentum: float, frozen: bool, longest: int = 50):
         super().__init__()
-        self.channels, self.longest, self.frozen = channels, longest, frozen
+        self.channels, self.longest = channels, longest
         self.from_input = nn.Linear(in_channels, 4 * channels, bias=False)
         self.from_hidden = nn.Linear(channels, 4 * channels, bias=False)
         self.bias = nn.Parameter(torch.zeros(4 * channels))  # forget, input and output gate, candidate
@@ -68,7 +68,7 @@ class BatchNormLSTM(nn.Module):
             cell = forget.sigmoid() * cell + write.sigmoid() * candidate.tanh()
             hidden = read.sigmoid() * self.get_submodule("cell_norms").get_submodule(step)(cell).tanh()
             out.append(hidden)
-        if self.training and not self.frozen:
+        if self.get_submodule("input_norms").get_submodule("0").training:  # not where statistics stay
             self._extend(len(inputs))
         return torch.stack(out, dim=1)
 

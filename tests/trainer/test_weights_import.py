@@ -262,6 +262,12 @@ def test_tsms_network_answers_as_tsm_does(tmp_path):
     with torch.no_grad():
         wanted = theirs(clip.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 8)).mean(dim=1)
         assert (ours(clip) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    call = ["import", str(tmp_path / "tsm.pth"), "--output", str(tmp_path / "c.pt")]
+    for more, sampling in (([], (8, 1)), (["--config", "tsm-dense"], (0, 8))):
+        assert main([*call, *more]) == 0
+        fed = checkpoints.load(tmp_path / "c.pt").input
+        assert (fed.segments, fed.stride) == sampling
+        assert fed.mean == description.input["mean"]
 
 
 def test_every_key_of_a_residual_network_is_consumed(tmp_path):

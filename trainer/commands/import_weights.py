@@ -21,6 +21,7 @@ def add(commands) -> None:
     others.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: recognised")
     others.add_argument("--network", metavar="NAME", help="default: the one whose weights they are")
     others.add_argument("--stream", choices=("rgb", "flow"), help="refuse weights of another")
+    others.add_argument("--config", metavar="FILE", help="settings over the network's own, such as tsm-dense")
     others.add_argument("--classes", metavar="FILE", help="their names, one a line, in the logits' order")
 
 
@@ -34,6 +35,7 @@ def _run(options: argparse.Namespace) -> int:
         network=options.network,
         stream=options.stream,
         classes=options.classes,
+        config=options.config,
     )
     print(importing.run(job), file=sys.stderr)
     return 0

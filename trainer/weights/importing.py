@@ -26,6 +26,7 @@ class Job:
     network: str | None = None
     stream: str | None = None  # what the file must be of; None for what it is of
     classes: str | None = None  # a file of names, one a line; None for those known
+    config: str | None = None  # settings over the network's own, as `configuration.resolve` takes them
 
 
 def run(job: Job) -> str:
@@ -43,7 +44,7 @@ def run(job: Job) -> str:
     classes, told = _classes(job, first)
     stream = first.stream if len(described) == 1 else "both"
     settings = configuration.resolve(
-        None,
+        job.config,
         {"network": {"name": first.network, **first.options}, "input": {"stream": stream, **first.input}},
     )
     job.output.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ PUBLISHED = {  # parameters with 400 classes; 1e9 multiply-adds at the entry's s
     ("r2plus1d-34", "rgb"): (63_697_175, 152.4),
     ("hara-r3d-18", "rgb"): (33_409_104, 8.31),
     ("hara-r3d-34", "rgb"): (63_718_736, 12.70),
-    ("s3d", "rgb"): (8_320_048, 17.98),
+    ("s3d", "rgb"): (8_320_048, None),  # of 16 frames 17.98: see the variants
     ("s3d-g", "rgb"): (9_508_000, None),
     ("i3d-bottom-heavy", "rgb"): (7_008_320, None),  # ours: the study gives none
     ("i3d-top-heavy", "rgb"): (11_684_288, None),  # likewise

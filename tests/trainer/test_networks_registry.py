@@ -71,9 +71,19 @@ def test_variants_have_exactly_the_published_parameters(name, options, published
     assert parameters(on_meta(name, **options)) == published
 
 
-def test_a_vmz_network_costs_what_is_published():
-    network = on_meta("r2plus1d-18", width="vmz")
-    assert networks.multiply_adds(network, (3, 16, 112, 112)) / 1e9 == pytest.approx(41.50, rel=0.01)
+@pytest.mark.parametrize(
+    ("name", "options", "side", "published"),
+    [("r2plus1d-18", {"width": "vmz"}, 112, 41.50), ("s3d", {}, 224, 17.98)],
+)
+def test_variants_cost_for_16_frames_what_is_published(name, options, side, published):
+    network = on_meta(name, **options)
+    assert networks.multiply_adds(network, (3, 16, side, side)) / 1e9 == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["s3d", "s3d-g", "i3d", "i3d-r50-nl5", "slowfast-8x8-r50", "tsm-r50"])
+def test_a_network_is_listed_for_as_many_frames_as_its_default_has(name):
+    settings = configuration.resolve(None, {"network": {"name": name}})
+    assert networks.entry(name).sizes[0] == settings.input.frames
 
 
 @pytest.mark.parametrize("device", ["meta", pytest.param("cpu", marks=pytest.mark.slow)])

@@ -107,5 +107,5 @@ for _layers, _accuracy in ((18, 54.2), (34, 60.1)):
         configuration="hara",
         sizes=(16, 112, 112),
         accuracy={"rgb": _accuracy},
-        source=SOURCE,
+        source=f"{SOURCE}; accuracy with shortcut A",
     )(partial(HaraResNet, layers=_layers))

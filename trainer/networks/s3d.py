@@ -75,8 +75,9 @@ class S3D(nn.Module):
     """Separable 3D Inception-v1; gated, it is S3D-G (figures 6 and 7).
 
     Takes (N, `in_channels`, T, H, W) float, T >= 5; 64 frames of 224x224 as published. Published on
-    Kinetics-400 (table 2): S3D 72.2, S3D-G 74.7 % top-1. The paper does not say where in a module its gates
-    stand; here one follows each branch. The last pool is (2, min(7, h), min(7, w)), 7x7 at 224.
+    Kinetics-400 (table 2): S3D 72.2, S3D-G 74.7 % top-1. The latter is that of the paper's placement of the
+    gates, after the temporal convolutions (section 4.4); here one follows each branch of each module, with a
+    temporal convolution or without, and none the first layers. The last pool is (2, min(7, h), min(7, w)), 7x7 at 224.
 
     Args:
         gated: with feature gating.
@@ -173,13 +174,13 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _enter(name: str, build, accuracy: float | None = None, sizes: Triple = (64, 224, 224)) -> None:
+def _enter(name: str, build, accuracy: float | None = None) -> None:
     known = {} if accuracy is None else {"rgb": accuracy}
-    facts = {"configuration": "s3d", "sizes": sizes, "accuracy": known, "source": SOURCE}
+    facts = {"configuration": "s3d", "sizes": (64, 224, 224), "accuracy": known, "source": SOURCE}
     register(name, streams=("rgb", "flow"), **facts)(build)
 
 
-_enter("s3d", S3D, 72.2, sizes=(16, 224, 224))
+_enter("s3d", S3D, 72.2)
 _enter("s3d-g", partial(S3D, gated=True), 74.7)
 _enter("i3d-bottom-heavy", partial(HalfI3D, heavy="bottom"))
 _enter("i3d-top-heavy", partial(HalfI3D, heavy="top"))

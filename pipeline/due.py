@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import dataset, plan, publish, remove
+from pipeline import dataset, plan, publish, removal_log
 from pipeline.outcome import FAILED, RETRY_AFTER
 from pipeline.storage import Storage
 from pipeline.work import WorkStore
@@ -67,8 +67,8 @@ def choose(
     purpose = f"{plan.digest(planned)} {retry} {wave} {shard_size}"
     begun = _begun(purpose, publish.next_generation(root), store)
     if begun is not None:
-        return remove.withhold(begun, root)
-    planned = remove.withhold(planned, root)
+        return removal_log.withhold(begun, root)
+    planned = removal_log.withhold(planned, root)
     if wave is not None:
         due = plan.first_videos(planned, due, wave)
     return plan.only(planned, due, shard_size, purpose)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import card, conservation
+from pipeline import card, conservation, removal_log
 from pipeline.dataset import Dataset, DatasetError, latest
 from pipeline.layout import (
     FORMAT,
@@ -104,8 +104,8 @@ def publish(
         generation: its name, from `next_generation`.
 
     Raises:
-        PublishError: rows are not conserved, another recipe, a shard that is not there whole, or
-            another publisher was first. Nothing is published then.
+        PublishError: rows are not conserved, another recipe, a shard that is not there whole, a clip that
+            was removed meanwhile, or another publisher was first. Nothing is published then.
         Failed: class storage. Nothing is published then.
     """
     try:
@@ -150,6 +150,10 @@ def _publish(
         everything = latest([before, outcomes])
         conservation.check_index(
             everything, pa.concat_tables([published, index]), [*earlier.shards.values(), *shards]
+        )
+    if gone := removal_log.not_gone(outcomes, storage):
+        raise PublishError(
+            f"nothing was published: {gone[0]} was removed meanwhile; repeat the command, which leaves it out"
         )
     new = {
         "format": FORMAT,

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import card, conservation, dataset, erasure, location, purge
+from pipeline import card, conservation, dataset, erasure, location, plan, publish, purge, removal_log
 from pipeline.dataset import Dataset
 from pipeline.layout import (
     META_FILE,
@@ -34,11 +33,10 @@ from pipeline.layout import (
 )
 from pipeline.outcome import EXCLUDED, FAILED, READY
 from pipeline.publish import CARD_FILE, PUBLISH_LOCK
+from pipeline.removal_log import REMOVED, Entry
 from pipeline.storage import Busy, Changed, Storage
 from pipeline.work import KEY, WorkStore, canonical_json
 
-REMOVED = "removed"  # what such a row is excluded for
-_MAX_LOG = 1 << 28  # bytes
 _MAX_REASON = 500  # characters
 _Hashes = dict[str, erasure.Digests]  # by shard
 
@@ -51,21 +49,6 @@ class RemoveError(Exception):
     """Nothing could be removed now: one sentence with the remedy."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of the log: what was asked for, and the clip that it meant.
-
-    ``time`` is ISO 8601, UTC; ``given`` the id or key as asked for; ``key`` and ``youtube_id`` are None where
-    no row of the data set has it: then it is on record, and a row that comes later is left out.
-    """
-
-    time: str
-    given: str
-    key: str | None
-    youtube_id: str | None
-    reason: str
-
-
 @dataclass
 class Takedown:
     """What went, or with `dry_run` would go.
@@ -74,7 +57,8 @@ class Takedown:
         removed: keys of clips taken out now.
         completed: keys of an earlier takedown that had not come to its end.
         already: keys that were out before.
-        unknown: ids and keys that no row of the data set has.
+        unknown: ids and keys of which no clip is ready, failed or removed: of no row yet, or of rows that
+            are excluded for another reason, whose video may still come.
         shards: those rewritten, as paths below ROOT.
         files: deleted from report and work store, with their places.
         warnings: what cannot be reached from here, and what was found damaged.
@@ -167,16 +151,16 @@ def _take_down(
 ) -> Takedown:
     version = storage.version(META_FILE)
     opened = dataset.open(storage)
-    pending = read_log(storage, REMOVING_LOG)
+    pending = removal_log.read(storage, REMOVING_LOG)
     done = Takedown(dry_run, completed=[e.key for e in pending if e.key])
-    entries = [*pending, *_resolve(opened, given, reason, pending, read_log(storage, REMOVED_LOG), done)]
+    entries = [*pending, *_resolve(opened, given, reason, pending, removal_log.read(storage), done)]
     keys = {e.key for e in entries if e.key}
     spans = _spans(opened, keys)
     hashes = {path: erasure.digests(storage, path, places) for path, places in spans.items()}
     done.shards = [path for path, found in hashes.items() if found.before != found.after]
     done.warnings += _damaged(opened, hashes)
     if entries and not dry_run:
-        _write_log(storage, REMOVING_LOG, entries)
+        removal_log.write(storage, REMOVING_LOG, entries)
         _unname(opened, {e.key: e.reason for e in entries if e.key})
         _rewrite_meta(opened, hashes, version or "")
         for path in done.shards:
@@ -186,9 +170,10 @@ def _take_down(
         if purge.exists(store):  # else a prepare that has its work store elsewhere may be packing them
             done.files += purge.unpublished(storage, opened.shards, dry_run)
     videos = {e.youtube_id for e in entries if e.youtube_id} | _videos(opened, given)
-    done.files += purge.work(store, {*keys, *done.already}, videos, dry_run)
+    keys |= {*done.already, *_begun(storage, store, given)}
+    done.files += purge.work(store, keys, videos, dry_run)
     if entries and not dry_run:
-        _write_log(storage, REMOVED_LOG, dict.fromkeys([*read_log(storage), *entries]))
+        removal_log.write(storage, REMOVED_LOG, dict.fromkeys([*removal_log.read(storage), *entries]))
         storage.delete(REMOVING_LOG)
         for folder in ("shards", "index", "outcomes"):
             storage.sweep(folder)
@@ -207,27 +192,30 @@ def _resolve(
     """The new entries that the ids ask for; what needs none is told in `done`."""
     outcomes = opened.outcomes()
     begun = {e.key for e in pending}
-    on_record = {e.given for e in (*pending, *log)}
+    on_record = {name for e in (*pending, *log) for name in (e.given, e.key)}
     time = datetime.now(UTC).isoformat(timespec="seconds")
     entries = []
     by_name = _rows_by_name(outcomes, given)
     taken: set[str] = set()
     for name in dict.fromkeys(given):
-        rows = by_name.get(name, [])
-        if not rows:
-            done.unknown.append(name)
-            if name not in on_record:
-                entries.append(Entry(time, name, None, None, reason))
-        for row in rows:
-            key = row["key"]
+        known = False
+        for row in by_name.get(name, []):
+            key, there = row["key"], row["outcome"] in (READY, FAILED)
+            gone = row["excluded_for"] == REMOVED
+            known = known or there or gone
             if key in taken or key in begun:
                 continue
-            if row["outcome"] in (READY, FAILED):
+            if there:
                 taken.add(key)
+                on_record.update((name, key))
                 done.removed.append(key)
                 entries.append(Entry(time, name, key, row["youtube_id"], reason))
-            elif row["excluded_for"] == REMOVED and key not in done.already:
+            elif gone and key not in done.already:
                 done.already.append(key)
+        if not known:
+            done.unknown.append(name)
+        if name not in on_record:  # another of its clips may be due in a later wave
+            entries.append(Entry(time, name, None, None, reason))
     return entries
 
 
@@ -246,6 +234,16 @@ def _videos(opened: Dataset, given: Sequence[str]) -> set[str]:
     """The source videos that the ids or keys mean; one in no row may still lie in the work store."""
     rows = _rows_by_name(opened.outcomes(), given)
     return {row["youtube_id"] for name in given for row in rows.get(name, ())} | (set(given) - set(rows))
+
+
+def _begun(storage: Storage, store: WorkStore, given: Sequence[str]) -> list[str]:
+    """Keys meant by the ids or keys in a generation that was begun: stages of them may be there already."""
+    path = f"plan/{publish.next_generation(storage)}.parquet"
+    if not purge.exists(store) or not store.storage.exists(path):
+        return []
+    planned, names = plan.read(store.storage, path), pa.array(list(given), pa.string())
+    meant = pc.or_(pc.is_in(planned["key"], names), pc.is_in(planned["youtube_id"], names))
+    return planned.filter(pc.and_(meant, pc.is_valid(planned["key"])))["key"].to_pylist()
 
 
 def _unname(opened: Dataset, reasons: dict[str, str]) -> None:
@@ -322,47 +320,6 @@ def _spans(opened: Dataset, names: Iterable[str | None]) -> dict[str, list[tuple
         for row in table.filter(pc.is_in(table["key"], wanted)).to_pylist():
             found.setdefault(row["shard"], []).append((row["sample_offset"], row["sample_size"]))
     return found
-
-
-def read_log(storage: Storage, path: str = REMOVED_LOG) -> list[Entry]:
-    """What was removed, oldest first; empty where nothing was. Raises RemoveError for a damaged log."""
-    try:
-        lines = storage.read_bytes(path, _MAX_LOG).splitlines()
-        return [
-            Entry(**{n: fields.get(n) for n in Entry.__dataclass_fields__})
-            for fields in map(json.loads, lines)
-        ]
-    except FileNotFoundError:
-        return []
-    except (ValueError, AttributeError):
-        raise RemoveError(f"{storage.where(path)} is damaged: bring it back from a copy.") from None
-
-
-def _write_log(storage: Storage, path: str, entries: Iterable[Entry]) -> None:
-    storage.write(path, b"".join(canonical_json(asdict(entry)) + b"\n" for entry in entries))
-
-
-def withhold(plan: pa.Table, storage: Storage) -> pa.Table:
-    """A plan in which whatever the log names, by id or key, is excluded: a removed clip never comes back.
-
-    Args:
-        plan: rows of `pipeline.plan.SCHEMA`.
-        storage: ROOT, with its log if it has one.
-    """
-    reasons = {name: e.reason for e in read_log(storage) for name in {e.given, e.key} if name}
-    if not reasons:
-        return plan
-    names = pa.array(list(reasons), pa.string())
-    place = pc.coalesce(pc.index_in(plan["key"], names), pc.index_in(plan["youtube_id"], names))
-    gone = pc.and_(pc.equal(plan["decision"], conservation.PROCESS), pc.is_valid(place)).combine_chunks()
-    reason = pa.array(list(reasons.values()), pa.string()).take(place.combine_chunks())
-    values = {"decision": pa.scalar(EXCLUDED), "excluded_for": pa.scalar(REMOVED), "reason": reason}
-    values["shard"] = pa.scalar(None, plan.schema.field("shard").type)
-    for name, value in values.items():
-        kept = plan.schema.field(name)
-        column = pc.if_else(gone, value, plan[name].combine_chunks()).cast(kept.type)
-        plan = plan.set_column(plan.schema.get_field_index(name), kept, column)
-    return plan
 
 
 @contextlib.contextmanager

@@ -17,9 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import conservation, dataset
+from pipeline import conservation, dataset, removal_log
 from pipeline.dataset import Dataset, DatasetError
-from pipeline.layout import INDEX_SCHEMA, META_FILE, REMOVING_LOG, SPLITS, ShardInfo, index_path, outcome_path
+from pipeline.layout import (
+    INDEX_SCHEMA,
+    META_FILE,
+    REMOVED_LOG,
+    REMOVING_LOG,
+    SPLITS,
+    ShardInfo,
+    index_path,
+    outcome_path,
+)
 from pipeline.outcome import Failed
 from pipeline.publish import CARD_FILE
 from pipeline.shards import order
@@ -118,12 +127,9 @@ def _check_tables(opened: Dataset, report: Report) -> dict[str, pa.Table]:
         if (found := conservation.counts(outcomes)) != opened.meta["counts"]:
             report.breaches.append(f"{META_FILE} has counts {opened.meta['counts']}, the outcomes {found}")
     _check_flow_columns(opened, index, report)
+    _check_removed(opened, outcomes, report)
     if opened.classes != sorted(opened.classes):
         report.notes.append("classes are not sorted: they come from --classes")
-    if opened.storage.exists(REMOVING_LOG):
-        report.breaches.append(
-            f"{REMOVING_LOG} is there: a takedown has not come to its end; repeat python -m pipeline remove"
-        )
     if not opened.storage.exists(CARD_FILE):
         report.breaches.append(f"{CARD_FILE} is absent")
     return tables
@@ -135,6 +141,17 @@ def _check_flow_columns(opened: Dataset, index: pa.Table, report: Report) -> Non
         if index[name].null_count != (0 if with_flow else index.num_rows):
             promise = "in every row" if with_flow else "nowhere, as the recipe has no flow"
             report.breaches.append(f"index: {name} does not stand {promise}")
+
+
+def _check_removed(opened: Dataset, outcomes: pa.Table, report: Report) -> None:
+    again = "repeat python -m pipeline remove"
+    if opened.storage.exists(REMOVING_LOG):
+        report.breaches.append(f"{REMOVING_LOG} is there: a takedown has not come to its end; {again}")
+    try:
+        for key in removal_log.not_gone(outcomes, opened.storage):
+            report.breaches.append(f"{key} is there, but {REMOVED_LOG} says that it was removed; {again}")
+    except removal_log.LogError as error:
+        report.breaches.append(str(error))
 
 
 def _check(report: Report, what: str, rule: Callable[..., None], *arguments: Any) -> None:

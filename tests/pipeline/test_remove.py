@@ -18,7 +18,7 @@ import webdataset
 from campaigns import pipeline
 from published import ROWS, Row, key, prepare, video
 
-from pipeline import campaign, dataset, due, publish, remove, report
+from pipeline import campaign, dataset, due, publish, removal_log, remove, report
 from pipeline.dataset import DatasetError
 from pipeline.plan import PlanOptions
 from pipeline.publish import PublishError
@@ -254,7 +254,7 @@ def test_another_takedown_completes_one_that_was_killed(root):
     assert (done.completed, done.removed) == ([key(GONE.name)], [key("-cccccccc_3")])
     reasons = {o["key"]: o["reason"] for o in dataset.open(root).outcomes().to_pylist()}
     assert reasons[key("-cccccccc_3")] == "another reason"
-    log = remove.read_log(Storage(root))
+    log = removal_log.read(Storage(root))
     assert [(e.key, e.reason) for e in log] == [
         (key(GONE.name), "reason"),
         (key("-cccccccc_3"), "another reason"),
@@ -334,7 +334,7 @@ def test_what_the_log_names_is_left_out_of_every_later_plan(root, tmp_path):
     )
     settings = campaign.Settings(manifests=(str(csv),), output=str(root), plan=PlanOptions())
     planned = campaign.make_plan(settings)
-    plan = remove.withhold(planned, Storage(root))
+    plan = removal_log.withhold(planned, Storage(root))
     assert plan.schema.equals(planned.schema, check_metadata=True)
     assert [(p["decision"], p["excluded_for"], p["reason"]) for p in plan.to_pylist()] == [
         ("excluded", "removed", "its owner withdrew it"),
@@ -342,6 +342,22 @@ def test_what_the_log_names_is_left_out_of_every_later_plan(root, tmp_path):
         ("process", None, None),
     ]
     assert plan["shard"].null_count == 2
+
+
+def test_every_name_that_was_asked_for_is_on_record(root):
+    remove.remove(root, [key(GONE.name), GONE.name], "reason")  # the video may have another clip to come
+    assert {entry.given for entry in removal_log.read(Storage(root))} == {key(GONE.name), GONE.name}
+
+
+def test_verify_names_a_clip_that_is_there_though_it_is_on_record(root):
+    log = root / "removed.jsonl"
+    log.write_text(json.dumps({"given": GONE.name, "reason": "its owner withdrew it"}) + "\n")
+    (breach,) = verify(root, sample=0, workers=1).breaches
+    assert breach.startswith(f"{key(GONE.name)} is there, but removed.jsonl says that it was removed; repeat")
+    remove.remove(root, [GONE.name], "its owner withdrew it")
+    assert verify(root, sample=0, workers=1).ok
+    log.write_text("{")
+    assert "is damaged: bring it back from a copy" in verify(root, sample=0, workers=1).breaches[-1]
 
 
 def test_while_a_campaign_is_at_work_nothing_is_removed(root):

@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent / "configurations"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 FREE = {"workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures"}
 """Settings of a run that change nothing in what is learned: a resume may have others."""
+FED = ("mean", "deviation", "rate", "stride")
+"""Settings of the input that weights are made for: they go with the weights, unless a call names others."""
 
 
 class ConfigurationError(ValueError):
@@ -72,12 +74,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything that a run is set to; `as_dict` is what RUN/configuration.json holds."""
+    """Everything that a run is set to; `as_dict` is what RUN/configuration.json holds.
+
+    `named` are the settings of `input` that the call itself gives, by a file or a flag.
+    """
 
     network: Network
     input: Input
     optimisation: Optimisation
     run: Run
+    named: frozenset[str] = field(default=frozenset(), compare=False)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values, in the sections of a configuration file."""
@@ -120,7 +126,7 @@ def resolve(file: str | None, flags: Sections) -> Configuration:
     merged = default
     for layer in (named, given):
         merged = _over(merged, layer)
-    return from_dict(merged)
+    return replace(from_dict(merged), named=frozenset(named.get("input", {})) | given.get("input", {}).keys())
 
 
 def read(file: str) -> dict[str, dict[str, Any]]:
@@ -187,6 +193,23 @@ def with_flow_bound(configuration: Configuration, bound: float | None) -> Config
     if bound is None:
         return configuration
     return replace(configuration, input=replace(configuration.input, flow_bound=bound))
+
+
+def fed_as(configuration: Configuration, weights: Input) -> Configuration:
+    """The same settings for weights that were fed as `weights` has it: `FED`, but for what the call names.
+
+    Raises ConfigurationError where the data set's flow, which `configuration` has, is of another bound than
+    theirs and the call does not name it.
+    """
+    own = configuration.input
+    named = configuration.named
+    if "flow" in own.streams and "flow_bound" not in named and weights.flow_bound != own.flow_bound:
+        raise ConfigurationError(
+            f"the weights were fed flow of up to {weights.flow_bound:g} pixels, the data set has "
+            f"{own.flow_bound:g}: prepare one with theirs, or set flow_bound = {own.flow_bound:g} in --config"
+        )
+    taken = {name: getattr(weights, name) for name in FED if name not in named}
+    return replace(configuration, input=replace(own, **taken))
 
 
 def _over(below: Sections, above: Sections) -> dict[str, dict[str, Any]]:

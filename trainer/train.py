@@ -17,13 +17,23 @@ import torch
 from trainer import checkpoint as checkpoints
 from trainer import distributed, recording, towers, weights
 from trainer.checkpoint import Checkpoint
-from trainer.configuration import Configuration, ConfigurationError, difference, with_flow_bound
+from trainer.configuration import (
+    FED,
+    Configuration,
+    ConfigurationError,
+    difference,
+    fed_as,
+    with_flow_bound,
+)
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
 from trainer.data.rows import Rows, open_rows
 from trainer.evaluate import Stopped
 from trainer.networks import CHANNELS
 from trainer.training import Training, TrainingError
+
+IMAGE = "imagenet:"
+"""Before the file of an image network in `Job.init`."""
 
 __all__ = ["Interrupted", "Job", "Training", "TrainingError", "set_up", "train"]
 
@@ -104,13 +114,16 @@ def set_up(job: Job, group: distributed.Group) -> Training:
     wanted = job.configuration.run.evaluate_every > 0
     held_out = open_rows(job.data, splits[1], streams, rows.generations) if wanted else None
     configuration = with_flow_bound(job.configuration, rows.flow_bound)
+    given = before or _given(job)
+    if given:
+        configuration = fed_as(configuration, given.input)
     _same_run(job, configuration, before, rows)
     built = _built(configuration, len(rows.classes))
     if before:
         for stream, tower in built.items():
             tower.network.load_state_dict(before.towers[stream])
     else:
-        _initialise(job, built, rows, group.first)
+        _initialise(job, given, configuration, built, rows, group.first)
     if configuration.optimisation.freeze:
         for stream, tower in built.items():
             tower.freeze(
@@ -144,16 +157,32 @@ def set_up(job: Job, group: distributed.Group) -> Training:
     return training
 
 
-def _initialise(job: Job, built: dict[str, towers.Tower], rows: Rows, first: bool) -> None:
-    """Gives fresh towers the weights that the call names, and says what stays fresh."""
+def _given(job: Job) -> Checkpoint | None:
+    """The checkpoint whose weights the call starts from; None where there is none, or an image network."""
+    return checkpoints.load(job.init) if job.init and not job.init.startswith(IMAGE) else None
+
+
+def _initialise(
+    job: Job,
+    given: Checkpoint | None,
+    configuration: Configuration,
+    built: dict[str, towers.Tower],
+    rows: Rows,
+    first: bool,
+) -> None:
+    """Gives fresh towers the weights that the call names; says what stays fresh, and what came with them."""
     if job.configuration.optimisation.freeze and not job.init:
         raise ConfigurationError("--freeze learns the last layer alone: name the rest's weights with --init")
     told: list[str] = []
-    if job.init and (image := job.init.removeprefix("imagenet:")) != job.init:
-        told = weights.initialise((tower.network for tower in built.values()), image)
-    elif job.init:
-        fresh = towers.initialise(built, checkpoints.load(job.init), rows.classes)
+    if given:
+        fresh = towers.initialise(built, given, rows.classes)
         told = [f"left fresh, the classes being others: {', '.join(fresh)}"] if fresh else []
+        fed, default = configuration.input, job.configuration.input
+        taken = [f"{n} {getattr(fed, n)}" for n in FED if getattr(fed, n) != getattr(default, n)]
+        told += [f"fed as the weights were: {', '.join(taken)}"] if taken else []
+    elif job.init:
+        image = job.init.removeprefix(IMAGE)
+        told = weights.initialise((tower.network for tower in built.values()), image)
     if first:
         print("".join(f"--init: {sentence}\n" for sentence in told), end="", file=sys.stderr)
 

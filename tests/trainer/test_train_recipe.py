@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_network  # noqa: F401  (enters its network)
+import small_network
 import tiny_dataset
 import torch
 
@@ -16,10 +16,12 @@ from trainer import checkpoint as checkpoints
 from trainer import train as training
 from trainer import validation
 from trainer.__main__ import main
-from trainer.configuration import FOLDER, Configuration, ConfigurationError, resolve
+from trainer.configuration import FOLDER, Configuration, ConfigurationError, fed_as, resolve
 from trainer.data import lists, order
+from trainer.data.batch import Input
 from trainer.data.rows import RowsError, open_rows
 from trainer.optimisation import Optimisation, learning_rate, standstills
+from trainer.towers import restore
 
 SIZE = {"stream": "rgb", "frames": 9, "short_side": 32, "crop": 32}
 
@@ -29,11 +31,13 @@ def root(tmp_path_factory) -> Path:
     return tiny_dataset.publish(tmp_path_factory.mktemp("data"), {"train": 8, "val": 4}, frames=(20,))
 
 
-def small(network: dict | None = None, optimisation: dict | None = None, **run) -> Configuration:
+def small(
+    network: dict | None = None, optimisation: dict | None = None, input: dict | None = None, **run
+) -> Configuration:
     base = {"batch_size": 4, "workers": 0, "precision": "fp32"}
     flags = {
         "network": {"name": "small", **(network or {})},
-        "input": SIZE,
+        "input": {**SIZE, **(input or {})},
         "optimisation": {"schedule": "constant", "lr": 0.02, **(optimisation or {})},
         "run": {**base, **run},
     }
@@ -195,6 +199,49 @@ def test_frozen_features_stay_as_they_are_and_the_last_layer_learns(root, tmp_pa
     assert train(other, tmp_path / "fixed", resumed).steps == 3  # from its own checkpoint, without --init
     with pytest.raises(ConfigurationError, match="with --init"):
         train(other, tmp_path / "none", small(optimisation={"freeze": True}, steps=2))
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_weights_to_start_from_are_fed_as_they_were_unless_the_call_says_otherwise(
+    root, tmp_path, capsys, stream
+):
+    theirs = {"mean": (0.4, 0.5, 0.6), "deviation": (0.2, 0.3, 0.25), "stride": 2}
+    given = small_network.checkpoint(tmp_path / "given.pt", streams=(stream,), **theirs)
+    frozen = {"optimisation": {"freeze": True}}
+    settings = small(input={"stream": stream}, steps=1, **frozen)
+    found = train(root, tmp_path / "taken", settings, init=str(given))
+    assert {name: getattr(found.input, name) for name in theirs} == theirs
+    assert (found.input.frames, found.input.crop) == (settings.input.frames, settings.input.crop)
+    said = capsys.readouterr().err
+    assert (
+        "--init: fed as the weights were: mean (0.4, 0.5, 0.6), deviation (0.2, 0.3, 0.25), stride 2" in said
+    )
+    pictures = (torch.rand(1, 3, 9, 32, 32) * 2 - 1, torch.rand(1, 2, 9, 32, 32) * 2 - 1)
+    own, fixed = (restore(checkpoints.load(c))[stream] for c in (given, tmp_path / "taken"))
+    with torch.no_grad():
+        assert torch.equal(own.features(pictures), fixed.features(pictures))
+    longer = small(input={"stream": stream}, steps=2, **frozen)
+    assert train(root, tmp_path / "taken", longer).input == found.input  # from its own, without --init
+    named = small(input={"stream": stream, "stride": 1}, steps=1, **frozen)
+    assert train(root, tmp_path / "named", named, init=str(given)).input.stride == 1
+
+
+def test_a_file_or_a_flag_names_a_setting_and_a_networks_default_does_not(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[input]\nstride = 1\n")
+    flags = {"network": {"name": "r3d-18"}, "input": {"frames": 8, "crop": None}}
+    weights = Input(mean=(0.4, 0.4, 0.4), stride=2)
+    fed = fed_as(resolve(str(file), flags), weights).input
+    assert (fed.mean, fed.stride, fed.frames) == (weights.mean, 1, 8)
+    assert fed_as(resolve(None, flags), weights).input.stride == 2
+
+
+def test_weights_of_another_flow_bound_are_refused_unless_the_call_names_it(root, tmp_path):
+    given = small_network.checkpoint(tmp_path / "given.pt", streams=("flow",), flow_bound=5.0)
+    with pytest.raises(ConfigurationError, match="fed flow of up to 5 pixels, the data set has 20: prepare"):
+        train(root, tmp_path / "run", small(input={"stream": "flow"}, steps=1), init=str(given))
+    named = small(input={"stream": "flow", "flow_bound": 20.0}, steps=1)
+    assert train(root, tmp_path / "run", named, init=str(given)).input.flow_bound == 20
 
 
 UCF = {

@@ -77,7 +77,8 @@ class S3D(nn.Module):
     Takes (N, `in_channels`, T, H, W) float, T >= 5; 64 frames of 224x224 as published. Published on
     Kinetics-400 (table 2): S3D 72.2, S3D-G 74.7 % top-1. The latter is that of the paper's placement of the
     gates, after the temporal convolutions (section 4.4); here one follows each branch of each module, with a
-    temporal convolution or without, and none the first layers. The last pool is (2, min(7, h), min(7, w)), 7x7 at 224.
+    temporal convolution or without, and none the first layers. The last pool is (2, min(7, h), min(7, w)),
+    7x7 at 224.
 
     Args:
         gated: with feature gating.

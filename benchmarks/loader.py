@@ -1,24 +1,31 @@
-"""Clips a second a core of the loader, beside a bare PyAV decode of the same frames from their keyframe.
+"""Clips a second a core of the loader, beside a bare PyAV decode of the same frames from their keyframe, and
+beside plain webdataset.
 
     python benchmarks/loader.py --data ROOT [--split train] [--clips 40] [--stream both]
 
-Both decode 64 RGB and 64 flow frames of the same clips, by turns, in one process and one thread. The
-loader also reads them from their shard, brings them to RGB, crops, mirrors and puts them into a batch; the
-bare decode gets the members' bytes and leaves the frames as they come. Prints medians of CPU time.
+All decode 64 RGB and 64 flow frames a clip, by turns, in one process and one thread. The loader also reads
+them from their shard, brings them to RGB, crops, mirrors and puts them into a batch; the bare decode gets the
+members' bytes and leaves the frames as they come. Plain webdataset reads the shards through and has what its
+user would write (`plain`): the same number of frames from a random place, brought to RGB, cropped, as a
+tensor. Prints medians of CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import av
+import numpy as np
 import torch
+import webdataset
 
+from pipeline import dataset
 from trainer.data.augmentation import random_cut
 from trainer.data.loader import Input, TrainBatches
 from trainer.data.order import AUGMENTATION, Draws, epoch_order
@@ -44,7 +51,11 @@ def main() -> None:
     rows = open_rows([options.data], options.split, input.streams)
     reader = Reader(rows, input.streams)
     batches = iter(TrainBatches(rows, input, batch_size=1))
-    times: dict[str, list[float]] = {"loader": [], "bare decode": [], "to floats on the CPU": []}
+    published = dataset.open(options.data).shards.values()
+    shards = [f"{options.data}/{shard.path}" for shard in published if shard.split == options.split]
+    peer = plain(shards, input)
+    names = ("loader", "bare decode", "plain webdataset", "to floats on the CPU")
+    times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-2, options.clips):  # two to warm up
         epoch, step = divmod(number + 2, len(rows))
         row = int(epoch_order(0, epoch, len(rows))[step])
@@ -55,10 +66,15 @@ def main() -> None:
         def bare(members: dict[str, bytes] = members, frames: tuple[int, ...] = frames) -> int:
             return sum(bare_decode(data, min(frames), max(frames)) for data in members.values())
 
-        turns = [("bare decode", bare), ("loader", lambda: next(batches))]
+        turns = [
+            ("bare decode", bare),
+            ("loader", lambda: next(batches)),
+            ("plain webdataset", lambda: next(peer)),
+        ]
         taken = {name: cpu_time(work) for name, work in (turns if number % 2 else turns[::-1])}
         taken["bare decode"], count = taken["bare decode"]
         taken["loader"], batch = taken["loader"]
+        taken["plain webdataset"] = taken["plain webdataset"][0]
         assert batch.keys[0] == rows.keys[row].as_py()
         assert count == len(members) * len(set(frames))
         taken["to floats on the CPU"] = cpu_time(batch.inputs)[0]
@@ -69,8 +85,9 @@ def main() -> None:
     for name, taken_ in times.items():
         median = statistics.median(taken_)
         print(f"{name:>22}: {median * 1e3:7.1f} ms a clip, {1 / median:6.1f} clips a second a core")
-    ratios = [a / b for a, b in zip(times["loader"], times["bare decode"], strict=True)]
-    print(f"loader / bare decode: {statistics.median(ratios):.2f} (median of the pairs)")
+    for name in ("bare decode", "plain webdataset"):
+        ratios = [a / b for a, b in zip(times["loader"], times[name], strict=True)]
+        print(f"loader / {name}: {statistics.median(ratios):.2f} (median of the pairs)")
 
 
 def bare_decode(data: bytes, first: int, last: int) -> int:
@@ -86,6 +103,41 @@ def bare_decode(data: bytes, first: int, last: int) -> int:
             if number >= last:
                 break
     return found
+
+
+def plain(shards: list[str], input: Input) -> Iterator[list[torch.Tensor]]:
+    """Samples of plain webdataset over and over: uint8 (3, T, crop, crop), and flow's (2, T, crop, crop).
+
+    Of the clip's whole height and of a square in its middle; where clips are published larger than
+    `input.short_side` nothing is resized, which the loader would do.
+    """
+    suffixes = ["mp4", "flow.mp4"] if "flow" in input.streams else ["mp4"]
+    samples = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).to_tuple(*suffixes)
+    for members in samples.repeat():
+        start, tensors = -1, []
+        for data in members:
+            with av.open(io.BytesIO(data)) as container:
+                stream = container.streams.video[0]
+                stream.thread_count, stream.thread_type = 1, "NONE"
+                start = random.randint(0, max(0, stream.frames - input.frames)) if start < 0 else start
+                container.seek(round(start / 25 / stream.time_base), stream=stream)
+                pictures: list[np.ndarray] = []
+                for frame in container.decode(stream):
+                    if round(frame.pts * stream.time_base * 25) >= start:
+                        flow = data is not members[0]
+                        pictures.append(frame.to_ndarray(format="gray" if flow else "rgb24"))
+                    if len(pictures) == input.frames:
+                        break
+            tensors.append(_middle(torch.from_numpy(np.stack(pictures)), input.crop))
+        yield tensors
+
+
+def _middle(frames: torch.Tensor, crop: int) -> torch.Tensor:
+    """(T, H, W, 3) of RGB or (T, 2 H, W) of flow, u above v -> (channels, T, crop, crop)."""
+    if frames.ndim == 3:
+        frames = frames.unflatten(1, (2, -1)).permute(0, 2, 3, 1)
+    top, left = (frames.shape[1] - crop) // 2, (frames.shape[2] - crop) // 2
+    return frames[:, top : top + crop, left : left + crop].permute(3, 0, 1, 2).contiguous()
 
 
 def cpu_time(work: Callable[[], T]) -> tuple[float, T]:

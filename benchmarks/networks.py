@@ -9,14 +9,16 @@ is evaluated on the training clips, on held-out clips, and on these with one fra
 The expected physics, judged where the training accuracy reached `LEARNED`: what sees one frame at a time
 stays at chance on held-out clips, what sees motion is well above it.
 
-Each row is written to ``benchmarks/results/networks.json`` as it ends; a second call goes on with what is
-missing or was measured with other settings. The table goes to standard output, the plot beside the rows.
+Each row is written to ``benchmarks/results/networks.json`` as it ends, the plot beside it; a second call goes
+on with what is missing or was measured with other settings or on other data. The table goes to standard output.
 `clips/s` are clips trained a second of processor time on one thread, loading and decoding included.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import math
 import sys
@@ -28,13 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer import checkpoint, configuration, distributed, evaluate, networks, recording
+from trainer import checkpoint, configuration, distributed, evaluate, networks, recording, validation
 from trainer.configuration import Configuration
 from trainer.data.loader import EvaluationBatches, TrainBatches
 from trainer.data.rows import open_rows
-from trainer.towers import Tower, autocast, precision_for, restore
+from trainer.towers import Tower, restore
 from trainer.train import Job, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -125,7 +126,12 @@ def measure(name: str, stream: str, root: str) -> dict[str, Any]:
         trained = checkpoint.load(run)
         towers = restore(trained, stream)
         clips = trained.steps * chosen.run.batch_size
-    again(towers[stream], chosen, root)
+    rows = open_rows((root,), "train", chosen.input.streams)
+    batches = TrainBatches(rows, chosen.input, batch_size=chosen.run.batch_size, seed=chosen.run.seed + 1)
+    epoch = itertools.islice(batches, batches.steps_per_epoch)
+    towers[stream].train()
+    validation.reestimate(towers, epoch, torch.device("cpu"), chosen.run.batch_size)
+    towers[stream].eval()
     seen = {
         "training": accuracy(towers, chosen, root, "train"),
         "validation": accuracy(towers, chosen, root, "val"),
@@ -136,6 +142,7 @@ def measure(name: str, stream: str, root: str) -> dict[str, Any]:
     return {
         "network": name,
         "stream": stream,
+        "data": digest(root),
         "settings": settings(name, stream),
         **{kind: top1 for kind, (top1, _) in seen.items()},
         "validation clips": seen["validation"][1],
@@ -149,27 +156,15 @@ def measure(name: str, stream: str, root: str) -> dict[str, Any]:
     }
 
 
+def digest(root: str) -> str:
+    """sha256 of a data set's dataset.json, which names every byte of it."""
+    return hashlib.sha256((Path(root) / "dataset.json").read_bytes()).hexdigest()
+
+
 def shapes(chosen: Configuration) -> list[tuple[int, int, int, int]]:
     """(C, T, H, W) of each of the network's inputs, as the loader gives them."""
     seen = chosen.input
     return [(networks.CHANNELS[s], seen.frames, seen.crop, seen.crop) for s in seen.streams]
-
-
-def again(tower: Tower, chosen: Configuration, root: str) -> None:
-    """Takes the running statistics anew: the mean over the batches of an epoch of training cuts."""
-    rows = open_rows((root,), "train", chosen.input.streams)
-    batches = TrainBatches(rows, chosen.input, batch_size=chosen.run.batch_size, seed=chosen.run.seed + 1)
-    norms = [m for m in tower.modules() if isinstance(m, _BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's way to say: the mean over all batches
-    tower.train()
-    device = torch.device("cpu")
-    precision = precision_for(device, chosen.run.precision)
-    for _, batch in zip(range(batches.steps_per_epoch), batches, strict=False):
-        with torch.no_grad(), autocast(device, precision):
-            tower(batch.inputs())
-    tower.eval()
 
 
 def accuracy(
@@ -204,7 +199,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
         "| network | stream | input | GMACs | clips/s | train | held out | frame repeated | physics "
-        "| M parameters | GMACs at default |",
+        "| M parameters | GMACs as published |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -283,11 +278,13 @@ def main() -> int:
     wanted = [row for name in options.only for row in every if row[0] == name] if options.only else every
     for name, stream in wanted:
         key = f"{name} {stream}"
-        if done.get(key, {}).get("settings") != settings(name, stream):
+        known = done.get(key, {})
+        if (known.get("settings"), known.get("data")) != (settings(name, stream), digest(str(options.data))):
             print(f"\n{key}", file=sys.stderr, flush=True)
             done[key] = measure(name, stream, str(options.data))
             options.output.parent.mkdir(parents=True, exist_ok=True)
             recording.write_json(options.output, done)
+            plot([done[key] for key in done], options.output.with_suffix(".png"))
     rows = [done[f"{name} {stream}"] for name, stream in every if f"{name} {stream}" in done]
     print(table(rows))
     plot(rows, options.output.with_suffix(".png"))

@@ -10,7 +10,7 @@ The expected physics, judged where the training accuracy reached `LEARNED`: what
 stays at chance on held-out clips, what sees motion is well above it.
 
 Each row is written to ``benchmarks/results/networks.json`` as it ends, the plot beside it; a second call goes
-on with what is missing or was measured with other settings or on other data. The table goes to standard output.
+on with what is missing or was measured with other settings or data. The table goes to standard output.
 `clips/s` are clips trained a second of processor time on one thread, loading and decoding included.
 """
 

@@ -71,8 +71,9 @@ def _sentence(error: Exception) -> str:
 def _prepare(arguments: argparse.Namespace) -> int:
     from pipeline import campaign, cost, manifest, plan
     from pipeline.outcome import READY
-    from pipeline.sources import FetchOptions, parse
+    from pipeline.sources import FetchOptions, check_ytdlp, parse
 
+    check_ytdlp(name for name, _ in arguments.yt_dlp)
     settings = campaign.Settings(
         manifests=tuple(arguments.manifest),
         output=arguments.output,
@@ -334,7 +335,8 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
         default=[],
         type=_option,
         metavar="KEY=VALUE",
-        help="further options of yt-dlp by their Python names, values as JSON",
+        help="further options of yt-dlp by their Python names, values as JSON; ratelimit holds for whole "
+        "files only (a section is a few MB: --budget limits the fleet), and source_address makes whole files",
     )
 
 

@@ -6,8 +6,9 @@ Owns the specifications users write after ``--source`` and the types that travel
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -121,7 +122,8 @@ class FetchOptions:
         cookies: a cookies.txt file in Netscape format; it is read, never written.
         proxy: URL of a proxy for every request.
         ytdlp: further options of yt-dlp by their Python names (extractor_args, ratelimit, source_address,
-            sleep_interval_requests, ...); the ones that are decided here are refused with `SourceError`.
+            sleep_interval_requests, ...); the ones that are decided here are refused with `SourceError`, and
+            by `check_ytdlp` those that it does not have. ratelimit holds for whole files only.
         max_bytes: of one file; more is too_large.
         max_duration: seconds; a longer video is not downloaded whole (a section of it is).
         backoff: seconds before the second attempt, doubled for each one after it, with jitter.
@@ -147,6 +149,21 @@ class FetchOptions:
                 raise SourceError(f"yt-dlp's option {name!r} is decided by this program: {remedy}.")
         if self.cookies is not None and not Path(self.cookies).is_file():
             raise SourceError(f"The cookies file {self.cookies!r} does not exist: name an existing file.")
+
+
+def check_ytdlp(names: Iterable[str]) -> None:
+    """Raise `SourceError` for a name that is no option of the installed yt-dlp, which would pass it over."""
+    names = list(names)
+    if not names:
+        return
+    from yt_dlp import parse_options
+
+    known = parse_options([]).ydl_opts
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "names are those of yt_dlp.YoutubeDL."
+            raise SourceError(f"yt-dlp has no option {name!r}; {hint}")
 
 
 class Source(Protocol):

@@ -7,6 +7,7 @@ library makes it. It cannot see ffmpeg's own connections: those are checked by n
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import socket
 import sys
@@ -18,6 +19,9 @@ from pipeline.outcome import Failed, FailureClass
 
 MAX_HOPS = 10
 """Requests that one address may lead to by redirection."""
+
+NO_RANGE_THROUGH_PROXY = "a range cannot go through this proxy, which is not an http:// one"
+"""Why the whole file is taken there: ffmpeg would pass the proxy by."""
 
 _REQUEST_LINE = re.compile(rb"[A-Z]{3,8} \S")
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks4": 1080, "socks4a": 1080}
@@ -68,7 +72,6 @@ class Guard:
         self._hops = 0
         self._trusted: set[tuple[str, int]] = set()
         self._proxy: str | None = None
-        self._proxied = False
         self._active = False
 
     def install(self) -> None:
@@ -80,7 +83,7 @@ class Guard:
         self._active = False
         named_by_environment = {name: url for name, url in getproxies().items() if name in _PROXY_NAMES}
         proxies = [proxy] if proxy else list(named_by_environment.values())
-        self._proxy, self._proxied = proxy, bool(proxies)
+        self._proxy = proxy
         self._trusted = set()
         for url in (*named, *proxies):
             place = host_and_port(url)
@@ -94,11 +97,14 @@ class Guard:
         self._hops = 0
 
     def check_url(self, url: str) -> None:
-        """Raise `Failed` (unsafe, or network where its name has no address) unless `url` may be asked for."""
+        """Raise `Failed` unless ffmpeg may be sent to `url`: unsafe, network where its name has no address,
+        or format where only the whole file comes through the proxy."""
         parts, place = urlsplit(url), host_and_port(url)
         if parts.scheme.lower() not in ("http", "https") or place is None:
             raise Failed(FailureClass.UNSAFE, f"The video refers to {url[:200]!r}, which is not fetched.")
-        if self._proxy or (self._proxied and not proxy_bypass(place[0])):
+        if self.proxy(url):
+            if not self.passes_proxy(url):
+                raise Failed(FailureClass.FORMAT, NO_RANGE_THROUGH_PROXY)
             return  # the proxy looks the name up
         addresses = _resolve(*place)
         if not addresses:
@@ -108,6 +114,26 @@ class Guard:
                 raise Failed(
                     FailureClass.UNSAFE, f"The video is at the private address {address}:{place[1]}."
                 )
+
+    def proxy(self, url: str) -> str | None:
+        """The proxy that yt-dlp asks for `url`: the one given, else what the environment names; or None."""
+        if self._proxy is not None:
+            return _with_scheme(self._proxy) if self._proxy else None
+        parts, named = urlsplit(url), getproxies()
+        found = named.get(parts.scheme.lower()) or named.get("all")
+        return found if found and not proxy_bypass(parts.hostname or "") else None
+
+    def passes_proxy(self, url: str) -> bool:
+        """Whether ffmpeg asks for `url` the way that yt-dlp does, as far as there is a proxy in it.
+
+        Of a proxy ffmpeg knows the variable http_proxy, which yt-dlp sets to the one given, for http and
+        https, as far as it begins with http://; and it minds no_proxy, whoever named the proxy.
+        """
+        proxy = self.proxy(url)
+        if proxy is None:
+            return True
+        seen = _with_scheme(self._proxy) if self._proxy else os.environ.get("http_proxy", "")
+        return seen == proxy and seen.startswith("http://") and not proxy_bypass(urlsplit(url).hostname or "")
 
     def _allows(self, address: str, port: int) -> bool:
         try:
@@ -141,6 +167,11 @@ class Guard:
             self.looped = True
             raise Refused(f"redirect loop: given up after {MAX_HOPS} redirections")
         self.requests += 1
+
+
+def _with_scheme(proxy: str) -> str:
+    """As yt-dlp hands it to ffmpeg."""
+    return proxy if re.match(r"[\da-zA-Z]+://", proxy) else f"http://{proxy}"
 
 
 def _resolve(host: str, port: int) -> set[str]:

@@ -29,7 +29,7 @@ from yt_dlp.version import __version__
 
 from pipeline.outcome import Failed, FailureClass
 from pipeline.probe import probe, reader_options
-from pipeline.sources.addresses import Guard
+from pipeline.sources.addresses import NO_RANGE_THROUGH_PROXY, Guard
 from pipeline.sources.classify import FailedForNow, classify, classify_ffmpeg, might_be_redirect
 from pipeline.sources.job import COOKIES, Job, Log, options
 
@@ -143,6 +143,10 @@ class Fetch:
             return f"a range over {info.get('protocol')} does not keep its clock"
         if info.get("ext") not in RANGED:
             return f"a range of .{info.get('ext')} does not keep its clock"
+        if not self.guard.passes_proxy(info["url"]):
+            return NO_RANGE_THROUGH_PROXY
+        if self.job.ytdlp.get("source_address"):
+            return "a range cannot be asked for from a source_address"  # ffmpeg is not told of it
         return None
 
     def range(

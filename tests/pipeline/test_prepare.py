@@ -298,6 +298,7 @@ def test_an_output_that_cannot_be_written_gives_one_sentence(videos, list_file, 
         (["--source", "dir:/nowhere/at/all"], "/nowhere/at/all"),
         (["--limit", "0"], "limit"),
         (["--yt-dlp", "ratelimit"], "KEY=VALUE"),
+        (["--yt-dlp", "rate_limit=1"], "did you mean 'ratelimit'"),
     ],
 )
 def test_a_wrong_call_is_one_sentence_and_exit_2(arguments, said, list_file, videos, tmp_path):

@@ -1,0 +1,139 @@
+"""No request passes a named proxy by: what ffmpeg would ask for directly comes whole, through yt-dlp."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timestamped
+from fetch_fixtures import clip, get
+
+from demo.site import Site
+from pipeline.outcome import Failed, FailureClass
+from pipeline.sources import FetchOptions, Piece, SourceError, check_ytdlp
+from pipeline.sources.addresses import Guard
+
+NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("footage")
+    timestamped.write(folder / "good.mp4", timestamped.constant(25, 12))
+    return folder
+
+
+@contextlib.contextmanager
+def socks(port: int) -> Iterator[tuple[str, list[str]]]:
+    """A SOCKS 5 proxy that takes every name for this machine's `port`; its URL, and the names asked for."""
+    names: list[str] = []
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def serve(client: socket.socket) -> None:
+        client.recv(262)
+        client.sendall(b"\5\0")
+        assert client.recv(4)[3] == 3  # a name, for the proxy to look up
+        names.append(client.recv(client.recv(1)[0]).decode())
+        client.recv(2)
+        with client, socket.create_connection(("127.0.0.1", port)) as server:
+            client.sendall(b"\5\0\0\1" + bytes(6))
+            threading.Thread(target=pump, args=(server, client), daemon=True).start()
+            pump(client, server)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"socks5://127.0.0.1:{listener.getsockname()[1]}", names
+
+
+def test_a_socks_proxy_carries_every_request_so_the_whole_file_comes(footage, tmp_path):
+    wanted = clip("good", 4, 8)
+    with Site(footage) as site, socks(int(site.url.rsplit(":", 1)[1])) as (proxy, names):
+        options = FetchOptions(timeout=60, backoff=0.01, proxy=proxy)
+        got = get("http://only.the.proxy.knows/{youtube_id}.mp4", tmp_path, options, wanted)
+        assert site.count() == len(names)
+    piece = got.pieces[wanted.key]
+    assert isinstance(piece, Piece), piece
+    assert piece.path.read_bytes() == (footage / "good.mp4").read_bytes()
+    assert got.fallbacks == ("a range cannot go through this proxy, which is not an http:// one",)
+    assert set(names) == {"only.the.proxy.knows"}
+
+
+def test_a_source_address_makes_whole_files(footage, tmp_path):
+    wanted = clip("good", 4, 8)
+    with Site(footage) as site:
+        options = FetchOptions(timeout=60, ytdlp={"source_address": "127.0.0.1"})
+        got = get(f"{site.url}/{{youtube_id}}.mp4", tmp_path, options, wanted)
+    assert isinstance(got.pieces[wanted.key], Piece)
+    assert got.whole
+    assert got.fallbacks == ("a range cannot be asked for from a source_address",)
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "url", "passes"),
+    [
+        (None, {}, "https://host/x", True),
+        ("http://p:1", {}, "https://host/x", True),
+        ("p:1", {}, "http://host/x", True),
+        ("https://p:1", {}, "http://host/x", False),
+        ("socks5://p:1", {}, "http://host/x", False),
+        ("http://p:1", {"no_proxy": "host"}, "http://host/x", False),  # which yt-dlp does not heed, here
+        (None, {"http_proxy": "http://p:1"}, "http://host/x", True),
+        (None, {"http_proxy": "http://p:1", "https_proxy": "http://p:1"}, "https://host/x", True),
+        (None, {"https_proxy": "http://p:1"}, "https://host/x", False),
+        (None, {"HTTP_PROXY": "http://p:1"}, "http://host/x", False),
+        (None, {"all_proxy": "socks5://p:1"}, "http://host/x", False),
+        (None, {"ALL_PROXY": "socks5://p:1", "no_proxy": "host"}, "http://host/x", True),
+        ("", {"all_proxy": "socks5://p:1"}, "http://host/x", True),
+    ],
+)
+def test_ffmpeg_is_sent_only_where_it_goes_the_way_of_the_proxy(monkeypatch, given, environment, url, passes):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    guard = Guard()
+    guard.begin([], given)
+    assert guard.passes_proxy(url) is passes
+    if not passes:
+        with pytest.raises(Failed, match="a range cannot go through this proxy") as caught:
+            guard.check_url(url)
+        assert caught.value.failure_class is FailureClass.FORMAT  # so the whole file is taken
+
+
+def test_a_private_address_is_checked_where_no_proxy_is_in_force(monkeypatch):
+    monkeypatch.setenv("all_proxy", "http://p:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    guard = Guard()
+    guard.begin([], None)
+    with pytest.raises(Failed, match="private address"):
+        guard.check_url("http://127.0.0.1/x")
+
+
+def test_an_option_that_yt_dlp_does_not_have_is_refused():
+    check_ytdlp([])
+    check_ytdlp(["ratelimit", "extractor_args", "source_address", "sleep_interval_requests", "http_headers"])
+    with pytest.raises(SourceError, match=r"no option 'rate_limit'; did you mean 'ratelimit'\?"):
+        check_ytdlp(["ratelimit", "rate_limit"])
+    with pytest.raises(SourceError, match="no option 'xyzzyxyzzy'; names are those of"):
+        check_ytdlp(["xyzzyxyzzy"])

@@ -45,7 +45,7 @@ class Job:
     checkpoints: tuple[tuple[str, str | None], ...]
     data: tuple[str, ...]
     split: str = "val"
-    views: tuple[int, int] | None = None  # clips and crops; None: the whole clip, its centre
+    views: tuple[int, ...] | None = None  # as `Input.test_views`, which None leaves to each checkpoint
     repeat_frame: bool = False
     workers: int = 2
     precision: str = "fp32"
@@ -58,7 +58,7 @@ def evaluate(job: Job, group: distributed.Group) -> dict[str, Any]:
 
     Raises CheckpointError, RowsError, TooManyFailures.
     """
-    found = []
+    found, views = [], []
     classes: tuple[str, ...] = ()
     for path, stream in job.checkpoints:
         checkpoint = checkpoints.load(path)
@@ -67,12 +67,13 @@ def evaluate(job: Job, group: distributed.Group) -> dict[str, Any]:
         rows = open_rows(job.data, split, tuple(towers) if "both" not in towers else ("rgb", "flow"))
         _fits(path, checkpoint, rows)
         found.append(_predict_all(job, group, checkpoint, towers, rows))
+        views.append("x".join(map(str, _views(job, checkpoint))) or "whole clip")
         classes = rows.classes
     scores = score(merge(found), classes)
     return {
         "data": list(job.data),
         "split": _split(job),
-        "views": "x".join(map(str, job.views)) if job.views else "whole clip",
+        "views": " and ".join(dict.fromkeys(views)),
         "repeat_frame": job.repeat_frame,
         "checkpoints": [str(checkpoints.find(path)) for path, _ in job.checkpoints],
         **scores,
@@ -205,11 +206,11 @@ def main(job: Job, output: Path | None) -> dict[str, Any]:
 def _predict_all(
     job: Job, group: distributed.Group, checkpoint: Checkpoint, towers: Mapping[str, Tower], rows: Rows
 ) -> Predictions:
-    streams = list(towers)
-    if job.views is None:
+    streams, views = list(towers), _views(job, checkpoint)
+    if not views:
         _takes_whole_clips(checkpoint, streams, rows)
     input = replace(checkpoint.input, stream=streams[0] if len(streams) == 1 else "both")
-    clips, crops = job.views or (1, 1)
+    clips, crops = views or (1, 1)
     batches = EvaluationBatches(
         rows,
         input,
@@ -217,7 +218,7 @@ def _predict_all(
         world=group.world,
         workers=job.workers,
         cache=job.cache,
-        frames=input.frames if job.views else None,
+        frames=input.frames if views else None,
         clips=clips,
         crops=crops,
         pin=group.device.type == "cuda",
@@ -226,6 +227,10 @@ def _predict_all(
         tower.to(group.device)
     precision = precision_for(group.device, job.precision)
     return predict(towers, batches, group, repeat_frame=job.repeat_frame, precision=precision)
+
+
+def _views(job: Job, checkpoint: Checkpoint) -> tuple[int, ...]:
+    return checkpoint.input.test_views if job.views is None else job.views
 
 
 def _takes_whole_clips(checkpoint: Checkpoint, streams: Sequence[str], rows: Rows) -> None:

@@ -1,6 +1,7 @@
 """What trained towers recognise in a video: its classes, and those of each moment for an annotated copy.
 
-The video is read as the pipeline reads what it prepares, and seen as ``evaluate`` sees a whole clip.
+The video is read as the pipeline reads what it prepares, and seen as ``evaluate`` sees a whole clip; by a
+network with `test_views` in clips of training's length, one after another.
 """
 
 from __future__ import annotations
@@ -95,8 +96,9 @@ class _Look:
     def __init__(self, job: Job, towers: Ensemble, device: torch.device):
         self.job, self.towers, self.device = job, towers, device
         self.precision = precision_for(device, job.precision)
-        # A network that takes one length only sees the video in clips of that.
-        self.whole = not any(towers.refusal(frames) for frames in (LEAST, PIECE))
+        # A network that takes, or is published for, one length only sees the video in clips of that.
+        self.whole = not any(input.test_views for input in towers.inputs.values())
+        self.whole = self.whole and not any(towers.refusal(frames) for frames in (LEAST, PIECE))
         self.moment = min(max(towers.span, LEAST), PIECE)  # frames
 
     def at(self, name: str, path: Path) -> Prediction:

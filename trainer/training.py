@@ -199,17 +199,20 @@ class Training:
     ) -> None:
         """Scores what was just saved, from which each rank goes on, on the validation split; keeps the best.
 
+        A network that is not published for whole clips sees one clip of training's length, from the middle.
         The scores are part of the run's state: they are saved before they are shown, and a run that is killed
         before that evaluates again. Raises `evaluate.Stopped` once `stop` says yes on any rank.
         """
         group, run, rows = self.group, self.configuration.run, self.held_out
         assert rows is not None
+        input = self.configuration.input
         batches = EvaluationBatches(
             rows,
-            self.configuration.input,
+            input,
             rank=group.rank,
             world=group.world,
             workers=run.workers,
+            frames=input.frames if input.test_views else None,
             max_failures=run.max_failures,
             cache=self.cache,
         )

@@ -100,6 +100,24 @@ def test_a_long_video_is_seen_in_pieces_and_its_logits_averaged(rgb, tmp_path, m
     assert not np.array_equal(logits(250), logits(50))
 
 
+def test_a_network_published_for_clips_of_its_length_sees_the_video_in_such_clips(
+    videos, tmp_path, monkeypatch
+):
+    seen = []
+
+    def forward(network, x, plain=small_network.Small.forward):
+        seen.append(x.shape[2])
+        return plain(network, x)
+
+    monkeypatch.setattr(small_network.Small, "forward", forward)
+    for views, lengths in (((), [100]), ((10, 3), [9] * 11)):
+        known = small_network.checkpoint(tmp_path / "c.pt", streams=("rgb",), test_views=views)
+        seen.clear()
+        tuple(predict.predict(predict.Job(((str(known), None),), (str(videos / "one.mp4"),))))
+        assert [n for n in seen if n in (9, 100)][-len(lengths) :] == lengths
+        assert seen[-1] == lengths[-1]
+
+
 def test_an_annotated_video_shows_the_classes_of_each_moment(videos, rgb, tmp_path, capsys):
     out = tmp_path / "out.mp4"
     call = ["predict", str(videos / "two.mp4"), "--rgb", str(rgb), "--annotate", str(out), "--json"]

@@ -48,6 +48,7 @@ def test_what_is_recorded_makes_the_same_configuration_again():
         ("[inputs]\nframes = 3\n", "no section"),
         ("[input]\nframe = 3\n", "no setting 'frame'"),
         ("[input]\ncrop = 512\n", "does not fit"),
+        ("[input]\ntest_views = [10, 2]\n", r"such as \[10, 3\]"),
         ("[optimisation]\nlr = -1\n", "learning rate"),
         ("[optimisation]\nschedule = 'linear'\n", "choose one of"),
         ("[run]\nprecision = 'int8'\n", "no precision"),

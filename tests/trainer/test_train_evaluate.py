@@ -126,6 +126,45 @@ def test_views_are_averaged(root, run, tmp_path):
     assert (scores["views"], scores["clips"]) == ("3x3", 5)
 
 
+def test_a_network_published_for_clips_of_its_length_never_sees_more_unless_told(root, tmp_path, monkeypatch):
+    seen: set[tuple[int, int]] = set()
+
+    def forward(network, x, plain=small_network.Small.forward):
+        if not network.training and x.device.type != "meta":
+            seen.add((x.shape[0], x.shape[2]))
+        return plain(network, x)
+
+    monkeypatch.setattr(small_network.Small, "forward", forward)
+    fed = {**FLAGS["input"], "stream": "rgb", "test_views": [2, 3]}
+    short = {"batch_size": 4, "workers": 0, "precision": "fp32", "epochs": 1, "evaluate_every": 1}
+    settings = resolve(None, {**FLAGS, "input": fed, "run": short})
+    training.train(training.Job(settings, (str(root),), tmp_path / "run"))
+    assert seen == {(1, 9)}  # in training one clip of each
+    call = ["evaluate", "--data", str(root), "--rgb", str(tmp_path / "run"), "--workers", "0", "--output"]
+    for more, views, sizes in (
+        ([], "2x3", {(6, 9)}),
+        (["--views", "1x1"], "1x1", {(1, 9)}),
+        (["--views", "whole"], "whole clip", {(1, 26), (1, 30)}),
+    ):
+        seen.clear()
+        assert main([*call, str(tmp_path / "scores.json"), *more]) == 0
+        assert (json.loads((tmp_path / "scores.json").read_text())["views"], seen) == (views, sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "views"),
+    [
+        *((name, (10, 3)) for name in ("i3d-r50", "i3d-r50-nl5", "slowfast-8x8-r50", "smallbig-r50")),
+        *((name, (10, 3)) for name in ("ir-csn-50", "ip-csn-152")),
+        *((name, (10, 1)) for name in ("r2d-18", "r3d-18", "r2plus1d-34")),
+        ("artnet-18", (25, 1)),
+        *((name, ()) for name in ("i3d", "s3d-g", "c3d-bn", "convnet-lstm", "two-stream", "fused-3d")),
+    ],
+)
+def test_the_views_of_a_network_are_those_of_its_paper(name, views):
+    assert resolve(None, {"network": {"name": name}}).input.test_views == views
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*LIGHT, "i3d", "tsm-r50", "slowfast-8x8-r50"])
 def test_the_views_of_every_family_are_its_logits_averaged(tmp_path, name):

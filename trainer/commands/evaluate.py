@@ -18,7 +18,7 @@ def add(commands) -> None:
     add_checkpoints(evaluate)
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="default RUN/evaluate-<split>.json")
     evaluate.add_argument(
-        "--views", type=_views, metavar="CLIPSxCROPS", help="default: whole clip, centre crop"
+        "--views", type=_views, metavar="CLIPSxCROPS|whole", help="default: as the network was published"
     )
     evaluate.add_argument(
         "--repeat-frame",
@@ -50,8 +50,12 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _views(text: str) -> tuple[int, int]:
+def _views(text: str) -> tuple[int, ...]:
+    if text == "whole":
+        return ()
     clips, _, crops = text.partition("x")
     if not (clips.isdigit() and crops.isdigit() and int(clips) > 0 and crops in ("1", "3")):
-        raise argparse.ArgumentTypeError(f"{text} is no CLIPSxCROPS such as 10x3 (crops: 1 or 3)")
+        raise argparse.ArgumentTypeError(
+            f"{text} is neither whole nor CLIPSxCROPS such as 10x3 (crops: 1 or 3)"
+        )
     return int(clips), int(crops)

@@ -26,6 +26,7 @@ class Input:
     crop: int = 224  # pixels, square
     segments: int = 0  # frames come in so many snippets from all over the clip; 0: in one window
     test_segments: int = 0  # in evaluation, where they are not as many
+    test_views: tuple[int, ...] = ()  # clips and crops (1 or 3) in evaluation; (): the whole clip, its centre
     scales: tuple[float, ...] = ()  # of the short side, one of which a training crop takes; (): `crop` itself
     distortion: int = 0  # by how many places in `scales` its width and height may differ
     corners: bool = False  # a training crop is at a corner or the centre; else anywhere
@@ -38,6 +39,11 @@ class Input:
     def __post_init__(self) -> None:
         for name in ("mean", "deviation", "scales"):  # lists, as they come from files
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        object.__setattr__(self, "test_views", tuple(self.test_views))
+        if self.test_views and (
+            len(self.test_views) != 2 or self.test_views[0] < 1 or self.test_views[1] not in (1, 3)
+        ):
+            raise ValueError("test_views is a number of clips and one of crops, 1 or 3, such as [10, 3]")
         if len(self.mean) != 3 or len(self.deviation) != 3 or min(self.deviation) <= 0:
             raise ValueError("mean and deviation are three numbers each, the latter above zero")
         if self.stream not in (*STREAMS, "both"):

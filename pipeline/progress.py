@@ -24,6 +24,9 @@ from pipeline.storage import Storage, Sync
 LOCAL_SECONDS = 1.0  # between two writings of a worker's counts
 REMOTE_SECONDS = 30.0  # from a cluster, or to an object store, where every write and every look is paid for
 
+WHOLE_FILES = "whole files"
+"""Counted beside the clips: fetches that gave up ranges."""
+
 
 class Tally:
     """One worker process's counts by outcome or failure class, for all its threads; see `tally`.
@@ -41,7 +44,7 @@ class Tally:
         self._write()
 
     def count(self, name: str) -> None:
-        """Count one clip; written now and then, the rest by `flush`."""
+        """Count one clip, or one of `WHOLE_FILES`; written now and then, the rest by `flush`."""
         with self._lock:
             self._counts[name] += 1
             if time.monotonic() - self._written >= self._every:
@@ -151,13 +154,16 @@ class Display:
 
 def line(total: Counter[str], clips: int, seconds: float) -> str:
     """One line of progress, e.g. ``prepare: 40/128 clips, 38 ready, 2 gone, 12.0 a minute, 7 min left``."""
-    done = min(sum(total.values()), clips)
-    failures = [f"{n} {name}" for name, n in total.most_common() if name != READY]
+    whole = total[WHOLE_FILES]
+    done = min(total.total() - whole, clips)
+    failures = [f"{n} {name}" for name, n in total.most_common() if name not in (READY, WHOLE_FILES)]
     parts = [f"prepare: {done}/{clips} clips", f"{total[READY]} ready", *failures]
     if done and seconds > 0:
         parts.append(f"{60 * done / seconds:.1f} a minute")
         if done < clips:
             parts.append(f"{duration((clips - done) * seconds / done)} left")
+    if whole:
+        parts.append(f"{whole} whole files for want of ranges")
     return ", ".join(parts)
 
 

@@ -11,14 +11,13 @@ import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import clip, fetch, plan, rehearsal, scratch, sources
+from pipeline import clip, kept, plan, rehearsal, scratch, sources
 from pipeline.flow import coding, tvl1_clip, tvl1_pairs
 from pipeline.manifest import Clip
 from pipeline.outcome import FAILED, READY, Failed, FailureClass
@@ -26,10 +25,13 @@ from pipeline.pressure import Lane, Pressure
 from pipeline.recipe import FlowRecipe, Recipe, stage_hash
 from pipeline.sources import Fetched, FetchOptions, Piece, Video
 from pipeline.storage import Storage
-from pipeline.work import Stored, WorkStore, canonical_json
+from pipeline.work import WorkStore, canonical_json
 
-_MACHINE = (FailureClass.ENVIRONMENT, FailureClass.STORAGE)
-"""Classes that say something of the machine and nothing of the clip."""
+
+def patience(seconds: float) -> float:
+    """Seconds of work that a clip of so many seconds is given: many times what it takes on one slow core, so
+    that only a hang meets the limit."""
+    return 300.0 + 30.0 * seconds
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,6 @@ class Job:
     pressure: Pressure = field(default_factory=Pressure)
     scratch: str | None = None  # where workers have their files of the moment; None: the machine's own place
     local: bool = False  # the workers are processes of this machine, not of a cluster
-    encode_timeout: float = 300.0  # seconds a clip: 200 times what a clip takes, so only a hang meets it
 
     @property
     def clip_hash(self) -> str:
@@ -110,7 +111,9 @@ def read_tasks(part: str, work: str) -> Iterator[Task]:
         )
 
 
-def process(task: Task, job: Job, store: WorkStore, lane: Lane) -> Iterator[ClipResult]:
+def process(
+    task: Task, job: Job, store: WorkStore, lane: Lane, heard: Callable[[Fetched], None] = lambda _: None
+) -> Iterator[ClipResult]:
     """Bring every clip of a video to its outcome, from whatever stage an earlier run reached.
 
     Args:
@@ -118,6 +121,7 @@ def process(task: Task, job: Job, store: WorkStore, lane: Lane) -> Iterator[Clip
         job: the campaign's settings.
         store: the work store.
         lane: says when the site may be asked.
+        heard: gets what came of asking, if anything was to ask.
 
     Yields:
         One result a clip, in the order of the task's clips.
@@ -132,26 +136,27 @@ def process(task: Task, job: Job, store: WorkStore, lane: Lane) -> Iterator[Clip
     if pending:
         with scratch.folder() as folder:
             wait = functools.partial(lane.wait, task.lane if job.laned else None)
-            fetched = _fetch(replace(video, clips=pending), job, store, folder, wait, lane.heed)
+            fetched = kept.fetch(replace(video, clips=pending), job, store, folder, wait, lane.heed)
+            heard(fetched)
             for wanted in pending:
                 piece = fetched.pieces[wanted.key]
                 try:
                     if isinstance(piece, Failed):
                         if scratch.is_full(piece):
                             raise piece
-                        record = _failure_record(piece, fetched.attempts)
+                        record = kept.failure_record(piece, fetched.attempts)
                     else:
                         record = _make(wanted, piece, job, store, folder)
                         record["attempts"] = max(1, fetched.attempts)
                 except Failed as failure:
-                    if failure.failure_class in _MACHINE:
+                    if failure.failure_class in kept.MACHINE:
                         raise
-                    record = _failure_record(failure, fetched.attempts)
+                    record = kept.failure_record(failure, fetched.attempts)
                 record["generation"] = job.generation
                 store.write_record("clip", job.clip_hash, wanted.key, record)
                 records[wanted.key] = record
         if not job.keep_sources:
-            forget_source(video, job, store)
+            kept.forget(video, job, store)
     for wanted, shard, class_index in zip(video.clips, task.shards, task.class_indices, strict=True):
         yield _result(wanted, shard, class_index, records[wanted.key] or {})
 
@@ -184,51 +189,6 @@ def _known(store: WorkStore, job: Job, wanted: Clip) -> dict | None:
     if record and record["outcome"] == FAILED and record["generation"] != job.generation:
         return None
     return record
-
-
-def _fetch(
-    video: Video,
-    job: Job,
-    store: WorkStore,
-    folder: Path,
-    wait: Callable[[], None],
-    heed: Callable[[Mapping[str, object]], bool],
-) -> Fetched:
-    """The pieces of `video`: kept ones from the work store, the others from the sources.
-
-    Sources on this machine that come first `wait` for no lane; what comes from the others is kept.
-    """
-    chosen = tuple(sources.parse(spec) for spec in job.sources)
-    if not job.network:
-        return fetch.fetch(video, chosen, folder, job.fetch)
-    near = tuple(itertools.takewhile(lambda source: not source.network, chosen))
-    record = _source_record(video, job, store)
-    pieces = _kept_pieces(record, job, store, folder)
-    failures: dict[str, Failed] = {}
-    if near and (wanted := _without(video, pieces)).clips:
-        for key, piece in fetch.fetch(wanted, near, folder, job.fetch).pieces.items():
-            if isinstance(piece, Failed):
-                failures[key] = piece
-            else:
-                pieces[key] = piece
-    missing = _without(video, pieces)
-    if not missing.clips:
-        return Fetched(pieces, requests=0, whole=False, tool="", attempts=0)
-    for _ in range(1 + job.pressure.pauses):
-        wait()
-        fetched = fetch.fetch(missing, chosen[len(near) :], folder, job.fetch)
-        if not heed(fetched.pieces):
-            break
-    for key, piece in fetched.pieces.items():
-        if isinstance(piece, Failed) and key in failures:
-            fetched.pieces[key] = fetch.most_telling([failures[key], piece])
-    _keep(video, fetched, record, job, store)
-    return replace(fetched, pieces=pieces | fetched.pieces)
-
-
-def _without(video: Video, pieces: Mapping[str, object]) -> Video:
-    """`video` with the clips that have no piece yet."""
-    return replace(video, clips=tuple(c for c in video.clips if c.key not in pieces))
 
 
 def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) -> dict:
@@ -267,7 +227,7 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
 def _cut(piece: Piece, job: Job, out: Path | None) -> clip.Cut:
     if job.rehearsed:
         return rehearsal.cut(piece.start, piece.end, job.recipe.encode, out)
-    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), job.encode_timeout
+    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), patience(piece.end - piece.start)
     return clip.cut(
         piece.path, piece.start, piece.end, job.recipe.encode, out, ffmpeg=ffmpeg, timeout=timeout
     )
@@ -311,8 +271,8 @@ def write_flow(gray: np.ndarray, frames: int, recipe: FlowRecipe, out: Path, job
             saturated.append(saturated[-1] if saturated else 0.0)
             yield last
 
-    ffmpeg = clip.ffmpeg_binary(job.ffmpeg)
-    coding.encode(flows(), out, recipe.coding, ffmpeg=ffmpeg, timeout=job.encode_timeout)
+    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), patience(frames / job.recipe.encode.rate)
+    coding.encode(flows(), out, recipe.coding, ffmpeg=ffmpeg, timeout=timeout)
     return round(float(np.mean(saturated)), 6)
 
 
@@ -321,66 +281,6 @@ def solve(gray: np.ndarray, recipe: FlowRecipe) -> Iterable[np.ndarray]:
     if recipe.device == "cuda":
         return tvl1_clip(gray, recipe.solver, device="cuda")
     return tvl1_pairs(gray, recipe.solver)
-
-
-def _kept_pieces(record: dict, job: Job, store: WorkStore, folder: Path) -> dict[str, Piece | Failed]:
-    """What an earlier run fetched of a video, by clip key, as local files; and how the rest failed."""
-    found: dict[str, Piece | Failed] = {}
-    for key, piece in record["pieces"].items():
-        if "failure_class" in piece:
-            if piece["generation"] == job.generation:
-                found[key] = _failure(piece)
-        elif piece["file"] in record["files"]:
-            local = store.local_copy(Stored(**record["files"][piece["file"]]), folder)
-            found[key] = Piece(local, **piece["piece"])
-    return found
-
-
-def _source_record(video: Video, job: Job, store: WorkStore) -> dict:
-    record = store.read_record("source", stage_hash(job.recipe.fetch), video.youtube_id)
-    return record or {"files": {}, "pieces": {}}
-
-
-def _keep(video: Video, fetched: Fetched, record: dict, job: Job, store: WorkStore) -> None:
-    fetch_hash = stage_hash(job.recipe.fetch)
-    names: dict[Path, str] = {}
-    for key, piece in fetched.pieces.items():
-        if isinstance(piece, Failed):
-            if piece.failure_class in _MACHINE:
-                continue
-            record["pieces"][key] = {**_failure_record(piece, fetched.attempts), "generation": job.generation}
-            continue
-        if piece.path not in names:
-            names[piece.path] = name = video.youtube_id if fetched.whole else key
-            stored = store.put_file("source", fetch_hash, name, piece.path.suffix, piece.path)
-            record["files"][name] = stored.as_dict()
-        about = {name: value for name, value in vars(piece).items() if name != "path"}
-        record["pieces"][key] = {"file": names[piece.path], "piece": about}
-    store.write_record("source", fetch_hash, video.youtube_id, record)
-
-
-def forget_source(video: Video, job: Job, store: WorkStore) -> None:
-    """Delete the kept source of `video`, once its clips are made and nobody wants it kept."""
-    record = _source_record(video, job, store)
-    if record["files"]:
-        store.write_record("source", stage_hash(job.recipe.fetch), video.youtube_id, {**record, "files": {}})
-        for file in record["files"].values():
-            store.storage.delete(file["path"])
-
-
-def _failure_record(failure: Failed, attempts: int) -> dict:
-    return {
-        "outcome": FAILED,
-        "failure_class": str(failure.failure_class),
-        "reason": failure.reason,
-        "retry_after": failure.retry_after.isoformat() if failure.retry_after else None,
-        "attempts": attempts,
-    }
-
-
-def _failure(record: dict) -> Failed:
-    due = record["retry_after"] and datetime.fromisoformat(record["retry_after"])
-    return Failed(FailureClass(record["failure_class"]), record["reason"], due)
 
 
 def place(result: ClipResult) -> bytes:

@@ -15,8 +15,9 @@ from apache_beam.metrics import Metrics
 
 from pipeline import clip, packing, scratch, stages
 from pipeline.pressure import Lane
-from pipeline.progress import tally
+from pipeline.progress import WHOLE_FILES, tally
 from pipeline.recipe import check_canary
+from pipeline.sources import Fetched
 from pipeline.stages import Job, Task
 from pipeline.work import WorkStore
 
@@ -95,12 +96,18 @@ class _Process(beam.DoFn):
             with stages.stop_on_failure(self._store, self._job):
                 check_canary(self._job.recipe, clip.ffmpeg_binary(self._job.ffmpeg), self._store)
 
+    def _heard(self, fetched: Fetched) -> None:
+        Metrics.counter("fetch", "requests").inc(fetched.requests)
+        Metrics.counter("fetch", "fallbacks").inc(len(fetched.fallbacks))
+        for _ in fetched.fallbacks:
+            self._tally.count(WHOLE_FILES)
+
     def finish_bundle(self) -> None:
         self._tally.flush()
 
     def process(self, task: Task) -> Iterator[tuple[Shard, bytes]]:
         with stages.stop_on_failure(self._store, self._job):
-            for result in stages.process(task, self._job, self._store, self._lane):
+            for result in stages.process(task, self._job, self._store, self._lane, self._heard):
                 name = result.failure_class or result.outcome
                 Metrics.counter("clips", name).inc()
                 self._tally.count(name)

@@ -6,6 +6,7 @@ so the store is asked by key and never listed. A stage whose record is there and
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -93,16 +94,20 @@ class WorkStore:
                 size += len(chunk)
         return Stored(path, size, digest.hexdigest())
 
-    def local_copy(self, stored: Stored, folder: Path) -> Path:
-        """The file as a local one: itself on local disk, else a copy in `folder`."""
+    def local_copy(self, stored: Stored, folder: Path) -> Path | None:
+        """The file as a local one, itself on local disk, else a copy in `folder`; None where it is not what
+        was stored."""
         local = self.storage.local(stored.path)
-        if local is not None:
-            return local
-        target = folder / stored.path.rsplit("/", 1)[1]
-        with self.storage.open(stored.path, stored.size) as source, open(target, "wb") as file:
+        target = local or folder / stored.path.rsplit("/", 1)[1]
+        digest = hashlib.sha256()
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(self.storage.open(stored.path, stored.size))
+            copy = None if local else stack.enter_context(open(target, "wb"))
             while chunk := source.read(CHUNK):
-                file.write(chunk)
-        return target
+                digest.update(chunk)
+                if copy is not None:
+                    copy.write(chunk)
+        return target if digest.hexdigest() == stored.sha256 else None
 
     def write_record(self, stage: str, stage_hash: str, key: str, record: dict[str, Any]) -> None:
         """What a stage says of a key, as canonical JSON; write it after the files it names.

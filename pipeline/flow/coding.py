@@ -63,8 +63,8 @@ def encode(
 
     Raises:
         ValueError: no flow, flows of different shapes, or an odd width.
-        Failed: ENVIRONMENT when ffmpeg does not run, fails or takes too long, STORAGE when `out` cannot
-            be written.
+        Failed: ENVIRONMENT when ffmpeg does not run or fails, TOO_LARGE past `timeout`, STORAGE when `out`
+            cannot be written.
     """
     rest = iter(flows)
     first = next(rest, None)
@@ -143,7 +143,9 @@ def _run(argv: list[str], pictures: Iterable[bytes], timeout: float) -> None:
     try:
         finished = child.run(argv, timeout=timeout, stdin=pictures)
     except child.ChildTimeout as error:
-        raise Failed(FailureClass.ENVIRONMENT, f"the flow was not encoded within {timeout:g} s") from error
+        raise Failed(
+            FailureClass.TOO_LARGE, f"the flow was not solved and encoded within {timeout:g} s"
+        ) from error
     except OSError as error:
         raise Failed(FailureClass.ENVIRONMENT, f"{argv[0]} does not run: {error.strerror}") from error
     if finished.returncode:

@@ -129,8 +129,9 @@ def test_what_goes_wrong_outside_has_its_class(tmp_path):
         with pytest.raises(Failed) as caught:
             coding.encode(flows, out, timeout=60, **options)
         assert caught.value.failure_class is failure_class
-    with pytest.raises(Failed, match=r"not encoded within 0\.2 s"):
+    with pytest.raises(Failed, match=r"not solved and encoded within 0\.2 s") as caught:
         coding.encode(itertools.repeat(flows[0]), tmp_path / "a.mp4", ffmpeg=FFMPEG, timeout=0.2)
+    assert caught.value.failure_class is FailureClass.TOO_LARGE  # it is the clip's, and stops no job
     assert list(tmp_path.iterdir()) == []
 
 

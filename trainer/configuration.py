@@ -40,7 +40,7 @@ class Run:
     """How long, how much at once, on what, and how often something is kept."""
 
     batch_size: int = 8  # clips over all ranks
-    micro_batch: int = 0  # most clips that a rank takes at a time, its gradients added up; 0: all of its own
+    micro_batch: int = 0  # most clips that a rank loads and takes at a time, gradients added up; 0: its share
     epochs: int | None = None  # exactly one of epochs and steps
     steps: int | None = None
     seed: int = 0

@@ -25,6 +25,7 @@ from trainer.configuration import (
     fed_as,
     with_flow_bound,
 )
+from trainer.data.batch import by_step
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
 from trainer.data.rows import Rows, open_rows
@@ -72,14 +73,14 @@ def train(job: Job) -> Path:
             if training.evaluation_due:  # the run was killed before the last epoch's was kept
                 training.evaluate(job.output, recorder, told)
             last = time.monotonic()
-            for batch in training.batches(training.start, training.steps - training.done):
-                record = training.step(batch)
+            for parts in by_step(training.batches(training.start, training.steps - training.done)):
+                record = training.step(parts)
                 now = time.monotonic()
                 record |= {"clips_per_second": run.batch_size / (now - last)}
                 last = now
                 if recorder:
                     recorder.step(record)
-                epoch_ends = batch.step + 1 == training.steps_per_epoch
+                epoch_ends = training.start[1] == 0
                 stop = training.anyone(interrupt.requested)
                 if training.finished or training.evaluation_due:
                     training.reestimate()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +80,13 @@ class Training:
         return bool(every and epoch and step == 0 and epoch % every == 0 and kept < epoch - 1)
 
     def batches(self, start: tuple[int, int], steps: int) -> TrainBatches:
-        """`steps` steps of the run from `start`."""
+        """The batches of `steps` steps of the run from `start`, each at most `micro_batch` clips."""
         run = self.configuration.run
         return TrainBatches(
             self.rows,
             self.configuration.input,
             batch_size=run.batch_size,
+            micro_batch=run.micro_batch,
             seed=run.seed,
             rank=self.group.rank,
             world=self.group.world,
@@ -98,13 +99,13 @@ class Training:
             cache=self.cache,
         )
 
-    def step(self, batch: Batch) -> dict[str, Any]:
-        """One step of every tower; returns the line of metrics.jsonl, without the speed."""
+    def step(self, parts: Iterable[Batch]) -> dict[str, Any]:
+        """One step of every tower on its batches; returns the line of metrics.jsonl, without the speed."""
         before = [record["loss"] for record in self.history]
         rate = learning_rate(self.done, self.steps, self.configuration.optimisation, before)
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = rate
-        losses, accuracies, replaced = self.gradients(batch)
+        losses, accuracies, replaced, batch = self.gradients(parts)
         if not np.isfinite(losses).all():
             raise TrainingError(
                 f"The loss is {sum(losses)} at step {self.done + 1}: lower --lr, or take --precision fp32"
@@ -127,34 +128,35 @@ class Training:
             **each,
         }
 
-    def gradients(self, batch: Batch) -> tuple[list[float], list[float], int]:
-        """Sets the gradients of a batch; returns each tower's loss, its share of right first choices, and how
-        many clips were replaced.
+    def gradients(self, parts: Iterable[Batch]) -> tuple[list[float], list[float], int, Batch]:
+        """Sets the gradients of a step; returns each tower's loss, its share of right first choices, how many
+        clips were replaced, and the last of the step's batches.
 
         The loss is the mean over the global batch: DDP averages the ranks' gradients, so each rank's sum is
         divided by the global weight and multiplied by the number of ranks, whatever its share; and that sum
-        is gathered over parts of `micro_batch` clips, which the ranks exchange once, after the last.
+        is gathered over the parts of the share, which the ranks exchange once, after the last.
         """
         group, run = self.group, self.configuration.run
-        mine = order.share(np.array(batch.keys), group.rank, group.world)
-        total = max(batch.total_weight, 1.0)
         sums = torch.zeros(len(self.objectives) + 1, 2, device=group.device)
-        sums[-1, 0] = len(batch.failures)
         self.optimiser.zero_grad(set_to_none=True)
-        for clips, part in batch.parts(run.micro_batch):
-            towers.seed_batch(self.towers.values(), run.seed, batch.epoch, mine[clips])
+        for part in parts:
+            mine = order.share(np.array(part.keys), group.rank, group.world)[part.first :]
+            towers.seed_batch(self.towers.values(), run.seed, part.epoch, mine[: len(part.target)])
+            total = max(part.total_weight, 1.0)
+            sums[-1, 0] += len(part.failures)
             pictures = part.inputs(group.device)
             target, weight = part.target.to(group.device), part.weight.to(group.device)
-            more = clips.stop < len(batch.target)
             for number, objective in enumerate(self.objectives.values()):
-                with group.alone(objective, more):
+                with group.alone(objective, not part.last):
                     with towers.autocast(group.device, self.precision), _enough_clips():
                         loss, correct = objective(pictures, target, weight)
                     self.scaler.scale(loss * group.world / total).backward()
                 sums[number] += torch.stack([loss.detach(), correct])
+            if part.last:  # what comes next is the next step's, and need not be there yet
+                break
         replaced = int(group.sum(sums)[-1, 0])
         losses, accuracies = (sums[:-1] / total).T.tolist()
-        return losses, accuracies, replaced
+        return losses, accuracies, replaced, part
 
     def anyone(self, requested: bool) -> bool:
         """Whether any rank was told to stop."""
@@ -192,7 +194,7 @@ class Training:
         run = self.configuration.run
         if run.reestimate:
             batches = self.batches((0, 0), run.reestimate)
-            validation.reestimate(self.towers, batches, self.group.device, run.micro_batch)
+            validation.reestimate(self.towers, batches, self.group.device)
 
     def evaluate(
         self, output: Path, recorder: recording.Recorder | None, stop: Callable[[], bool] | None = None

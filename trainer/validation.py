@@ -46,9 +46,7 @@ def _top1(record: Mapping[str, Any]) -> float:
     return next(record[name]["top1"] for name in ("joint", "rgb", "flow") if name in record)
 
 
-def reestimate(
-    towers: Mapping[str, Tower], batches: Iterable[Batch], device: torch.device, micro_batch: int
-) -> None:
+def reestimate(towers: Mapping[str, Tower], batches: Iterable[Batch], device: torch.device) -> None:
     """Makes the running statistics of batch normalisation the mean over `batches`, for the weights of now.
 
     A momentum meant for 100,000 steps lags far behind in a short run. (Y. Wu and J. Johnson, "Rethinking
@@ -64,10 +62,9 @@ def reestimate(
         norm.train()
     with torch.no_grad():
         for batch in batches:
-            for _, part in batch.parts(micro_batch):
-                pictures = part.inputs(device)
-                for tower in towers.values():
-                    tower(pictures)
+            pictures = batch.inputs(device)
+            for tower in towers.values():
+                tower(pictures)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for tower in towers.values():

@@ -22,7 +22,7 @@ import pytest
 import tiny_dataset
 import torch
 
-from trainer.data.batch import Batch, Input
+from trainer.data.batch import Batch, Input, by_step
 from trainer.data.loader import EvaluationBatches, ReadError, TooManyFailures, TrainBatches
 from trainer.data.rows import Rows, RowsError, open_rows
 
@@ -177,14 +177,25 @@ def test_one_stream_reads_and_decodes_that_one_only(copy):
     assert all(torch.equal(a.flow, b.flow) for a, b in zip(found, whole, strict=True))
 
 
-def test_a_batch_comes_apart_for_gradient_accumulation(reference):
-    for size, lengths in ((3, [2, 2]), (1, [1, 1, 1, 1]), (9, [4]), (0, [4])):
-        parts = list(reference[0].parts(size))
-        assert [len(p.target) for _, p in parts] == lengths
-        assert [reference[0].target[clips].tolist() for clips, _ in parts] == [
-            p.target.tolist() for _, p in parts
-        ]
-        assert same(joined(p for _, p in parts), reference[0])
+@pytest.mark.parametrize(
+    ("world", "workers", "size", "lengths"),
+    [(1, 0, 3, [2, 2]), (1, 2, 1, [1, 1, 1, 1]), (1, 0, 9, [4]), (3, 1, 1, [1, 1, 1, 1])],
+)
+def test_no_more_than_a_micro_batch_comes_at_a_time_and_all_is_as_in_one(
+    root, reference, world, workers, size, lengths
+):
+    settings = {"world": world, "micro_batch": size, "workers": workers}
+    ranks = [take(rows_of(root), 3, rank=rank, start=(0, 1), **settings) for rank in range(world)]
+    for number, wanted in enumerate(reference[1:4]):
+        steps = [list(next(itertools.islice(by_step(parts), number, None))) for parts in ranks]
+        assert [len(p.target) for parts in steps for p in parts] == lengths
+        for parts in steps:
+            assert [p.first for p in parts] == [
+                sum(len(q.target) for q in parts[:i]) for i in range(len(parts))
+            ]
+            assert [p.last for p in parts] == [False] * (len(parts) - 1) + [True]
+        assert same(joined(itertools.chain(*steps)), wanted)
+    assert all(len(list(by_step(parts))) == 3 for parts in ranks)
 
 
 def test_loading_draws_nothing_from_the_generators_that_dropout_uses(root):
@@ -224,6 +235,16 @@ def test_an_undecodable_clip_is_logged_and_replaced_the_same_way_everywhere(copy
     again = joined(rank[0] for rank in ranks)
     assert torch.equal(again.rgb, found[0].rgb)
     assert torch.equal(again.target, found[0].target)
+
+
+def test_a_data_set_of_which_most_is_removed_goes_on_with_what_is_left(copy):
+    left = set(rows_of(copy).keys.to_pylist()[:2])
+    remove(copy, "train", {key for key in rows_of(copy).keys.to_pylist() if key not in left})
+    rows = rows_of(copy)
+    found = take(rows, 60, batch_size=8)
+    assert {key for b in found for key, w in zip(b.keys, b.weight, strict=True) if w} == left
+    classes = {int(rows.target[rows.keys.to_pylist().index(key)]) for key in left}
+    assert {int(t) for b in found for t in b.target} == classes
 
 
 def test_a_run_with_more_failures_than_allowed_stops_and_says_how_many(copy):

@@ -146,6 +146,25 @@ def test_statistics_taken_anew_are_those_of_the_weights_as_they_are(root, tmp_pa
     )
 
 
+def test_a_step_takes_a_micro_batch_at_a_time_and_does_not_wait_for_the_next_step(root, tmp_path):
+    """A rank with all of a large batch holds no more of it in memory than it computes on."""
+
+    def once(parts):
+        yield from parts
+        pytest.fail("more was asked for than the step has")
+
+    group = training.distributed.Group(0, 1, torch.device("cpu"))
+    lines = []
+    for size, clips in ((0, [4]), (2, [2, 2])):
+        settings = small({"dropout": 0.5, "bn_frozen": True}, steps=1, micro_batch=size)
+        run = training.set_up(training.Job(settings, (str(root),), tmp_path / str(size)), group)
+        parts = list(run.batches((0, 0), 1))
+        assert [len(part.target) for part in parts] == clips
+        lines.append(run.step(once(parts)))
+    assert lines[1].pop("loss") == pytest.approx(lines[0].pop("loss"), rel=1e-5)
+    assert lines[1]["order"] == lines[0]["order"]
+
+
 # Balanced classes
 
 

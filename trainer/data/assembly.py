@@ -27,15 +27,17 @@ _REPLACEMENTS = 16  # rows tried in the place of one before the data are given u
 
 @dataclass(frozen=True)
 class Job:
-    """One rank's part of one step."""
+    """One rank's share of one step, or a part of that: what is assembled, and held in memory, at once."""
 
     epoch: int
     step: int
-    rows: np.ndarray  # int64 (n,), this rank's
+    rows: np.ndarray  # int64 (n,), of this rank's share
     weight: np.ndarray  # float32 (n,)
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # training: of the global batch
     total_weight: float
     turns: np.ndarray | None = None  # int64 (n,): tells a row's comings in one epoch apart
+    first: int = 0  # the place of its first row in the share
+    last: bool = True  # whether the share ends with it
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Training:
     rows: Rows
     input: Input
     seed: int
-    usable: np.ndarray = field(repr=False)  # bool (rows,): may stand in for another
+    usable: np.ndarray = field(repr=False)  # int64: the rows that may stand in for another
     views: int = 1
 
     def length(self, job: Job) -> int:
@@ -67,8 +69,8 @@ class Training:
             yield own, [self._cut(own, Draws(AUGMENTATION, self.seed, moment, own))]
         for attempt in range(1, _REPLACEMENTS):
             draws = Draws(AUGMENTATION, self.seed, moment, own, attempt)
-            row = draws.below(len(self.rows))
-            if self.usable[row] and row != own:
+            row = int(self.usable[draws.below(len(self.usable))])
+            if row != own:
                 yield row, [self._cut(row, draws)]
 
     def _cut(self, row: int, draws: Draws) -> Cut:
@@ -181,9 +183,10 @@ class _Unfinished:
         else:
             if isinstance(purpose, Training):
                 key = purpose.rows.keys[int(job.rows[place])].as_py()
+                why = "; ".join(self._failures[-2:]) or "they were taken down"
                 raise ReadError(
-                    f"neither {key} nor any of the clips drawn in its place could be had: "
-                    f"{'; '.join(self._failures[-2:])}; run python -m pipeline verify on the data set"
+                    f"neither {key} nor any of the clips drawn in its place could be had: {why}; "
+                    "run python -m pipeline verify on the data set"
                 )
             self._weight[place] = 0
         self._filled += 1
@@ -204,6 +207,8 @@ class _Unfinished:
             total_weight=job.total_weight,
             failures=tuple(self._failures),
             views=self._purpose.views,
+            first=job.first,
+            last=job.last,
         )
 
     def _decode(self, place: int, row: int, cuts: list[Cut], members: dict[str, bytes]) -> None:

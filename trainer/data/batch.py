@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of one step, as bytes: a quarter of what floats would take on their way.
+    """One rank's share of one step, or a part of it, as bytes: a quarter of what floats would take.
 
     Shapes, with n clips (evaluation: n clips times `views`, the views of a clip side by side):
         rgb: uint8 (n, 3, T, H, W) or None.
@@ -98,6 +99,8 @@ class Batch:
     total_weight: float  # sum of the weights of the global batch, over all ranks
     failures: tuple[str, ...] = ()  # one sentence for each clip that was replaced, its key first
     views: int = 1
+    first: int = 0  # the place of its first clip in the rank's share
+    last: bool = True  # whether the share ends with it
 
     def inputs(self, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
         """(rgb, flow) for the network: float32 on `device`, both in [-1, 1]; None for an absent stream."""
@@ -109,26 +112,6 @@ class Batch:
             flow = self.flow.to(device, non_blocking=True).float().sub_(128).mul_(scale / 127).clamp_(-1, 1)
         return rgb, flow
 
-    def parts(self, size: int) -> Iterator[tuple[slice, Batch]]:
-        """This batch in even pieces of at most `size` clips (0: in one), each with its place in the whole.
-
-        Even, so that no clip is left alone where a network normalises over its batch.
-        """
-        count = len(self.target)
-        pieces = -(-count // size) if size else 1
-        for piece in range(pieces):
-            first, end = piece * count // pieces, (piece + 1) * count // pieces
-            clips, views = slice(first, end), slice(first * self.views, end * self.views)
-            part = replace(
-                self,
-                rgb=None if self.rgb is None else self.rgb[views],
-                flow=None if self.flow is None else self.flow[views],
-                flow_scale=None if self.flow_scale is None else self.flow_scale[views],
-                target=self.target[clips],
-                weight=self.weight[clips],
-            )
-            yield clips, part
-
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
         return replace(
@@ -139,3 +122,9 @@ class Batch:
             target=self.target.pin_memory(),
             weight=self.weight.pin_memory(),
         )
+
+
+def by_step(batches: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
+    """The parts of each step, which come one at a time: those of a step end with the one that is `last`."""
+    for _, parts in groupby(batches, key=lambda batch: (batch.epoch, batch.step)):
+        yield parts

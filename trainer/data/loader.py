@@ -48,10 +48,13 @@ class TrainBatches:
         batch_size: clips in a step over all ranks.
         seed: of order and augmentation.
         rank, world: which contiguous share of each global batch is this process's.
-        workers: processes that read and decode; 0 does it in this one. Each holds up to three of this
-            rank's batches in memory.
+        micro_batch: most clips that come at a time; 0: all of this rank's share of a step. The parts of a
+            share come one after another, as even as can be, so that no clip is left alone where a network
+            normalises over its batch.
+        workers: processes that read and decode; 0 does it in this one. Each holds up to three such parts in
+            memory.
         start: (epoch, step within it) of the first batch.
-        steps: batches to yield; None goes on for ever.
+        steps: how many to yield the batches of; None goes on for ever.
         pin: page-locked memory, for copies to a GPU.
         in_flight: reads under way at once in each worker.
         balanced: every class comes equally often (see `trainer.data.order.balanced_order`).
@@ -72,6 +75,7 @@ class TrainBatches:
         input: Input,
         *,
         batch_size: int,
+        micro_batch: int = 0,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -99,9 +103,20 @@ class TrainBatches:
         except ValueError as error:
             raise RowsError(str(error)) from None
         self._jobs = _TrainingJobs(
-            rows, usable, seed, batch_size, rank, world, start, steps, self.steps_per_epoch, balanced
+            rows,
+            usable,
+            seed,
+            batch_size,
+            micro_batch,
+            rank,
+            world,
+            start,
+            steps,
+            self.steps_per_epoch,
+            balanced,
         )
-        self._stream = BatchStream(self._jobs, Training(rows, input, seed, usable), in_flight, cache)
+        purpose = Training(rows, input, seed, np.flatnonzero(usable))
+        self._stream = BatchStream(self._jobs, purpose, in_flight, cache)
         self._workers, self._pin, self._max_failures = workers, pin, max_failures
 
     def __iter__(self) -> Iterator[Batch]:
@@ -171,6 +186,7 @@ class _TrainingJobs:
         usable: np.ndarray,
         seed: int,
         batch: int,
+        micro_batch: int,
         rank: int,
         world: int,
         start: tuple[int, int],
@@ -183,12 +199,15 @@ class _TrainingJobs:
         self._first = start[0] * steps_per_epoch + start[1]
         self._end = None if steps is None else self._first + steps
         self._steps_per_epoch, self._balanced = steps_per_epoch, balanced
+        share = len(order.share(range(batch), rank, world))
+        self._parts = -(-share // micro_batch) if micro_batch else 1  # of each step
 
     def __call__(self, first: int, every: int) -> Iterator[Job]:
         known, rows, turns = -1, np.empty(0, np.int64), None
-        number = self._first + first
-        while self._end is None or number < self._end:
-            epoch, step = divmod(number, self._steps_per_epoch)
+        number = self._first * self._parts + first
+        while self._end is None or number < self._end * self._parts:
+            number_of_step, part = divmod(number, self._parts)
+            epoch, step = divmod(number_of_step, self._steps_per_epoch)
             if epoch != known:
                 known = epoch
                 if self._balanced:
@@ -196,7 +215,9 @@ class _TrainingJobs:
                 else:
                     rows = order.epoch_order(self._seed, epoch, len(self._rows))
             batch = order.global_batch(rows, step, self._batch)
-            mine = order.share(batch, self._rank, self._world)
+            places = order.share(range(self._batch), self._rank, self._world)
+            here = order.share(places, part, self._parts)
+            mine = batch[here.start : here.stop]
             turn = None if turns is None else order.global_batch(turns, step, self._batch)
             yield Job(
                 epoch,
@@ -205,7 +226,9 @@ class _TrainingJobs:
                 self._usable[mine].astype(np.float32),
                 tuple(self._rows.keys.take(batch).to_pylist()),
                 float(self._usable[batch].sum()),
-                None if turn is None else order.share(turn, self._rank, self._world),
+                None if turn is None else turn[here.start : here.stop],
+                first=here.start - places.start,
+                last=part + 1 == self._parts,
             )
             number += every
 
@@ -250,6 +273,7 @@ def _watched(stream: BatchStream, workers: int, pin: bool, max_failures: float) 
         generator=torch.Generator(),  # else each start would draw from the generator that dropout uses
     )
     seen = failed = 0
+    failure = ""
     for batch in loader:
         if isinstance(batch, Stopped):
             raise ReadError(batch.reason)
@@ -257,10 +281,10 @@ def _watched(stream: BatchStream, workers: int, pin: bool, max_failures: float) 
         failed += len(batch.failures)
         for failure in batch.failures:
             _log.warning("%s", failure)
-        if failed > max_failures * max(seen, _LEAST):
+        if batch.last and failed > max_failures * max(seen, _LEAST):
             raise TooManyFailures(
                 f"{failed} of {seen} clips could not be had, more than {max_failures:.1%} "
-                f"(the last: {batch.failures[-1]}); run python -m pipeline verify on the data set"
+                f"(the last: {failure}); run python -m pipeline verify on the data set"
             )
         yield batch
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+S = TypeVar("S", np.ndarray, range)
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -112,7 +115,7 @@ def global_batch(order: np.ndarray, step: int, batch: int) -> np.ndarray:
     return order[step * batch : (step + 1) * batch]
 
 
-def share(indices: np.ndarray, rank: int, world: int) -> np.ndarray:
+def share(indices: S, rank: int, world: int) -> S:
     """The contiguous slice of `indices` that a rank takes; sizes differ by at most one."""
     count = len(indices)
     return indices[rank * count // world : (rank + 1) * count // world]

@@ -240,3 +240,11 @@ def test_what_holds_no_weights_is_refused_in_a_sentence_and_runs_nothing(tmp_pat
     assert "damaged or holds more than weights" in refused(path)
     assert "name one of weights" in refused(tmp_path / "none.pt")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_tensors_without_plain_numbers_are_refused_in_a_sentence(tmp_path):
+    state = published_i3d.piergiaj(published_i3d.variables(3, 5))
+    path, name = tmp_path / "weights.pt", "Conv3d_1a_7x7.bn.running_var"
+    for other in (state[name].to("meta"), state[name].to_sparse()):
+        torch.save({**state, name: other}, path)
+        assert f"{name} holds no plain numbers" in refused(path)

@@ -20,7 +20,8 @@ _PARALLEL = "module."
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The state dict in `path`, also inside a training program's file and of a DataParallel, on the CPU.
 
-    Raises WeightsError for what is absent, damaged, or more than tensors and plain values.
+    Raises WeightsError for what is absent, damaged, or more than tensors and plain values, and for a tensor
+    that is sparse, quantised or without values.
     """
     if path.is_dir() or not path.exists():
         raise WeightsError(f"{path} is no file: name one of weights")
@@ -38,6 +39,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             found = found[name]
     if not (isinstance(found, Mapping) and found and all(isinstance(v, Tensor) for v in found.values())):
         raise WeightsError(f"{path} holds no state dict: take the file of weights")
+    for name, value in found.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise WeightsError(f"{path}: its {name} holds no plain numbers: take the file as it was published")
     names = [str(name) for name in found]
     cut = len(_PARALLEL) if all(name.startswith(_PARALLEL) for name in names) else 0
     return {name[cut:]: value for name, value in zip(names, found.values(), strict=True)}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import whole_clip
 
 from pipeline.flow import TVL1, coding, tvl1_pairs
 from pipeline.flow.solver import Solver
@@ -182,9 +182,9 @@ def print_coding(clips: list[Path], count: int) -> None:
         cells = []
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "flow.mp4"
-            before = _children_seconds()
+            before = whole_clip.children_seconds()
             spent, _ = timed(lambda f, o: coding.encode(f, o, ffmpeg=ffmpeg_binary(), timeout=600), flow, out)
-            spent += 1e3 * (_children_seconds() - before)
+            spent += 1e3 * (whole_clip.children_seconds() - before)
             cells.append((out.stat().st_size, coding.decode(out), spent))
         for extension, quality in ((".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]), (".png", [])):
             spent, files = timed(_pictures, flow, extension, quality)
@@ -204,33 +204,15 @@ def _pictures(flow: np.ndarray, extension: str, options: list[int]) -> list[np.n
     return [cv2.imencode(extension, plane, options)[1] for plane in planes]
 
 
-def _children_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def print_whole_clips(clips: list[Path]) -> None:
     """Core seconds from a source to both videos, scaled to a clip of 250 frames and 340x256."""
-    from pipeline import clip
-    from pipeline.recipe import EncodeRecipe
-
     print("\nwhole clip, source to both videos: core seconds, as they are and for 250 frames of 340x256")
     for path in clips:
-        with tempfile.TemporaryDirectory() as folder:
-            info = clip.probe(path)
-            start = info.start - info.origin
-            end = min(start + 10, info.end or start + 10)
-            before, begun = _children_seconds(), time.process_time()
-            binary = clip.ffmpeg_binary()
-            cut = clip.cut(
-                path, start, end, EncodeRecipe(), Path(folder) / "clip.mp4", ffmpeg=binary, timeout=600
-            )
-            flows = tvl1_pairs(clip.gray(cut.planes))
-            coding.encode(flows, Path(folder) / "flow.mp4", ffmpeg=binary, timeout=600)
-            spent = time.process_time() - begun + _children_seconds() - before
-        share = len(cut.planes) * cut.width * cut.height / (251 * WIDTH * HEIGHT)
-        shape = f"{cut.frames} frames of {cut.width}x{cut.height}"
-        print(f"{path.stem:<24}{shape:<26}{spent:>6.1f} s{spent / share:>8.1f} s")
+        spent = whole_clip.measure(path)
+        share = spent.planes * spent.width * spent.height / (251 * WIDTH * HEIGHT)
+        shape = f"{spent.frames} frames of {spent.width}x{spent.height}"
+        scaled = spent.core_seconds / share
+        print(f"{path.stem:<24}{shape:<26}{spent.core_seconds:>6.1f} s{scaled:>8.1f} s")
 
 
 def print_limits(clips: list[Path]) -> None:

@@ -1,11 +1,13 @@
 """What the job itself costs a clip: ``prepare --rehearse``, where nothing is fetched, encoded or solved.
 
 python benchmarks/scale.py [--local 1000 10000 100000] [--spark 1000 10000] [--store 200 600]
+                           [--ideal FOLDER --clips 24]
 
 For each number of clips: wall time, processor time of all processes, peak memory of the launching process
 and the largest worker (on Spark also of the job server and the largest executor). From one number to the next
 the cost of a clip, without start-up. ``--store`` counts requests to an S3 server. Claims: linear, under 20 ms
-of a core a clip, flat in memory.
+of a core a clip, flat in memory. ``--ideal`` prepares the videos of FOLDER, each several times, here and on
+Spark with a worker a core, and sets wall time and core seconds beside what the stages alone take of them.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "QUOVADIS_SCALE"
@@ -61,7 +65,9 @@ class Sampler:
         self._mark = f"{MARK}={value}\0".encode()
         self._times: dict[str, float] = {}
         self._peaks: dict[str, int] = {}
-        self._strangers = {process.name for process in Path("/proc").glob("[0-9]*")}
+        self._strangers = {
+            process.name for process in Path("/proc").glob("[0-9]*") if not self._ours(process)
+        }
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -88,9 +94,14 @@ class Sampler:
                     with contextlib.suppress(OSError, ValueError):
                         self._look(process)
 
+    def _ours(self, process: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return self._mark in (process / "environ").read_bytes()
+        return False
+
     def _look(self, process: Path) -> None:
         name = process.name
-        if name not in self._times and self._mark not in (process / "environ").read_bytes():
+        if name not in self._times and not self._ours(process):
             return  # not ours, or not yet: a child has its parent's environment at first
         fields = (process / "stat").read_text().rpartition(")")[2].split()
         self._times[name] = sum(map(int, fields[11:13])) / TICKS
@@ -109,14 +120,22 @@ def make_list(path: Path, clips: int) -> Path:
 
 
 def rehearse(clips: int, options: Sequence[str], environment: Mapping[str, str], output: str) -> Usage:
-    """One run over so many clips in `output`; its job must end well."""
-    usage, value = Usage(clips), environment.get(MARK, f"{os.getpid()}-{clips}")
-    with tempfile.TemporaryDirectory() as folder, Sampler(value) as sampler:
+    """One run over so many clips in `output`, with stand-ins for all media."""
+    with tempfile.TemporaryDirectory() as folder:
         list_file = make_list(Path(folder) / "list.csv", clips)
-        command = [sys.executable, "-m", "pipeline", "prepare", "--rehearse", "--manifest", str(list_file)]
+        return prepare(list_file, clips, ["--rehearse", *options], environment, output)
+
+
+def prepare(
+    list_file: Path, clips: int, options: Sequence[str], environment: Mapping[str, str], output: str
+) -> Usage:
+    """One run over a list of so many clips in `output`; its job must end well."""
+    usage, value = Usage(clips), environment.get(MARK, f"{os.getpid()}-{clips}")
+    command = [sys.executable, "-m", "pipeline", "prepare", "--manifest", str(list_file), "--output", output]
+    with Sampler(value) as sampler:
         start = time.perf_counter()
         subprocess.run(
-            [*command, "--output", output, *options],
+            [*command, *options],
             check=True,
             cwd=REPOSITORY,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment, MARK: value},
@@ -139,21 +158,63 @@ def here(sizes: Sequence[int]) -> list[Usage]:
 
 def on_spark(sizes: Sequence[int], workers: int = 2) -> list[Usage]:
     """Runs on a cluster of workers of one core, a task for some 100 clips."""
+    found = []
+    for clips in sizes:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            spark(workers, max(2 * workers, -(-clips // 100))) as (options, environment),
+        ):
+            found.append(rehearse(clips, options, environment, f"{folder}/root"))
+    return found
+
+
+@contextlib.contextmanager
+def spark(workers: int, parallelism: int) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """A cluster for one run: the options that send the job there, and what marks all its processes."""
     sys.path.insert(0, str(REPOSITORY))
     from deploy.spark.cluster import Cluster
 
-    found = []
-    for clips in sizes:
-        os.environ[MARK] = value = f"{os.getpid()}-spark-{clips}"
-        parallelism = max(2 * workers, -(-clips // 100))
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            Cluster(workers, parallelism=parallelism) as cluster,
-        ):
-            options = ["--shared", *cluster.options]
-            found.append(rehearse(clips, options, {MARK: value}, f"{folder}/root"))
+    os.environ[MARK] = value = f"{os.getpid()}-spark-{time.monotonic_ns()}"
+    try:
+        with Cluster(workers, parallelism=parallelism) as cluster:
+            yield ["--shared", *cluster.options], {MARK: value}
+    finally:
         del os.environ[MARK]
-    return found
+
+
+def ideal(videos: Path, clips: int) -> Iterator[dict[str, Any]]:
+    """Real runs over so many clips beside the stages alone: here, and on Spark with one worker a core.
+
+    Yields:
+        What a run took, ``stage_seconds`` (core seconds of its clips' stages, measured one after the other
+        on an idle machine before it) and ``times_ideal``: wall time over stage seconds a core.
+    """
+    import whole_clip
+
+    cores, paths = os.cpu_count() or 1, sorted(p for p in videos.iterdir() if p.suffix in (".mp4", ".mkv"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "videos").mkdir()
+        chosen = [(f"clip-{number:05d}", paths[number % len(paths)]) for number in range(clips)]
+        for youtube_id, path in chosen:
+            shutil.copyfile(path, folder / "videos" / f"{youtube_id}{path.suffix}")
+        rows = [f"a,{youtube_id},0,{whole_clip.SECONDS:g},train,0" for youtube_id, _ in chosen]
+        list_file = folder / "list.csv"
+        list_file.write_text("label,youtube_id,time_start,time_end,split,is_cc\n" + "\n".join(rows) + "\n")
+        each = {path: whole_clip.measure(path).core_seconds for path in paths}
+        stages = sum(each[path] for _, path in chosen)
+        source = ["--source", f"dir:{folder / 'videos'}"]
+        with spark(cores, 3 * cores) as (options, environment):
+            for where, more, marked in (("here", [], {}), ("spark", options, environment)):
+                usage = prepare(list_file, clips, [*source, *more], marked, f"{folder}/{where}")
+                times = round(usage.seconds * cores / stages, 3)
+                yield {
+                    "where": where,
+                    **asdict(usage),
+                    "stage_seconds": round(stages, 1),
+                    "cores": cores,
+                    "times_ideal": times,
+                }
 
 
 def requests(sizes: Sequence[int]) -> dict[int, dict[str, int]]:
@@ -189,6 +250,8 @@ def main() -> None:
     parser.add_argument("--local", nargs="*", type=int, default=[])
     parser.add_argument("--spark", nargs="*", type=int, default=[])
     parser.add_argument("--store", nargs="*", type=int, default=[])
+    parser.add_argument("--ideal", type=Path, metavar="FOLDER", help="of real videos of ten seconds or more")
+    parser.add_argument("--clips", type=int, default=24, help="of --ideal (default 24)")
     arguments = parser.parse_args()
     for where, measure, sizes in (("local", here, arguments.local), ("spark", on_spark, arguments.spark)):
         usages = measure(sizes)
@@ -196,6 +259,8 @@ def main() -> None:
             print(json.dumps({"where": where, **asdict(usage)}), flush=True)
         for step in steps(usages):
             print(json.dumps({"where": where, **step}), flush=True)
+    for found in ideal(arguments.ideal, arguments.clips) if arguments.ideal else ():
+        print(json.dumps(found), flush=True)
     counted = requests(arguments.store)
     for clips, methods in counted.items():
         print(json.dumps({"where": "store", "clips": clips, "requests": methods}), flush=True)

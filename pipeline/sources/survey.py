@@ -39,11 +39,19 @@ SCHEMA = pa.schema(
 
 _STEM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}")  # times may have a point
 _GZIP = b"\x1f\x8b"
-_MAX_HEADER = 1 << 24  # bytes read at once for headers: long names and pax records are read into memory
+_MAX_HEADER = 1 << 20  # bytes of one member's headers: long names, records, maps of holes; mostly kilobytes
 _MAX_MEMBERS = 1_000_000
 _HEADERS = 1 << 16  # bytes a request to an object store, where a header is read here and there
 _MAX_SIZE = 1 << 36  # bytes of one member: a packed archive of a few megabytes can promise petabytes
-UNREADABLE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeError, ValueError)
+UNREADABLE = (
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    UnicodeError,
+    ValueError,
+    RecursionError,  # tarfile's, of headers that announce each other
+)
 CUT_OFF = "is cut off: the archive ends before it does"
 
 
@@ -92,10 +100,11 @@ def survey(
 
 
 def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    guarded = cast("IO[bytes]", _Guarded(file))
-    with tarfile.open(fileobj=guarded, mode="r:", errors="surrogateescape") as tar:
+    guarded = _Guarded(file)
+    with tarfile.open(fileobj=cast("IO[bytes]", guarded), mode="r:", errors="surrogateescape") as tar:
         last = -1
         for _ in range(_MAX_MEMBERS):
+            guarded.begin()
             member = tar.next()
             if member is None:
                 return
@@ -114,11 +123,17 @@ class _Guarded:
 
     def __init__(self, file: IO[bytes]):
         self._file = file
+        self._left = _MAX_HEADER
         self.seek, self.tell = file.seek, file.tell
 
+    def begin(self) -> None:
+        """What is read from now on are the headers of the next member."""
+        self._left = _MAX_HEADER
+
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes")
+        if not 0 <= size <= self._left:
+            raise tarfile.ReadError(f"headers of more than {_MAX_HEADER} bytes")
+        self._left -= size
         return self._file.read(size)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -219,6 +220,33 @@ def test_a_header_that_promises_the_earth_costs_neither_memory_nor_time(tmp_path
     assert "claims" in lines["large.tar"]
     for name, line in lines.items():
         assert not line.endswith("] ") or name.startswith("backwards"), (name, line)
+
+
+def test_headers_without_end_are_told_and_what_stands_before_them_stays(tmp_path):
+    good, first = clip("good_video_"), io.BytesIO()
+    with tarfile.open(fileobj=first, mode="w") as tar:
+        tar.addfile(*((m := member(f"{good.key}.mp4", b"good"))[0], io.BytesIO(m[1])))
+    begin = first.getvalue()[:1024]
+
+    def header(name: str, size: int, kind: bytes) -> bytes:
+        info = tarfile.TarInfo(name)
+        info.size, info.type = size, kind
+        return info.tobuf(tarfile.GNU_FORMAT)
+
+    long_name = header("././@LongLink", 2, tarfile.GNUTYPE_LONGNAME) + b"a\0".ljust(512, b"\0")
+    (tmp_path / "nested.tar").write_bytes(begin + long_name * 3000 + header("x.mp4", 0, b"0") + bytes(1024))
+    words = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n25 GNU.sparse.name=x.mp4\n"
+    sparse = header("pax", len(words), tarfile.XHDTYPE) + words.ljust(512, b"\0")
+    with gzip.open(tmp_path / "holes.tar.gz", "wb", compresslevel=1) as file:
+        file.write(begin + sparse + header("x.mp4", 32 << 20, b"0") + b"999999999999\n" + b"0\n" * (16 << 20))
+    for name, says in (("nested.tar", "recursion"), ("holes.tar.gz", "headers of more than 1048576 bytes")):
+        start = time.process_time()
+        table = survey(tmp_path / name)
+        assert time.process_time() - start < 5
+        assert table["refused"].to_pylist() == [None]
+        assert says in table.schema.metadata[b"problem"].decode()
+        (piece,) = fetch(f"archive:{tmp_path}/{name}", tmp_path / "out", good).values()
+        assert piece.path.read_bytes() == b"good"
 
 
 def test_what_is_no_archive_is_told_and_a_wrong_call_refused(tmp_path):

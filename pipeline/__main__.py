@@ -110,8 +110,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     )
     if not arguments.debug:
         logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
-    if arguments.beam:
-        campaign.beam_options(arguments.beam)  # a misspelt option stops --plan and --compact too
+    # A misspelt option stops --plan and --compact too.
+    options = campaign.beam_options(arguments.beam) if arguments.beam else None
     if arguments.plan:
         network = any(parse(spec).network for spec in settings.sources)
         found = cost.estimate(
@@ -129,7 +129,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    summary = campaign.run(settings, campaign.beam_options(arguments.beam))
+    summary = campaign.run(settings, options or campaign.beam_options([]))
     print(json.dumps(vars(summary)) if arguments.json else campaign.text(summary, settings.output))
     if not summary.counts.get(READY):
         return _say(f"no clip is ready; the commonest cause: {summary.example}", EXIT_FAILED)

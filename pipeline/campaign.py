@@ -109,25 +109,31 @@ def make_plan(settings: Settings) -> pa.Table:
 def beam_options(flags: Sequence[str]) -> PipelineOptions:
     """Beam's options from what is left of the command line; all cores where no runner is named.
 
+    What neither we nor Beam know goes on to a portable runner's job server, which may, and is told.
+
     Raises:
-        CallError: an option that neither we nor Beam know.
+        CallError: an option that nobody knows.
     """
     from apache_beam.options.pipeline_options import (
         DirectOptions,
         PipelineOptions,
         PortableOptions,
-        StandardOptions,
         _BeamArgumentParser,
     )
+
+    from pipeline import prepare
 
     parser = _BeamArgumentParser(allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
-    unknown = parser.parse_known_args(list(flags))[1]
+    unknown = [flag for flag in parser.parse_known_args(list(flags))[1] if flag.startswith("-")]
     found = PipelineOptions(list(flags))
-    if found.view_as(StandardOptions).runner is None:
-        if unknown:
-            raise CallError(f"unknown option {unknown[0]}; see python -m pipeline prepare --help.")
+    runner = prepare.runner_name(found)
+    if unknown and (not prepare.is_cluster(found) or runner == "DataflowRunner"):
+        raise CallError(f"unknown option {unknown[0]}; see python -m pipeline prepare --help.")
+    if unknown:
+        print(f"prepare: {' '.join(unknown)} unknown here, passed on to {runner} unread", file=sys.stderr)
+    if prepare.is_local(found):
         if "direct_num_workers" not in found.get_all_options(drop_default=True):
             found.view_as(DirectOptions).direct_num_workers = os.cpu_count() or 1
     elif "environment_cache_millis" not in found.get_all_options(drop_default=True):
@@ -214,7 +220,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
                 archive.clear(settings.sources, store)
             if settings.wave is None:
                 break
-            if left := _remaining(planned, dataset.open(root).outcomes(), job.pressure):
+            if left := _remaining(planned, root, job.pressure):
                 print(left, file=sys.stderr)
         if generation is not None:
             reconciliation.write(root, settings.sources, store, job.clip_hash)
@@ -321,13 +327,15 @@ def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Tab
     return outcomes, [part for part in found if part is not None]
 
 
-def _remaining(planned: pa.Table, outcomes: pa.Table, pressure: Pressure) -> str:
+def _remaining(planned: pa.Table, root: Storage, pressure: Pressure) -> str:
     """After a wave: what is left, and how long it will take at this budget; empty when nothing is."""
+    outcomes = dataset.open(root).outcomes()
     rows, decided = planned.num_rows, outcomes.num_rows
     if decided == rows:
         return ""
-    wanted = pc.unique(planned.filter(pc.equal(planned["decision"], plan.PROCESS))["video"])
-    videos = pc.sum(pc.invert(pc.is_in(wanted, pc.unique(outcomes["youtube_id"])))).as_py()
+    left = pc.equal(planned["decision"], plan.PROCESS).to_numpy().copy()
+    left[due.as_published(planned, outcomes, root)[1]] = False
+    videos = pc.count_distinct(planned["video"].filter(pa.array(left))).as_py()
     text = f"prepare: {decided} of {rows} rows are decided and published; {rows - decided} rows of {videos} "
     if not pressure.budget:
         return f"{text}videos are left"

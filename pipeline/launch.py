@@ -95,18 +95,17 @@ def _run_elsewhere(
     def state() -> str:
         return f"no worker has begun, {name} says {_state(result)}"
 
-    with _signals() as stopped:
+    try:
+        result = prepare.run(job, parts, options)  # here, where nothing is to cancel yet, signals just end us
+    except Exception as error:
+        raise LaunchError(f"{name} did not take the job: {_telling_line(error)}") from error
+    with _signals() as stopped, progress.Display(store.storage, job.generation, clips, state):
+        ended = _Ended(result)
         try:
-            result = prepare.run(job, parts, options)
-        except Exception as error:
-            raise LaunchError(f"{name} did not take the job: {_telling_line(error)}") from error
-        with progress.Display(store.storage, job.generation, clips, state):
-            ended = _Ended(result)
-            try:
-                _watch(ended, stopped, job, store, f"{name}'s", start_timeout)
-            except BaseException:  # whatever the reason: nobody is left to watch the job
-                _cancel(result)
-                raise
+            _watch(ended, stopped, job, store, f"{name}'s", start_timeout)
+        except BaseException:  # whatever the reason: nobody is left to watch the job
+            _cancel(result)
+            raise
     if ended.error is not None:
         unexpected = f"{name} ended the job: {_telling_line(ended.error)}; its own logs say more."
         raise LaunchError(stages.stop_reason(store, job.generation) or unexpected) from ended.error

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,24 @@ def test_a_rehearsal_goes_through_every_step_and_publishes(root, list_file, tmp_
     )
     assert again.returncode == 0, again.stderr
     assert published_bytes(tmp_path) == published_bytes(root)
+
+
+def test_beams_own_runner_on_this_machine_is_stopped_by_a_signal_at_once(list_file, tmp_path):
+    given = ["--rehearse", "--manifest", list_file, "--output", tmp_path, "--budget", 60]
+    command = [sys.executable, "-m", "pipeline", "prepare", *map(str, given), "--runner=DirectRunner"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.glob("work/clip/*/*/*.record.json")):  # the next is due in a minute
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "repeat the same command" in said
 
 
 def test_what_was_rehearsed_says_so_and_is_never_mixed_with_clips(root, list_file):

@@ -201,6 +201,32 @@ def test_a_worker_that_dies_costs_no_byte_and_only_the_video_in_hand(videos, lis
     assert all(outcome["attempts"] == 1 for outcome in outcomes)
 
 
+def test_sigterm_of_the_launching_process_ends_the_clusters_job(cluster, videos, list_file, tmp_path):
+    root = tmp_path / "root"
+    with Site(videos, host=cluster.host) as site:
+        given = arguments(list_file, site, root, "--flow", "none", "--shared", *cluster.options)
+        command = [sys.executable, "-m", "pipeline", *map(str, given), "--budget", "3600"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            deadline = time.monotonic() + 300
+            while len(fetches(site)) < 2:
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.terminate()
+            said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+        before = len(fetches(site))
+        time.sleep(6)  # six videos' time
+        after = len(fetches(site))
+    assert process.returncode == 1
+    assert "repeat the same command" in said
+    assert before < len(IDS) // 2
+    assert after == before, "the job went on with nobody to watch it"
+    assert not (root / "dataset.json").exists()
+
+
 def test_folders_of_this_machine_are_refused_unless_they_are_said_to_be_shared(list_file, tmp_path):
     given = ("prepare", "--manifest", list_file, "--source", "http://127.0.0.1:9/{youtube_id}.mp4")
     runner = ("--runner=PortableRunner", "--job_endpoint=localhost:9")

@@ -1,0 +1,44 @@
+"""What the launching process makes of a call, and tells of what is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from campaigns import make_list
+from published import Row, prepare
+
+from pipeline import campaign, plan
+from pipeline.pressure import Pressure
+from pipeline.storage import Storage
+
+
+@pytest.mark.parametrize("runner", [[], ["--runner=DirectRunner"], ["--runner", "DataflowRunner"]])
+@pytest.mark.parametrize("misspelt", [["--buget", "5"], ["--no-keep-source"]])
+def test_an_option_that_nobody_knows_is_refused(runner, misspelt):
+    with pytest.raises(campaign.CallError, match=f"unknown option {misspelt[0]}; see"):
+        campaign.beam_options([*runner, *misspelt])
+
+
+def test_a_job_server_may_know_more_and_what_it_gets_unread_is_told(capsys):
+    campaign.beam_options(["--runner=SparkRunner", "--buget", "5", "--spark_version=3"])
+    assert capsys.readouterr().err == "prepare: --buget unknown here, passed on to SparkRunner unread\n"
+    campaign.beam_options(
+        ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"]
+    )
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_left_after_a_wave_counts_every_video_with_a_row_to_come(tmp_path: Path):
+    root = tmp_path / "root"
+    prepare(root, (Row("aaaaaaaaaa1"), Row("bbbbbbbbbb2"))).publish()  # of list.csv
+    rows = [
+        f"walk,{name},{start},{start + 2},train,0"
+        for start in (1, 5)
+        for name in ("aaaaaaaaaa1", "bbbbbbbbbb2")
+    ]
+    moved = make_list(tmp_path / "moved.csv", rows)
+    settings = campaign.Settings((str(moved),), str(root), plan=plan.PlanOptions(unique="clip"))
+    planned = campaign.make_plan(settings)
+    said = campaign._remaining(planned, Storage(root), Pressure(budget=2))
+    assert said.endswith("; 2 rows of 2 videos are left, about 60 min at this budget")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, replace
+
+import numpy as np
 import pytest
 
 from trainer.data.augmentation import evaluation_cuts, random_cut, resized
@@ -43,6 +46,25 @@ def test_half_of_the_clips_are_mirrored_and_none_where_flip_is_off():
     still = cuts_of(Input(flip=False), 64, 1000)
     assert not any(c.mirrored for c in still)
     assert [c.left for c in still] == [c.left for c in cuts_of(Input(flip=True), 64, 1000)]
+
+
+def test_colours_are_drawn_after_all_else_once_a_clip_and_only_where_they_are_set():
+    plain = Input(frames=4, scales=(1.0, 0.8))
+    coloured = replace(plain, colour_jitter=(0.2, 0.1, 0.3, 0.05))
+    cuts = cuts_of(coloured, 30)
+    assert [replace(cut, colour=None) for cut in cuts] == cuts_of(plain, 30)
+    drawn = np.array([astuple(cut.colour) for cut in cuts])
+    low, high = np.array([0.8, 0.9, 0.7, -0.05]), np.array([1.2, 1.1, 1.3, 0.05])
+    assert ((low <= drawn) & (drawn <= high)).all()
+    spread = (high - low) / 20
+    assert (drawn.min(0) < low + spread).all()
+    assert (drawn.max(0) > high - spread).all()
+
+
+@pytest.mark.parametrize("jitter", [(0.1, 0.1, 0.1), (0.1, 0.1, 0.1, 0.6), (-0.1, 0, 0, 0)])
+def test_colours_that_cannot_be_drawn_are_refused(jitter):
+    with pytest.raises(ValueError, match="colour_jitter is four numbers"):
+        Input(colour_jitter=jitter)
 
 
 def test_the_resize_keeps_the_aspect():

@@ -10,8 +10,8 @@ import pytest
 import tiny_dataset
 from av.video.reformatter import VideoReformatter
 
-from trainer.data.augmentation import Cut
-from trainer.data.decoding import Undecodable, decode_flow, decode_rgb, pictures, rgb_planes
+from trainer.data.augmentation import Colour, Cut
+from trainer.data.decoding import Undecodable, decode_flow, decode_rgb, pictures, recolour, rgb_planes
 
 W, H, T = 96, 64, 60
 
@@ -205,3 +205,62 @@ def test_a_square_has_the_bytes_that_it_has_in_the_whole_picture(tmp_path):
                 for place, number in enumerate((2, 0)):
                     wanted = [p[top : top + side, left : left + side] for p in full[number]]
                     assert np.array_equal(found[:, place], np.stack(wanted))
+
+
+# Colours
+
+
+def coloured(**changes: float) -> Colour:
+    return replace(Colour(1.0, 1.0, 1.0, 0.0), **changes)
+
+
+def textured(low: int = 60, high: int = 180) -> np.ndarray:
+    return np.random.default_rng(0).integers(low, high, (3, 5, 24, 32), np.uint8)
+
+
+def test_brightness_multiplies_and_contrast_spreads_about_the_mean_grey():
+    before = textured()
+    after = before.copy()
+    recolour(after, coloured(brightness=1.2))
+    np.testing.assert_allclose(after, 1.2 * before.astype(float), atol=0.501)
+    grey = np.array([0.299, 0.587, 0.114]) @ before.reshape(3, -1).mean(1)
+    after = before.copy()
+    recolour(after, coloured(contrast=0.7))
+    np.testing.assert_allclose(after, 0.7 * before + 0.3 * grey, atol=0.501)
+    bright = textured(200, 255)
+    recolour(bright, coloured(brightness=1.5))
+    assert bright.min() == bright.max() == 255
+
+
+def test_saturation_and_hue_leave_grey_as_it_is_and_turn_colours_round_it():
+    greys = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 1, 256)).copy()
+    recolour(greys, coloured(saturation=1.4, hue=0.3))
+    assert (greys == np.arange(256)).all()
+    before = textured()
+    after = before.copy()
+    recolour(after, coloured(saturation=0.0))
+    assert (after[0] == after[1]).all()
+    assert (after[0] == after[2]).all()
+    red = np.array([150, 100, 100], np.uint8).reshape(3, 1, 1, 1)
+    turned = red.copy()
+    recolour(turned, coloured(hue=1 / 3))
+    assert turned.argmax() != red.argmax()
+    back = turned.copy()
+    recolour(back, coloured(hue=-1 / 3))
+    np.testing.assert_allclose(back, red.astype(float), atol=2)
+    unchanged = before.copy()
+    recolour(unchanged, coloured())
+    assert (unchanged == before).all()
+
+
+def test_a_clips_frames_all_change_alike_and_a_cut_without_colours_is_as_it_was(clip):
+    frames = [3, 4, 4, 59]
+    plain, colour = rgb(clip, whole(frames)), coloured(brightness=0.8, contrast=1.2, saturation=1.3, hue=0.04)
+    changed = rgb(clip, whole(frames, colour=colour))
+    assert (changed[:, 1] == changed[:, 2]).all()
+    wanted = plain.copy()
+    recolour(wanted, colour)
+    assert (changed == wanted).all()
+    seen: dict[tuple, tuple] = {}  # a colour becomes the same colour in every frame
+    for before, after in zip(plain.reshape(3, -1).T.tolist(), changed.reshape(3, -1).T.tolist(), strict=True):
+        assert seen.setdefault(tuple(before), tuple(after)) == tuple(after)

@@ -205,6 +205,19 @@ def test_loading_draws_nothing_from_the_generators_that_dropout_uses(root):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_colour_jitter_changes_rgb_by_clip_and_neither_flow_nor_cuts_nor_any_other_draw(root, reference):
+    input = replace(INPUT, colour_jitter=(0.4, 0.0, 0.0, 0.0))
+    found = take(rows_of(root, input=input), 2, input)
+    again = take(rows_of(root, input=input), 2, input, workers=1)
+    assert all(map(same, found, again))
+    ratios = []
+    for batch, plain in zip(found, reference, strict=False):
+        assert same(replace(batch, rgb=plain.rgb), plain)
+        ratios += (batch.rgb.float().mean((1, 2, 3, 4)) / plain.rgb.float().mean((1, 2, 3, 4))).tolist()
+    assert all(0.59 < ratio < 1.41 for ratio in ratios)
+    assert max(ratios) - min(ratios) > 0.2
+
+
 # What cannot be had
 
 

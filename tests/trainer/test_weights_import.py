@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer import checkpoint as checkpoints
-from trainer import networks, towers, weights
+from trainer import configuration, networks, towers, weights
 from trainer.__main__ import main
-from trainer.data.batch import Input
 from trainer.weights import WeightsError
 from trainer.weights import torchvision as from_torchvision
 
@@ -61,7 +60,7 @@ def test_both_streams_become_one_checkpoint_that_stands_alone(deepmind, tmp_path
     assert "flow from deepmind's weights, rgb from deepmind's weights" in said
     assert "taken to be Kinetics-400's" in said
     found = checkpoints.load(output)
-    assert (found.network, found.input) == ("i3d", Input(stream="both"))
+    assert (found.network, found.input) == ("i3d", configuration.resolve(None, {}).input)
     assert list(found.towers) == ["rgb", "flow"]
     assert list(found.classes) == (LABELS / "kinetics-400_label_map.txt").read_text().splitlines()
     for stream, tower in found.towers.items():

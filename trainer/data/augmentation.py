@@ -1,4 +1,4 @@
-"""Which frames and which square of a clip a network sees: numbers only, no pixels.
+"""Which frames and which square of a clip a network sees, in which colours: numbers only, no pixels.
 
 The same cut serves both streams, so that flow stays the flow of the RGB it goes with.
 """
@@ -13,6 +13,16 @@ from trainer.data.order import Draws
 
 
 @dataclass(frozen=True)
+class Colour:
+    """By what the colours of a clip change, the same for all its frames."""
+
+    brightness: float  # factor
+    contrast: float  # factor, about the clip's mean grey
+    saturation: float  # factor; 0 is grey
+    hue: float  # turns of the colour circle
+
+
+@dataclass(frozen=True)
 class Cut:
     """Frames of a clip, its resized size, and a square in that; lengths in pixels."""
 
@@ -23,6 +33,7 @@ class Cut:
     left: int
     side: int
     mirrored: bool = False
+    colour: Colour | None = None  # of RGB; None leaves it as it is
 
 
 def resized(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -32,7 +43,7 @@ def resized(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def random_cut(input: Input, frames: int, width: int, height: int, draws: Draws) -> Cut:
-    """A training cut of a clip of `frames` pictures, width x height: window, square, mirroring at random.
+    """A training cut of a clip of `frames` pictures, width x height, at random.
 
     The window starts early enough to fit; a clip shorter than it is looped from its first frame
     (Carreira and Zisserman 2017, section 3.2). With `segments` each snippet starts anywhere in its part of
@@ -55,7 +66,17 @@ def random_cut(input: Input, frames: int, width: int, height: int, draws: Draws)
         y, x = places[int(top * len(places))]
     else:
         y, x = min(int(top * (spare_y + 1)), spare_y), min(int(left * (spare_x + 1)), spare_x)
-    return Cut(numbers, h, w, y, x, input.crop, input.flip and mirror < 0.5)
+    colour = random_colour(input, draws) if any(input.colour_jitter) else None
+    return Cut(numbers, h, w, y, x, input.crop, input.flip and mirror < 0.5, colour)
+
+
+def random_colour(input: Input, draws: Draws) -> Colour:
+    """Factors within 1 plus or minus the first three of `input.colour_jitter`, and a hue within the fourth.
+
+    Evenly drawn, as torchvision's ColorJitter does.
+    """
+    brightness, contrast, saturation, hue = ((2 * draws.uniform() - 1) * most for most in input.colour_jitter)
+    return Colour(1 + brightness, 1 + contrast, 1 + saturation, hue)
 
 
 def _scaled(input: Input, width: int, height: int, draws: Draws) -> tuple[int, int]:

@@ -32,13 +32,14 @@ class Input:
     distortion: int = 0  # by how many places in `scales` its width and height may differ
     corners: bool = False  # a training crop is at a corner or the centre; else anywhere
     flip: bool = True  # mirror half of the training clips and negate u: off where left and right differ
+    colour_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # at most, of training RGB: see `random_colour`
     rate: int = 25  # frames a second of the data set
     flow_bound: float = 20.0  # pixels; flow is fed as v / flow_bound, in [-1, 1]
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of R, G and B in [0, 1]
     deviation: tuple[float, ...] = (0.5, 0.5, 0.5)  # RGB is fed as (x - mean) / deviation: here in [-1, 1]
 
     def __post_init__(self) -> None:
-        for name in ("mean", "deviation", "scales"):  # lists, as they come from files
+        for name in ("mean", "deviation", "scales", "colour_jitter"):  # lists, as they come from files
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         object.__setattr__(self, "test_views", tuple(self.test_views))
         if self.test_views and (
@@ -58,6 +59,13 @@ class Input:
         if any(not 0 < scale <= 1 for scale in self.scales) or self.distortion < 0:
             raise ValueError(
                 "scales are shares of the short side, above 0 and at most 1; distortion is 0 or more"
+            )
+        limits = (1, 1, 1, 0.5)
+        if len(self.colour_jitter) != len(limits) or not all(
+            0 <= most <= limit for most, limit in zip(self.colour_jitter, limits, strict=True)
+        ):
+            raise ValueError(
+                "colour_jitter is four numbers: brightness, contrast and saturation (0 to 1), hue (0 to .5)"
             )
         if self.crop > self.short_side:
             raise ValueError(

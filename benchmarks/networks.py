@@ -83,7 +83,14 @@ INPUTS = {
 
 RECIPE: Mapping[str, Mapping[str, Any]] = {
     "network": {"dropout": 0.0, "bn_momentum": 0.1},
-    "input": {"flip": False, "scales": [], "distortion": 0, "corners": False, "test_segments": 0},
+    "input": {
+        "flip": False,
+        "scales": [],
+        "distortion": 0,
+        "corners": False,
+        "colour_jitter": [0, 0, 0, 0],
+        "test_segments": 0,
+    },
     "optimisation": {
         "lr": 0.01,
         "momentum": 0.9,

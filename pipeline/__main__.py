@@ -255,27 +255,13 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
         "its own, to throw away)",
     )
     add("--plan", action="store_true", help="say what it would cost, and stop")
+    add("--compact", metavar="NEWROOT", help="write ROOT anew there as a single generation; fetch nothing")
     add(
-        "--budget",
-        type=_positive,
-        metavar="VIDEOS_PER_HOUR",
-        help="videos asked for an hour by all workers together (default 300 for youtube, else no limit)",
-    )
-    add(
-        "--lanes",
+        "--wave",
         type=_natural,
         metavar="N",
-        help="videos fetched at a time (default: as many as there are workers)",
+        help="publish a generation after every N videos (a tar.gz of archive: is read through once a wave)",
     )
-    add(
-        "--pause",
-        type=_positive,
-        default=1800.0,
-        metavar="SECONDS",
-        help="all workers wait so long when the site blocks them (default 1800)",
-    )
-    add("--compact", metavar="NEWROOT", help="write ROOT anew there as a single generation; fetch nothing")
-    add("--wave", type=_natural, metavar="N", help="publish a generation after every N videos")
     add(
         "--shard-size",
         type=_natural,
@@ -324,10 +310,38 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
     )
     add("--strict", action="store_true", help="exit 1 if any clip failed")
     add("--ffmpeg", metavar="PATH", help="another encoder than the pinned one, which is another recipe")
-    add("--cookies", metavar="FILE", help="cookies.txt for the site")
-    add("--proxy", metavar="URL", help="proxy for every request")
+    _add_fetching(command)
+
+
+def _add_fetching(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("how the site is reached", "More in docs/site.md.").add_argument
+    add(
+        "--budget",
+        type=_positive,
+        metavar="VIDEOS_PER_HOUR",
+        help="videos asked for an hour by all workers together (default 300 for youtube, else no limit)",
+    )
+    add(
+        "--lanes",
+        type=_natural,
+        metavar="N",
+        help="videos fetched at a time (default: as many as there are workers)",
+    )
+    add(
+        "--pause",
+        type=_positive,
+        default=1800.0,
+        metavar="SECONDS",
+        help="all workers wait so long when the site blocks them (default 1800)",
+    )
     add("--fetch-timeout", type=_positive, default=300.0, metavar="SECONDS", help="a video (default 300)")
     add("--attempts", type=_natural, default=3, metavar="N", help="tries a video in one run (default 3)")
+    add("--cookies", metavar="FILE", help="cookies.txt (Netscape format) of a session that is logged in")
+    add(
+        "--proxy",
+        metavar="URL",
+        help="proxy for every request; sections of videos want an http:// one, else whole files come",
+    )
     add(
         "--yt-dlp",
         nargs="+",
@@ -335,8 +349,9 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
         default=[],
         type=_option,
         metavar="KEY=VALUE",
-        help="further options of yt-dlp by their Python names, values as JSON; ratelimit holds for whole "
-        "files only (a section is a few MB: --budget limits the fleet), and source_address makes whole files",
+        help="further options of yt-dlp by their Python names, values as JSON, such as "
+        """'extractor_args={"youtube": {"player_client": ["tv"]}}'; ratelimit holds for whole files only """
+        "(a section is a few MB: --budget limits the fleet), and source_address makes whole files",
     )
 
 

@@ -6,16 +6,22 @@ Wires torch.distributed (nccl on GPUs, gloo on CPUs) and owns nothing of order, 
 from __future__ import annotations
 
 import os
+import time
+import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+_PATIENCE = 600.0  # seconds for all ranks to have come, whose imports a busy disk makes slow
 
 
 class RankLost(RuntimeError):
@@ -68,6 +74,21 @@ class Group:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns or raises on the first rank alone, on every rank."""
+        if self.world == 1:
+            return make()
+        made: list[Any] = [None, None]
+        if self.first:
+            try:
+                made[0] = make()
+            except Exception as error:
+                made[1] = error
+        torch.distributed.broadcast_object_list(made)
+        if made[1] is not None:
+            raise made[1]
+        return made[0]
+
     def wait(self) -> None:
         """Returns when every rank has come here."""
         if self.world > 1:
@@ -101,7 +122,9 @@ def join() -> Iterator[Group]:
     if "RANK" not in os.environ:
         yield Group(0, 1, device)
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store = _apart(next(torch.distributed.rendezvous("env://"))[0], rank, world)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
         yield Group(rank, world, device)
     except RuntimeError as error:
@@ -113,3 +136,40 @@ def join() -> Iterator[Group]:
         ) from error
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _apart(store: Store, rank: int, world: int) -> Store:
+    """The part of `store` that the processes of this very group share.
+
+    torchrun's store outlives its processes, and one that is started again could take the address of a
+    process that is gone for its successor's (github.com/pytorch/pytorch/issues/135712). So each asks the
+    first under a name that nobody had before, and is told one that all of this group, and none before it,
+    are told.
+    Raises RankLost where one does not come.
+    """
+    mine, end = uuid.uuid4().hex, time.monotonic() + _PATIENCE
+
+    def wait() -> None:
+        if time.monotonic() > end:
+            raise RankLost(
+                f"the other ranks did not come in {_PATIENCE:.0f} s: look at their nodes' own words"
+            )
+        time.sleep(0.02)
+
+    if rank > 0:
+        store.set(f"ask/{rank}", mine)
+        while not store.check([f"told/{mine}"]):
+            wait()
+        group = store.get(f"told/{mine}").decode()
+        store.set(f"here/{group}/{rank}", "")
+        return PrefixStore(group, store)
+    absent = set(range(1, world))
+    while absent:
+        for other in sorted(absent):
+            if store.check([f"here/{mine}/{other}"]):
+                absent.remove(other)
+            elif store.check([f"ask/{other}"]):  # it may be that of a process that is gone: looked at again
+                store.set(f"told/{store.get(f'ask/{other}').decode()}", mine)
+        if absent:
+            wait()
+    return PrefixStore(mine, store)

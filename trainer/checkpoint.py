@@ -22,6 +22,7 @@ KEPT = 2  # of a run: the newest and the one before it
 BEST = "best.pt"  # of a run that evaluates: the checkpoint that scored highest
 
 _SEAL = re.compile(rb"sha256:([0-9a-f]{64})\Z")
+_HALF_WRITTEN = re.compile(r"\.(checkpoint-\d+|best)\.pt\.\d+")
 _SEAL_SIZE = len("sha256:") + 64
 _ZIP_END_SIZE = 22  # bytes of a zip file's last record, whose last two are the length of the comment after it
 
@@ -170,6 +171,13 @@ def set_aside(run: Path, steps: int) -> None:
     for file in _in_run(run):
         if int(file.stem.rpartition("-")[2]) > steps:
             file.rename(file.with_name(f"{file.name}.damaged"))
+
+
+def sweep(run: Path) -> None:
+    """Removes what processes that were killed left half written; none is writing there now."""
+    for file in run.glob(".*"):
+        if _HALF_WRITTEN.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def clear(run: Path) -> None:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 CONFIGURATION = "configuration.json"
+LAUNCH = "launch.json"  # that started the run over; see `trainer.launch`
 
 
 class Recorder:
@@ -114,7 +115,7 @@ class Interrupt:
 
 def clear(run: Path) -> None:
     """Removes the records of an earlier run."""
-    for name in ("metrics.jsonl", "evaluations.jsonl", CONFIGURATION):
+    for name in ("metrics.jsonl", "evaluations.jsonl", CONFIGURATION, LAUNCH):
         (run / name).unlink(missing_ok=True)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from trainer import checkpoint as checkpoints
 from trainer import distributed, recording, towers, weights
+from trainer import launch as launches
+from trainer import origin as origins
 from trainer.checkpoint import Checkpoint
 from trainer.configuration import (
     FED,
@@ -31,10 +33,8 @@ from trainer.data.lists import Lists
 from trainer.data.rows import Rows, open_rows
 from trainer.evaluate import Stopped
 from trainer.networks import CHANNELS
+from trainer.origin import Origin
 from trainer.training import Training, TrainingError
-
-IMAGE = "imagenet:"
-"""Before the file of an image network in `Job.init`."""
 
 __all__ = ["Interrupted", "Job", "Training", "TrainingError", "set_up", "train"]
 
@@ -107,6 +107,7 @@ def train(job: Job) -> Path:
 
 def set_up(job: Job, group: distributed.Group) -> Training:
     """The run as it stands in its folder, or at its start."""
+    job = _as_repeated(job, group)
     before, damage = checkpoints.newest(job.output) if job.resume == "auto" else (None, None)
     if len(set(group.gather(before.steps if before else 0))) > 1:
         raise TrainingError(f"The ranks find different checkpoints in {job.output}: put it where all see it")
@@ -115,16 +116,17 @@ def set_up(job: Job, group: distributed.Group) -> Training:
     wanted = job.configuration.run.evaluate_every > 0
     held_out = open_rows(job.data, splits[1], streams, rows.generations) if wanted else None
     configuration = with_flow_bound(job.configuration, rows.flow_bound)
-    given = before or _given(job)
+    origin = group.from_first(lambda: origins.find(str(job.init))) if job.init and not before else None
+    given = before or (checkpoints.load(origin.file) if origin and not origin.image else None)
     if given:
         configuration = fed_as(configuration, given.input)
-    _same_run(job, configuration, before, rows)
+    group.from_first(lambda: _same_run(job, configuration, before, rows))
     built = _built(configuration, len(rows.classes))
     if before:
         for stream, tower in built.items():
             tower.network.load_state_dict(before.towers[stream])
     else:
-        _initialise(job, given, configuration, built, rows, group.first)
+        _initialise(job, origin, given, configuration, built, rows, group.first)
     if configuration.optimisation.freeze:
         for stream, tower in built.items():
             tower.freeze(
@@ -141,30 +143,57 @@ def set_up(job: Job, group: distributed.Group) -> Training:
         start=(before.state["epoch"], before.state["step"]) if before else (0, 0),
         history=list(optimiser.get("history", [])),
         cache=job.cache,
+        origin=before.configuration.get("init", {}) if before else origin.as_dict() if origin else {},
     )
     if before:
         training.optimiser.load_state_dict(optimiser["sgd"])
         training.scaler.load_state_dict(optimiser["scaler"])
-    if group.first:  # only now, so that a call that cannot be run leaves what is there
-        job.output.mkdir(parents=True, exist_ok=True)
-        if damage and before:
-            print(damage, file=sys.stderr)
-            checkpoints.set_aside(job.output, before.steps)
-        if job.resume == "none":
-            checkpoints.clear(job.output)
-            recording.clear(job.output)
-        recording.write_json(job.output / recording.CONFIGURATION, configuration.as_dict())
-    group.wait()
+    _settle(job, training, damage)
     return training
 
 
-def _given(job: Job) -> Checkpoint | None:
-    """The checkpoint whose weights the call starts from; None where there is none, or an image network."""
-    return checkpoints.load(job.init) if job.init and not job.init.startswith(IMAGE) else None
+def _settle(job: Job, training: Training, damage: str | None) -> None:
+    """Makes the folder that of this run; only now, so that a call that cannot be run leaves what is there."""
+    group = training.group
+    launch = [name for names in group.gather(launches.names()) for name in names]
+    if group.first:
+        job.output.mkdir(parents=True, exist_ok=True)
+        checkpoints.sweep(job.output)
+        if damage:
+            print(damage, file=sys.stderr)
+            checkpoints.set_aside(job.output, training.done)
+        if job.resume == "none":
+            checkpoints.clear(job.output)
+            recording.clear(job.output)
+            launches.record(job.output, _call(job), launch)
+        recording.write_json(job.output / recording.CONFIGURATION, training.settings)
+    group.wait()
+
+
+def _call(job: Job) -> str:
+    """What a repetition of a call has the same."""
+    return repr((job.configuration, job.data, job.init, job.lists))
+
+
+def _as_repeated(job: Job, group: distributed.Group) -> Job:
+    """The job; where torchrun or Slurm repeats a call that started RUN over, one that goes on with it."""
+    if job.resume == "auto":
+        return job
+    known = [name for name in group.gather(launches.repeated(job.output, _call(job))) if name]
+    if not known:
+        return job
+    if group.first:
+        print(
+            f"{job.output} was started over by {known[0]}, which this is again: going on with it "
+            "(under another --rdzv-id it starts over)",
+            file=sys.stderr,
+        )
+    return replace(job, resume="auto")
 
 
 def _initialise(
     job: Job,
+    origin: Origin | None,
     given: Checkpoint | None,
     configuration: Configuration,
     built: dict[str, towers.Tower],
@@ -181,9 +210,8 @@ def _initialise(
         fed, default = configuration.input, job.configuration.input
         taken = [f"{n} {getattr(fed, n)}" for n in FED if getattr(fed, n) != getattr(default, n)]
         told += [f"fed as the weights were: {', '.join(taken)}"] if taken else []
-    elif job.init:
-        image = job.init.removeprefix(IMAGE)
-        told = weights.initialise((tower.network for tower in built.values()), image)
+    elif origin:
+        told = weights.initialise((tower.network for tower in built.values()), origin.file)
     if first:
         print("".join(f"--init: {sentence}\n" for sentence in told), end="", file=sys.stderr)
 
@@ -217,6 +245,8 @@ def _same_run(job: Job, configuration: Configuration, before: Checkpoint | None,
         return
     theirs = before.configuration if before else json.loads(path.read_text(encoding="utf-8"))
     phrase = difference(configuration, theirs)
+    if phrase is None and "init" in theirs:
+        phrase = origins.difference(job.init, theirs["init"])
     if phrase is None and before and before.classes != rows.classes:
         phrase = "the data set's classes are others"
     if phrase is None and before and before.fingerprint != rows.fingerprint:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Training:
     start: tuple[int, int]  # epoch and step within it of the next batch
     history: list[dict[str, Any]]  # what each evaluation gave
     cache: Cache | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)  # name and sha256 of --init; empty without
 
     def __post_init__(self) -> None:
         run = self.configuration.run
@@ -67,6 +68,11 @@ class Training:
         self.optimiser = sgd(self.towers.values(), self.configuration.optimisation)
         self.precision = towers.precision_for(self.group.device, run.precision)
         self.scaler = torch.amp.GradScaler(self.group.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def settings(self) -> dict[str, Mapping[str, Any]]:
+        """What another call must have the same to be this run, as in RUN/configuration.json."""
+        return {**self.configuration.as_dict(), "init": dict(self.origin)}
 
     @property
     def finished(self) -> bool:
@@ -177,7 +183,7 @@ class Training:
             input=settings.input,
             classes=self.rows.classes,
             generations=self.rows.generations,
-            configuration=settings.as_dict(),
+            configuration=self.settings,
             state={"seed": settings.run.seed, "epoch": self.start[0], "step": self.start[1]},
             steps=self.done,
             towers={s: t.network.state_dict() for s, t in self.towers.items()},

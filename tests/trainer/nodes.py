@@ -38,6 +38,17 @@ class Node:
             time.sleep(0.02)
         self.process.wait(10)
 
+    def kill_rank(self, rank: int) -> None:
+        """SIGKILL to one worker, as when memory runs out; its agent and the others stay."""
+        (worker,) = [
+            pid
+            for pid in map(
+                int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            )
+            if f"\0RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        ]
+        os.kill(worker, signal.SIGKILL)
+
     def end(self, seconds: float) -> None:
         """Wait until it ends by itself, which must be in time and with 0."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -24,6 +25,7 @@ from trainer.data.rows import RowsError
 PROGRAM = str(Path(small_network.__file__))
 TINY = ["--network", "small", "--frames", "9", "--short-side", "32", "--crop", "32", "--workers", "0"]
 TINY += ["--batch-size", "4", "--precision", "fp32"]
+SIZE = {"frames": 9, "short_side": 32, "crop": 32}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,7 +126,10 @@ def test_a_killed_run_resumes_to_identical_bits(root, tmp_path, undisturbed):
     assert stopped_after(root, run, 3, signal.SIGKILL).returncode == -signal.SIGKILL
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 80, "epoch": 26, "lo')  # what a kill in mid-line leaves
+    for name in (".checkpoint-000000002.pt.77", ".best.pt.77"):  # in the midst of writing
+        (run / name).touch()
     resumed = train(root, run, tiny(steps=90))
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
     assert same_bits(resumed, undisturbed[1])
     assert lines(run) == lines(undisturbed[0])
 
@@ -278,6 +283,28 @@ def test_init_takes_the_weights_and_keeps_the_last_layer_only_for_the_same_class
     start = train(other, tmp_path / "third", settings, init=str(tmp_path / "first"))
     assert start.towers["rgb"]["logits.weight"].shape[0] == 2
     assert torch.equal(start.towers["rgb"]["first.weight"], first.towers["rgb"]["first.weight"])
+
+
+def test_another_init_than_the_runs_is_refused_and_the_same_weights_elsewhere_are_not(root, tmp_path):
+    one = small_network.checkpoint(tmp_path / "one.pt", streams=("rgb",), **SIZE)
+    two = small_network.checkpoint(tmp_path / "two.pt", streams=("rgb",), **SIZE, flip=False)
+    run, settings = tmp_path / "run", changed(tiny(steps=1), schedule="constant")
+    train(root, run, settings, init=str(one))
+    written = json.loads((run / "configuration.json").read_text())["init"]
+    assert written == {"name": str(one), "sha256": hashlib.sha256(one.read_bytes()).hexdigest()}
+    longer = changed(tiny(steps=2), schedule="constant")
+    for other in (str(two), None):
+        with pytest.raises(ConfigurationError, match=f"it was started with --init {one}"):
+            train(root, run, longer, init=other)
+    moved = one.rename(tmp_path / "moved.pt")
+    train(root, run, longer, init=str(moved))
+    assert train(root, run, longer, init=str(one)).steps == 2  # gone, but named so when the run began
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(ConfigurationError, match="has changed since"):
+        train(root, run, longer, init=str(one))
+    train(root, tmp_path / "plain", settings)
+    with pytest.raises(ConfigurationError, match="it was started without --init"):
+        train(root, tmp_path / "plain", settings, init=str(moved))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_in_a_sentence(root, tmp_path):

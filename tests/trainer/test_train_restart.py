@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import nodes
@@ -87,3 +88,27 @@ def test_a_killed_run_resumed_on_as_many_ranks_has_identical_bits(root, tmp_path
     assert found == wanted
     ours, theirs = (checkpoints.load(run).towers["rgb"] for run in (two, one))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_with_a_killed_rank_again_and_it_starts_over_but_once(
+    root, tmp_path, undisturbed
+):
+    """RUN holds another training; ``--resume none``, which torchrun repeats, throws away that one alone."""
+    run = tmp_path / "run"
+    run.mkdir()
+    earlier = checkpoints.save(run, replace(undisturbed[1], steps=99))
+    options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    with nodes.torchrun(options, [*call(root, run), "--resume", "none"], run.with_suffix(".log")) as n:
+        nodes.wait_for(lambda: 7 <= len(nodes.records(run)) < STEPS, n)
+        n.kill_rank(1)
+        n.end(180)
+    said = run.with_suffix(".log").read_text()
+    assert "was started over by torchrun" in said
+    assert "step 24/24" in said
+    found, (wanted, _) = nodes.records(run), undisturbed
+    assert [r["step"] for r in found] == list(range(1, STEPS + 1))
+    assert [r["order"] for r in found] == [r["order"] for r in wanted]
+    assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in wanted], rel=1e-4)
+    assert not earlier.exists()
+    assert checkpoints.load(run).steps == STEPS

@@ -41,7 +41,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} holds no state dict: take the file of weights")
     for name, value in found.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise WeightsError(f"{path}: its {name} holds no plain numbers: take the file as it was published")
+            raise WeightsError(
+                f"{path}: its {name} holds no plain numbers: take the file as it was published"
+            )
     names = [str(name) for name in found]
     cut = len(_PARALLEL) if all(name.startswith(_PARALLEL) for name in names) else 0
     return {name[cut:]: value for name, value in zip(names, found.values(), strict=True)}

@@ -1,0 +1,51 @@
+"""Promises of a launch: what torchrun and Slurm repeat is told apart from a call that a person makes anew."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer import launch
+
+CALL = "i3d on k400"
+
+
+@pytest.fixture(autouse=True)
+def _neither_torchrun_nor_slurm(monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_call_without_a_launcher_is_never_a_repetition(tmp_path):
+    launch.record(tmp_path, CALL, launch.names())
+    assert launch.repeated(tmp_path, CALL) is None
+
+
+def test_a_launch_of_torchrun_is_known_by_its_id_on_every_node_and_without_one_by_its_agent(
+    tmp_path, monkeypatch
+):
+    for name in ("i3d", "none"):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        assert launch.repeated(tmp_path, CALL) is None
+        launch.record(tmp_path, CALL, launch.names())
+        assert launch.repeated(tmp_path, CALL) is not None
+        assert launch.repeated(tmp_path, "i3d on k400 with another rate") is None
+        with monkeypatch.context() as other:
+            other.setattr("os.getppid", lambda: 1)  # another node's agent, or a later one here
+            assert (launch.repeated(tmp_path, CALL) is None) == (name == "none")
+
+
+def test_a_slurm_job_is_repeated_when_slurm_has_queued_it_again_and_not_by_a_second_call_in_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    launch.record(tmp_path, CALL, launch.names())
+    assert launch.repeated(tmp_path, CALL) is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert launch.repeated(tmp_path, CALL) == "Slurm job 77"
+
+
+def test_a_record_that_is_none_is_another_launch(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "i3d")
+    for text in ("", "[]", '{"names": 3, "call": "i3d on k400"}'):
+        (tmp_path / "launch.json").write_text(text)
+        assert launch.repeated(tmp_path, CALL) is None

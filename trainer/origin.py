@@ -1,0 +1,57 @@
+"""What ``--init`` names: the weights that a run starts from, noted in RUN so that a resume has no others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import checkpoint as checkpoints
+from trainer.checkpoint import CheckpointError
+
+IMAGE = "imagenet:"
+"""Before the file of an image network; without it, it is a checkpoint's or a run's."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file of weights, as the call names it and where it lies."""
+
+    name: str
+    file: Path
+    sha256: str
+
+    @property
+    def image(self) -> bool:
+        """Whether an image network's weights are in it."""
+        return self.name.startswith(IMAGE)
+
+    def as_dict(self) -> dict[str, str]:
+        """What RUN/configuration.json and the run's checkpoints say of it."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+def find(name: str) -> Origin:
+    """The file that `name` means now. Raises CheckpointError."""
+    image = name.removeprefix(IMAGE)
+    file = checkpoints.find(name) if image == name else Path(image)
+    if not file.is_file():
+        raise CheckpointError(f"{file} is no file: name one of an image network's weights")
+    with file.open("rb") as stream:
+        return Origin(name, file, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def difference(name: str | None, theirs: Mapping[str, str]) -> str | None:
+    """How `name` is another origin than a run's (`Origin.as_dict`; empty for none), as a phrase; else None.
+
+    A run that was trained on since, or a file that is gone, is the same by its name: it is not read again.
+    """
+    kept = theirs.get("name")
+    if name == kept and (name is None or not Path(name.removeprefix(IMAGE)).is_file()):
+        return None
+    if name and kept and find(name).sha256 == theirs["sha256"]:
+        return None
+    if name == kept:
+        return f"what --init {name} names has changed since"
+    return f"it was started {f'with --init {kept}' if kept else 'without --init'}"

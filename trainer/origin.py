@@ -45,12 +45,13 @@ def find(name: str) -> Origin:
 def difference(name: str | None, theirs: Mapping[str, str]) -> str | None:
     """How `name` is another origin than a run's (`Origin.as_dict`; empty for none), as a phrase; else None.
 
-    A run that was trained on since, or a file that is gone, is the same by its name: it is not read again.
+    A resume reads its own checkpoint, so it need not name one. A run that was trained on since, or a file
+    that is gone, is the same by its name.
     """
     kept = theirs.get("name")
-    if name == kept and (name is None or not Path(name.removeprefix(IMAGE)).is_file()):
+    if name is None or (name == kept and not Path(name.removeprefix(IMAGE)).is_file()):
         return None
-    if name and kept and find(name).sha256 == theirs["sha256"]:
+    if kept and find(name).sha256 == theirs["sha256"]:
         return None
     if name == kept:
         return f"what --init {name} names has changed since"

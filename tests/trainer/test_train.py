@@ -293,9 +293,8 @@ def test_another_init_than_the_runs_is_refused_and_the_same_weights_elsewhere_ar
     written = json.loads((run / "configuration.json").read_text())["init"]
     assert written == {"name": str(one), "sha256": hashlib.sha256(one.read_bytes()).hexdigest()}
     longer = changed(tiny(steps=2), schedule="constant")
-    for other in (str(two), None):
-        with pytest.raises(ConfigurationError, match=f"it was started with --init {one}"):
-            train(root, run, longer, init=other)
+    with pytest.raises(ConfigurationError, match=f"it was started with --init {one}"):
+        train(root, run, longer, init=str(two))
     moved = one.rename(tmp_path / "moved.pt")
     train(root, run, longer, init=str(moved))
     assert train(root, run, longer, init=str(one)).steps == 2  # gone, but named so when the run began

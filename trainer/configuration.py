@@ -5,11 +5,13 @@ Owns reading, merging and comparing; each part is a frozen dataclass beside the 
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from trainer import networks
 from trainer.data.batch import Input
@@ -68,6 +70,8 @@ class Run:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: at least {least}")
+        if self.max_failures > 1:
+            raise ValueError(f"--max-failures is {self.max_failures}: a share of the clips is at most 1")
         if min(n for n in (self.epochs, self.steps) if n is not None) < 1:
             raise ValueError("a run takes at least one step: give --epochs or --steps 1 or more")
 
@@ -103,6 +107,7 @@ class Configuration:
 
 Sections = Mapping[str, Mapping[str, Any]]
 _PARTS = {"input": Input, "optimisation": Optimisation, "run": Run}
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes"}
 
 
 def resolve(file: str | None, flags: Sections) -> Configuration:
@@ -120,7 +125,7 @@ def resolve(file: str | None, flags: Sections) -> Configuration:
     given = {section: {k: v for k, v in values.items() if v is not None} for section, values in flags.items()}
     name = given.get("network", {}).get("name") or named.get("network", {}).get("name") or "i3d"
     try:
-        default = read(networks.entry(name).configuration)
+        default = read(networks.entry(_checked("network.name", name, str)).configuration)
     except KeyError as error:
         raise ConfigurationError(f"{error.args[0]}") from None
     merged = default
@@ -152,9 +157,11 @@ def from_dict(sections: Sections) -> Configuration:
     parts: dict[str, Any] = {}
     for section, part in _PARTS.items():
         values = dict(sections.get(section, {}))
-        known = {f.name for f in fields(part)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigurationError(f"[{section}] has no setting {unknown[0]!r}; it has {_listed(known)}")
+        kinds = get_type_hints(part)
+        if unknown := sorted(set(values) - kinds.keys()):
+            raise ConfigurationError(f"[{section}] has no setting {unknown[0]!r}; it has {_listed(kinds)}")
+        for name, value in values.items():
+            _checked(f"{section}.{name}", value, kinds[name])
         try:
             parts[section] = part(**values)
         except (ValueError, TypeError) as error:
@@ -220,6 +227,28 @@ def _over(below: Sections, above: Sections) -> dict[str, dict[str, Any]]:
         if above.get("run", {}).get(one) is not None and other not in above["run"]:
             merged["run"].pop(other, None)
     return merged
+
+
+def _checked(setting: str, value: Any, kind: Any) -> Any:
+    """`value`, where it is of the annotation `kind`; else raises ConfigurationError."""
+    if _is(value, kind):
+        return value
+    several = get_origin(kind) is tuple
+    one = next(k for k in (get_args(kind) or (kind,)) if k in _WORDS)
+    words = f"a list in brackets, each {_WORDS[one]}" if several else _WORDS[one]
+    raise ConfigurationError(f"{setting} is {value!r}: give {words}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_is(v, get_args(kind)[0]) for v in value)
+    if isinstance(kind, UnionType):
+        return any(_is(value, k) for k in get_args(kind))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _listed(names) -> str:

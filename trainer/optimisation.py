@@ -34,6 +34,13 @@ class Optimisation:
             raise ValueError(f"there is no schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if not self.lr > 0 or not math.isfinite(self.lr):
             raise ValueError(f"a learning rate of {self.lr} moves nothing: give --lr a number above 0")
+        if not (0 <= self.momentum < 1 and 0 < self.factor <= 1 and 0 <= self.rise <= 1):
+            raise ValueError(
+                f"momentum is {self.momentum}, factor {self.factor} and rise {self.rise}: give momentum 0 to "
+                "below 1, factor above 0 to 1, rise 0 to 1"
+            )
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}: give 0 or more")
         if min(self.warmup, self.patience) < 0:
             raise ValueError("warmup and patience are numbers of steps and evaluations: give 0 or more")
 

@@ -29,6 +29,14 @@ def test_a_flag_wins_over_the_file_which_wins_over_the_default(tmp_path):
     assert (settings.run.epochs, settings.run.steps, settings.run.seed) == (3, None, 7)
 
 
+def test_a_whole_number_is_a_number_and_no_number_of_epochs_is_none(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[optimisation]\nlr = 1\n[run]\nepochs = 3\n")
+    settings = resolve(str(file), {})
+    assert settings.optimisation.lr == 1
+    assert from_dict(settings.as_dict()) == settings
+
+
 @pytest.mark.parametrize("given", [{"steps": 5}, {"epochs": 5}])
 def test_a_length_given_replaces_the_other_kind_of_length(given):
     for file in ("quick", "i3d"):
@@ -56,6 +64,23 @@ def test_what_is_recorded_makes_the_same_configuration_again():
         ("[run]\nepochs = 1\nsteps = 1\n", "one length"),
         ("[network]\nname = 'i4d'\n", "no network 'i4d'; there are: "),
         ("[run\n", "no TOML file"),
+        ("[input]\nflip = 'false'\n", "input.flip is 'false': give true or false"),
+        ("[input]\nflip = 1\n", "input.flip is 1: give true or false"),
+        ("[input]\nscales = 0.5\n", "input.scales is 0.5: give a list in brackets, each a number"),
+        ("[input]\nmean = [0.5, '0.5', 0.5]\n", "input.mean is .*: give a list"),
+        ("[input]\nstream = 3\n", "input.stream is 3: give a text in quotes"),
+        ("[input]\nflow_bound = 0.0\n", "flow_bound 0.0: give both above 0"),
+        ("[run]\nbatch_size = 8.0\n", "run.batch_size is 8.0: give a whole number"),
+        ("[run]\nworkers = true\n", "run.workers is True: give a whole number"),
+        ("[run]\nsteps = 1.5\n", "run.steps is 1.5: give a whole number"),
+        ("[run]\nmax_failures = nan\n", "run.max_failures is nan: give a number"),
+        ("[run]\nmax_failures = 5\n", "at most 1"),
+        ("[optimisation]\nfreeze = 'no'\n", "optimisation.freeze is 'no': give true or false"),
+        ("[optimisation]\nmilestones = [1.5]\n", "optimisation.milestones is .*each a whole number"),
+        ("[optimisation]\nmomentum = -3\n", "momentum is -3"),
+        ("[optimisation]\nfactor = -1\n", "factor -1"),
+        ("[optimisation]\nweight_decay = -1e-4\n", "weight_decay is -0.0001: give 0 or more"),
+        ("[network]\nname = ['i3d']\n", "network.name is .*: give a text"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, text, said):

@@ -52,6 +52,8 @@ class Input:
             raise ValueError(f"there is no stream {self.stream!r}: choose rgb, flow or both")
         if min(self.frames, self.stride, self.crop) < 1:
             raise ValueError("frames, stride and crop must each be at least 1")
+        if self.rate < 1 or not self.flow_bound > 0:
+            raise ValueError(f"rate is {self.rate}, flow_bound {self.flow_bound}: give both above 0")
         if self.segments < 0 or self.test_segments < 0 or self.frames % (self.segments or 1):
             raise ValueError(f"{self.frames} frames do not come in {self.segments} snippets of equal length")
         if self.test_segments and not self.segments:

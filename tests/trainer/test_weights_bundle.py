@@ -45,11 +45,15 @@ def test_what_was_written_is_read(tmp_path, shards, block_size, restarts):
 def test_a_checkpoint_is_found_by_any_of_its_names(tmp_path):
     tensorflow_bundle.write(tmp_path / "model.ckpt", VARIABLES, 2)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/model.ckpt"\n')
-    for name in ("", "model.ckpt", "model.ckpt.index", "model.ckpt.data-00001-of-00002"):
+    (tmp_path / "model.ckpt.meta").write_bytes(b"\n\x05graph")
+    ends = ("", ".index", ".meta", ".data-00001-of-00002")
+    for name in ("", "checkpoint", *(f"model.ckpt{end}" for end in ends)):
         assert same(bundle.read(tmp_path / name), VARIABLES)
     tensorflow_bundle.write(tmp_path / "other", VARIABLES)
     with pytest.raises(WeightsError, match="holds 2 checkpoints: name one"):
         bundle.read(tmp_path)
+    with pytest.raises(WeightsError, match="holds 2 checkpoints: name one"):
+        bundle.read(tmp_path / "checkpoint")
     with pytest.raises(WeightsError, match="no TensorFlow checkpoint"):
         bundle.read(tmp_path / "none")
     assert bundle.prefix(tmp_path / "none") is None
@@ -100,12 +104,12 @@ def test_a_file_that_is_cut_longer_or_absent_is_one_sentence(tmp_path, file):
         assert "cannot be read (No such file" in refused(tmp_path / "model.ckpt")
 
 
-def entry(**changed: int) -> bytes:
+def entry(dimensions: tuple[int, ...] = (0,), **changed: int) -> bytes:
     """A BundleEntryProto of no element, with other values."""
     values = {"type": 1, "shard": 0, "offset": 0, "size": 0, **changed}
     names = {"type": 1, "shard": 3, "offset": 4, "size": 5, "slices": 7}
     out = b"".join(tensorflow_bundle.number(names[k], v) for k, v in values.items() if k in names)
-    shape = tensorflow_bundle.message(2, tensorflow_bundle.number(1, values.get("dimension", 0)))
+    shape = b"".join(tensorflow_bundle.message(2, tensorflow_bundle.number(1, size)) for size in dimensions)
     empty = struct.pack("<I", tensorflow_bundle.checksum(b""))
     return out + tensorflow_bundle.message(2, shape) + tensorflow_bundle.varint(6 << 3 | 5) + empty
 
@@ -113,10 +117,12 @@ def entry(**changed: int) -> bytes:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (entry(size=1 << 60, dimension=1 << 58), "does not hold z where it should"),
+        (entry(size=1 << 60, dimensions=(1 << 58,)), "does not hold z where it should"),
         (entry(offset=1 << 62), "does not hold z where it should"),
-        (entry(dimension=1 << 63), "is no torch.float32"),
-        (entry(dimension=(1 << 64) - 1), "is no torch.float32"),
+        (entry(dimensions=(1 << 63,)), "is no torch.float32"),
+        (entry(dimensions=((1 << 64) - 1,)), "is no torch.float32"),
+        (entry(dimensions=(0, 1 << 65)), "is no torch.float32"),
+        (entry(dimensions=(0, *[1 << 31] * 3)), "is no torch.float32"),
         (entry(type=7), "no number"),
         (entry(type=99), "no number"),
         (entry(shard=1), "in shard 1 of 1"),

@@ -40,6 +40,7 @@ _MOST_ROWS = 100_000
 _MOST_SHARDS = 10_000
 _LONGEST_NAME = 1024
 _MOST_DIMENSIONS = 16
+_MOST_ELEMENTS = 1 << 31  # also where one dimension is 0 and the size says nothing of the others
 _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}\Z")
 _DAMAGED = "download it again"
 
@@ -58,15 +59,21 @@ class Entry:
 
 
 def prefix(path: Path) -> Path | None:
-    """What the names of a checkpoint's files begin with: of the prefix, one of its files, or their folder."""
-    if path.is_dir():
-        found = sorted(path.glob("*.index"))
-        if len(found) > 1:
-            raise WeightsError(f"{path} holds {len(found)} checkpoints: name one, such as {found[0]}")
-        return found[0].with_suffix("") if found else None
-    name = _SHARD.sub("", path.name.removesuffix(".index"))
-    found_one = path.with_name(name)
-    return found_one if found_one.with_name(f"{name}.index").is_file() else None
+    """What the names of a checkpoint's files begin with: of the prefix, one of its files, or their folder.
+
+    `checkpoint`, the file in which TensorFlow notes what it wrote last, stands for the folder that it is in.
+    """
+    if not path.is_dir():
+        name = _SHARD.sub("", path.name.removesuffix(".index").removesuffix(".meta"))
+        if path.with_name(f"{name}.index").is_file():
+            return path.with_name(name)
+        if path.name != "checkpoint":
+            return None
+        path = path.parent
+    found = sorted(path.glob("*.index"))
+    if len(found) > 1:
+        raise WeightsError(f"{path} holds {len(found)} checkpoints: name one, such as {found[0]}")
+    return found[0].with_suffix("") if found else None
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -112,12 +119,17 @@ def _read_tensor(stream: BinaryIO, file: Path, entry: Entry) -> Tensor:
             f"{file} holds {entry.name} of type {entry.type}, no number: take a checkpoint of weights"
         )
     dtype = TYPES[entry.type]
-    if min(entry.shape, default=0) < 0 or math.prod(entry.shape) * dtype.itemsize != entry.size:
+    most = math.prod(max(1, length) for length in entry.shape)
+    if most > _MOST_ELEMENTS or math.prod(entry.shape) * dtype.itemsize != entry.size:
         raise WeightsError(f"{file}: {entry.name} is no {dtype} of {entry.shape}: {_DAMAGED}")
     data = bytearray(stream.read(entry.size))
     if masked(crc32c(bytes(data))) != entry.crc:
         raise WeightsError(f"{file} is damaged in {entry.name}, its checksum is another: {_DAMAGED}")
-    return torch.frombuffer(data, dtype=dtype).reshape(entry.shape) if data else torch.empty(entry.shape)
+    return (
+        torch.frombuffer(data, dtype=dtype).reshape(entry.shape)
+        if data
+        else torch.empty(entry.shape, dtype=dtype)
+    )
 
 
 def _read_index(file: Path) -> tuple[int, list[Entry]]:

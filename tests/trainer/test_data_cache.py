@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import tiny_dataset
 
+from pipeline.outcome import Failed, FailureClass
+from pipeline.storage import Storage
 from trainer.data.batch import Input
 from trainer.data.cache import GIB, Cache, CacheError
-from trainer.data.reading import Reader, SampleError
+from trainer.data.reading import Reader, ReadError, SampleError
 from trainer.data.rows import Rows, open_rows
 
 STREAMS = ("rgb", "flow")
@@ -152,6 +154,20 @@ def test_processes_that_share_a_cache_keep_its_limit_and_one_may_be_killed(tmp_p
         process.join()
     assert 40_000 < most <= 50_000
     assert int((tmp_path / "bytes").read_text()) >= sum(kept(cache).values())
+
+
+def test_a_store_that_does_not_answer_is_asked_once_for_its_client_has_asked_again(remote, monkeypatch):
+    asked = []
+
+    def refuse(self, path, offset, size):
+        asked.append(path)
+        raise Failed(FailureClass.STORAGE, "the store does not answer: look at it")
+
+    reader = Reader(rows_of(remote, "rgb"), ("rgb",))
+    monkeypatch.setattr(Storage, "read_range", refuse)
+    with pytest.raises(ReadError, match="the store does not answer: look at it"):
+        reader.read(0)
+    assert len(asked) == 1
 
 
 def test_a_disk_that_refuses_is_said_once_and_reading_goes_on(remote, tmp_path, monkeypatch, caplog):

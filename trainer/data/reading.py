@@ -6,7 +6,6 @@ Knows where things lie, not what is in them. Clients of object stores are made b
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,6 @@ from trainer.data.cache import Cache
 from trainer.data.rows import MEDIA, Rows
 
 _HEADER = 512  # bytes of a tar header, right before each payload
-_RETRY_AFTER = (0.5, 2.0, 8.0)  # seconds
 
 T = TypeVar("T")
 
@@ -56,7 +54,7 @@ class Reader:
         Raises:
             RemovedError: it was taken down while this run went on.
             SampleError: the shard ends before them, or another sample lies there.
-            ReadError: the shard is absent, or the storage does not answer after several attempts.
+            ReadError: the shard is absent, or the storage does not answer.
         """
         root, _ = self._rows.shards[self._rows.shard[row]]
         if self._cache is None or self._storages[root].is_local:
@@ -93,18 +91,14 @@ class Reader:
 
     @staticmethod
     def _range(storage: Storage, path: str, offset: int, size: int) -> bytes:
-        for delay in (*_RETRY_AFTER, None):
-            try:
-                return storage.read_range(path, offset, size)
-            except FileNotFoundError:
-                raise ReadError(
-                    f"{storage.where(path)} is missing: bring it back, or prepare the data set again"
-                ) from None
-            except Failed as error:
-                if delay is None or storage.is_local:
-                    raise ReadError(error.reason) from None
-                time.sleep(delay)
-        raise AssertionError
+        try:
+            return storage.read_range(path, offset, size)
+        except FileNotFoundError:
+            raise ReadError(
+                f"{storage.where(path)} is missing: bring it back, or prepare the data set again"
+            ) from None
+        except Failed as error:  # the store's client has asked as often as it is set to
+            raise ReadError(error.reason) from None
 
 
 def ahead(

@@ -72,7 +72,7 @@ def test_non_local_blocks_put_into_a_network_change_nothing(blocks, kind):
 @pytest.mark.parametrize("kind", NonLocal.KINDS)
 def test_a_non_local_block_is_the_mean_that_the_paper_defines(kind):
     torch.manual_seed(0)
-    block = NonLocal(Norm(), 6, kind, subsample=False).double().eval()
+    block = NonLocal(Norm(), 6, kind, pool=None).double().eval()
     nn.init.ones_(block.norm.weight)
     block.norm.eps = 0.0
     x = torch.randn(1, 6, 2, 2, 3, dtype=torch.float64)
@@ -256,6 +256,7 @@ def test_too_few_frames_are_refused_in_a_sentence(name, frames, says):
         ("hara-r3d-18", {"shortcut": "C"}),
         ("i3d-r50", {"nonlocal_blocks": 2}),
         ("i3d-r50", {"nonlocal_blocks": 1, "nonlocal_kind": "cosine"}),
+        ("i3d-r50", {"nonlocal_blocks": 1, "nonlocal_pool": "inside"}),
         ("slowfast-4x16-r50", {"lateral": "none"}),
         ("slowfast-4x16-r50", {"fusion": "product"}),
         ("tsm-r50", {"placement": "before"}),

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from trainer.commands import command
 
-FORMATS = ("deepmind", "piergiaj", "hassony2", "torchvision", "vmz", "tsm")
+FORMATS = (
+    *("deepmind", "piergiaj", "hassony2", "torchvision", "vmz", "tsm"),
+    *("pyslowfast", "caffe2", "pytorchvideo", "hara"),
+)
 
 
 def add(commands) -> None:

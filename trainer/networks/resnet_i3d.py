@@ -66,16 +66,21 @@ class NonLocal(nn.Module):
             the root of its length, as in the paper's code; "gaussian", exp(x_i . x_j); "dot-product";
             "concatenation", ReLU(w . [theta(x_i), phi(x_j)]). The first two are normalised by a softmax, the
             others by the number of places.
-        subsample: maximum pool of 2x2 in space after phi and g (section 3.3).
+        pool: where a maximum of 2x2 in space subsamples: "after" phi and g (section 3.3), "before" them as in
+            the published code, or None for nowhere.
     """
 
     KINDS = ("embedded-gaussian", "gaussian", "dot-product", "concatenation")
 
-    def __init__(self, norm: Norm, channels: int, kind: str = "embedded-gaussian", subsample: bool = True):
+    def __init__(
+        self, norm: Norm, channels: int, kind: str = "embedded-gaussian", pool: str | None = "after"
+    ):
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f"there is no non-local block {kind!r}: choose one of {', '.join(self.KINDS)}")
-        self.kind, self.inner = kind, channels // 2
+        if pool not in ("after", "before", None):
+            raise ValueError(f"there is no pool {pool!r} of non-local blocks: choose after or before")
+        self.kind, self.inner, self.first = kind, channels // 2, pool == "before"
         if kind != "gaussian":
             self.theta = nn.Conv3d(channels, self.inner, 1)
             self.phi = nn.Conv3d(channels, self.inner, 1)
@@ -84,10 +89,10 @@ class NonLocal(nn.Module):
         self.g = nn.Conv3d(channels, self.inner, 1)
         self.out = nn.Conv3d(self.inner, channels, 1)
         self.norm = norm(channels)
-        self.pool = nn.MaxPool3d((1, 2, 2)) if subsample else nn.Identity()
+        self.pool = nn.MaxPool3d((1, 2, 2)) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        values = self.pool(self.g(x)).flatten(2)
+        values = self._pooled(self.g, x).flatten(2)
         y = torch.bmm(values, self.weights(x).transpose(1, 2)).unflatten(2, x.shape[2:])
         return x + self.norm(self.out(y))
 
@@ -95,7 +100,7 @@ class NonLocal(nn.Module):
         """(N, all places, places left by the pool): f, normalised over the latter."""
         if self.kind == "gaussian":
             return torch.bmm(x.flatten(2).transpose(1, 2), self.pool(x).flatten(2)).softmax(dim=2)
-        theta, phi = self.theta(x), self.pool(self.phi(x))
+        theta, phi = self.theta(x), self._pooled(self.phi, x)
         if self.kind == "concatenation":
             first, second = self.weigh.weight.split(self.inner, dim=1)
             ours = F.conv3d(theta, first).flatten(2).transpose(1, 2)
@@ -105,6 +110,9 @@ class NonLocal(nn.Module):
         if self.kind == "embedded-gaussian":
             return (products * self.inner**-0.5).softmax(dim=2)
         return products / products.shape[2]
+
+    def _pooled(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(self.pool(x)) if self.first else self.pool(layer(x))
 
 
 class ResNetI3D(ResidualNetwork):
@@ -119,6 +127,7 @@ class ResNetI3D(ResidualNetwork):
             leaves maps of the same size. The second pool halves time in either.
         nonlocal_blocks: 0, 1, 5 or 10, in res3 and res4.
         nonlocal_kind: one of `NonLocal.KINDS`.
+        nonlocal_pool: "after" or "before", see `NonLocal`; the weights of the published code want "before".
         dropout: probability before the last layer.
         bn_momentum: of the running statistics, in torch's sense.
         bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
@@ -132,6 +141,7 @@ class ResNetI3D(ResidualNetwork):
         time_stride: int = 1,
         nonlocal_blocks: int = 0,
         nonlocal_kind: str = "embedded-gaussian",
+        nonlocal_pool: str = "after",
         dropout: float = 0.5,
         bn_momentum: float = 0.1,
         bn_frozen: bool = False,
@@ -150,7 +160,7 @@ class ResNetI3D(ResidualNetwork):
         layers[0].append(nn.MaxPool3d((2, 1, 1)))
         for layer, width, places in zip(layers[1:3], WIDTHS[1:3], BLOCKS[nonlocal_blocks], strict=True):
             for place in reversed(places):
-                layer.insert(place + 1, NonLocal(norm, 4 * width, nonlocal_kind))
+                layer.insert(place + 1, NonLocal(norm, 4 * width, nonlocal_kind, nonlocal_pool))
         span = 1 if time_stride == 1 else 3
         stem = nn.Sequential(
             *activated(convolution(in_channels, 64, (5, 7, 7), (time_stride, 2, 2)), norm(64)),

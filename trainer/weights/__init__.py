@@ -8,7 +8,18 @@ from types import ModuleType
 
 from torch import Tensor
 
-from trainer.weights import bundle, deepmind, hassony2, piergiaj, torchvision, tsm
+from trainer.weights import (
+    bundle,
+    caffe2,
+    deepmind,
+    hara,
+    hassony2,
+    piergiaj,
+    pyslowfast,
+    pytorchvideo,
+    torchvision,
+    tsm,
+)
 from trainer.weights.files import read_torch
 from trainer.weights.inflation import inflate, initialise
 from trainer.weights.keys import Description, WeightsError, check
@@ -22,6 +33,10 @@ FORMATS: dict[str, ModuleType] = {
     "torchvision": torchvision,
     "vmz": torchvision,
     "tsm": tsm,
+    "pyslowfast": pyslowfast,
+    "caffe2": caffe2,
+    "pytorchvideo": pytorchvideo,
+    "hara": hara,
 }
 """Whose weights are read, by the name of the format."""
 
@@ -34,8 +49,8 @@ def load(
     Nothing in the file is run. Scales of batch normalisation that it has are kept.
 
     Args:
-        path: a file of torch, or a TensorFlow checkpoint: what its files' names begin with, one of them, or
-            their folder.
+        path: a file of torch or Caffe2, or a TensorFlow checkpoint: what its files' names begin with, one of
+            them, or their folder.
         format: one of `FORMATS`, or "auto" for the one whose names the file's are.
         network: ours that they are of, where several of a format come into question.
 
@@ -44,7 +59,8 @@ def load(
     """
     path = Path(path)
     try:
-        state = bundle.read(path) if bundle.prefix(path) else read_torch(path)
+        read = bundle.read if bundle.prefix(path) else caffe2.read if caffe2.is_one(path) else read_torch
+        state = read(path)
         state_dict, description = _reader(state, format).convert(state, network)
         if network is not None and description.network != network:
             raise WeightsError(f"it is of {description.network}: leave out --network {network}")

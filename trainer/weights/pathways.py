@@ -1,0 +1,106 @@
+"""Where each weight of our I3D on ResNet-50 and of our SlowFast stands, of which others' names are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from trainer.networks.residual import DEPTHS
+from trainer.networks.resnet_i3d import BLOCKS
+from trainer.weights.keys import Description, WeightsError, fitted, stream_of
+
+PIXELS = {"mean": (0.45, 0.45, 0.45), "deviation": (0.225, 0.225, 0.225)}
+"""_C.DATA.MEAN and .STD in slowfast/config/defaults.py; pytorchvideo's model zoo has the same."""
+
+_UNITS = {
+    "conv1.0": "a",
+    "conv1.1": "a_norm",
+    "conv2.0": "b",
+    "conv2.1": "b_norm",
+    "conv3.0": "c",
+    "conv3.1": "c_norm",
+    "downsample.0": "shortcut",
+    "downsample.1": "shortcut_norm",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of one weight.
+
+    Attributes:
+        stage: 1 for the stem, 2 to 5 for res2 to res5, 6 for the last layer.
+        kind: "stem", "lateral" (after that stage), "block", "nonlocal" or "last".
+        pathway: 0, or 1 for the fast one.
+        number: of the residual block, for "block" and "nonlocal", which stands after it.
+        unit: "conv" or "norm" of a stem or lateral; of a block a, b, c or shortcut, or its norm ("a_norm");
+            theta, phi, g, out or norm of a non-local block.
+        part: "weight", "bias", "running_mean", "running_var" or "num_batches_tracked".
+    """
+
+    stage: int
+    kind: str
+    pathway: int
+    number: int
+    unit: str
+    part: str
+
+
+def place(ours: str, nonlocals: int = 0) -> Place:
+    """The place of the weight that we call `ours`, in a network with so many non-local blocks."""
+    layer, _, part = ours.rpartition(".")
+    first, *rest = layer.split(".")
+    if first == "fc":
+        return Place(6, "last", 0, 0, "", part)
+    if first == "laterals":
+        return Place(int(rest[0]) + 1, "lateral", 0, 0, ("conv", "norm")[int(rest[2])], part)
+    pathway = int(first == "fast")
+    if first in ("slow", "fast"):
+        first, *rest = f"layer{rest[0]}" if rest[0] != "0" else "stem", *rest[1:]
+    if first == "stem":
+        return Place(1, "stem", pathway, 0, ("conv", "norm")[int(rest[0])], part)
+    stage = int(first.removeprefix("layer")) + 1
+    kind, number = _inside(stage, nonlocals)[int(rest[0])]
+    unit = ".".join(rest[1:])
+    return Place(stage, kind, pathway, number, _UNITS[unit] if kind == "block" else unit, part)
+
+
+def _inside(stage: int, nonlocals: int) -> list[tuple[str, int]]:
+    """The modules of a stage of ours: each residual block, and the non-local one that may follow it."""
+    places = BLOCKS[nonlocals][stage - 3] if stage in (3, 4) else ()
+    return [
+        (kind, number)
+        for number in range(DEPTHS[50][stage - 2])
+        for kind in ("block", "nonlocal")
+        if kind == "block" or number in places
+    ]
+
+
+def convert(
+    format: str,
+    state: Mapping[str, Tensor],
+    theirs: Callable[[Place], str],
+    two: bool,
+    nonlocals: int = 0,
+) -> tuple[dict[str, Tensor], Description]:
+    """`state`, in which the weight of a place is called `theirs(place)`, as that of ours which it is of.
+
+    Of `two` pathways it is a SlowFast, of one I3D with so many non-local blocks. Raises WeightsError for a
+    key that is missing or unknown.
+    """
+    name = partial(place, nonlocals=nonlocals)
+    first, last = state.get(theirs(name("slow.0.0.weight"))), state.get(theirs(name("fc.weight")))
+    if first is None or last is None or first.ndim != 5 or last.ndim != 2:
+        raise WeightsError("its first or its last layer is missing: take the whole file")
+    described = [
+        Description(format, network, options, stream_of(first.shape[1]), last.shape[0], PIXELS)
+        for network, options in (
+            [("slowfast-4x16-r50", {}), ("slowfast-8x8-r50", {})]
+            if two
+            else [("i3d-r50", {"nonlocal_blocks": nonlocals, "nonlocal_pool": "before"} if nonlocals else {})]
+        )
+    ]
+    return fitted(state, described, lambda ours: theirs(name(ours)))

@@ -6,9 +6,9 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedRandom
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +119,37 @@ def find(path: str | Path) -> Path:
     return path
 
 
+def resolve(named: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str | None], ...]:
+    """The same with files in the place of RUN folders, each looked at once: a run may go on meanwhile."""
+    files = {path: str(find(path)) for path, _ in named}
+    return tuple((files[path], stream) for path, stream in named)
+
+
 def load(path: str | Path) -> Checkpoint:
     """The checkpoint at `path` (a file or a RUN folder), tensors on the CPU.
 
     Only tensors and plain values are read, so a hostile file can run nothing. Raises CheckpointError, also
     for a file that is cut short or in which a byte has changed.
     """
+    return read(path)[0]
+
+
+def read(path: str | Path) -> tuple[Checkpoint, str]:
+    """What `load` returns, and the sha256 in hex of the very file that it is from."""
     file = find(path)
-    _check_seal(file)
     try:
-        plain = torch.load(file, map_location="cpu", weights_only=True)
+        stream = file.open("rb")
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    with stream:
+        digest = _check_seal(file, stream)
+        stream.seek(0)
+        return _parse(file, stream), digest
+
+
+def _parse(file: Path, stream: BufferedReader) -> Checkpoint:
+    try:
+        plain = torch.load(stream, map_location="cpu", weights_only=True)
         if plain["format"] != FORMAT:
             raise CheckpointError(
                 f"{file} has format {plain['format']}, this trainer reads {FORMAT}: update it"
@@ -205,17 +226,18 @@ def _seal(stream: BufferedRandom) -> None:
     stream.write(f"sha256:{digest}".encode())
 
 
-def _check_seal(file: Path) -> None:
+def _check_seal(file: Path, stream: BufferedReader) -> str:
+    """The sha256 of the whole file, in hex. Raises CheckpointError where its end does not say the rest's."""
     digest = hashlib.sha256()
     try:
-        with file.open("rb") as stream:
-            left = file.stat().st_size - _SEAL_SIZE
-            while left > 0 and (part := stream.read(min(left, 1 << 20))):
-                digest.update(part)
-                left -= len(part)
-            seal = _SEAL.match(stream.read())
+        left = os.fstat(stream.fileno()).st_size - _SEAL_SIZE
+        while left > 0 and (part := stream.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        end = stream.read()
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error.strerror}): look at its disk") from error
+        raise _unreadable(file, error) from error
+    seal = _SEAL.match(end)
     if seal is None:
         raise CheckpointError(
             f"{file} is cut short, or no checkpoint of this trainer: take another, or make one of another "
@@ -223,3 +245,9 @@ def _check_seal(file: Path) -> None:
         )
     if seal[1].decode() != digest.hexdigest():
         raise CheckpointError(f"{file} is damaged, its bytes are not those that were written: take another")
+    digest.update(end)
+    return digest.hexdigest()
+
+
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{file} cannot be read ({error.strerror}): look at its disk")

@@ -35,6 +35,7 @@ class Ensemble:
     towers: Mapping[str, Tower]
     inputs: Mapping[str, Input]
     files: Mapping[str, Path]
+    digests: Mapping[str, str]  # of the files, sha256 in hex
     origins: Mapping[str, Checkpoint]
     classes: tuple[str, ...]
 
@@ -100,13 +101,13 @@ def load(named: Named) -> Ensemble:
     Raises CheckpointError: one is absent, damaged or of another stream, or they differ in classes or rate.
     """
     towers: dict[str, Tower] = {}
-    inputs, files, origins = {}, {}, {}
-    for path, wanted in named:
-        checkpoint = checkpoints.load(path)
+    inputs, files, digests, origins = {}, {}, {}, {}
+    for path, wanted in checkpoints.resolve(named):
+        checkpoint, digest = checkpoints.read(path)
         for stream, tower in restore(checkpoint, wanted).items():
             towers[stream], origins[stream] = tower, checkpoint
             inputs[stream] = replace(checkpoint.input, stream=stream)
-            files[stream] = checkpoints.find(path)
+            files[stream], digests[stream] = Path(path), digest
     order = [s for s in (*STREAMS, "both") if s in towers]
     first = origins[order[0]]
     for stream in order[1:]:
@@ -123,6 +124,7 @@ def load(named: Named) -> Ensemble:
         {s: towers[s] for s in order},
         {s: inputs[s] for s in order},
         {s: files[s] for s in order},
+        {s: digests[s] for s in order},
         {s: origins[s] for s in order},
         first.classes,
     )

@@ -40,7 +40,10 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Job:
-    """One call of ``evaluate``: which checkpoints (with a stream, or None for all it has), which clips."""
+    """One call of ``evaluate``: which checkpoints (with a stream, or None for all it has), which clips.
+
+    `main` takes RUN folders too; `evaluate` names in its scores what stands here.
+    """
 
     checkpoints: tuple[tuple[str, str | None], ...]
     data: tuple[str, ...]
@@ -75,7 +78,7 @@ def evaluate(job: Job, group: distributed.Group) -> dict[str, Any]:
         "split": _split(job),
         "views": " and ".join(dict.fromkeys(views)),
         "repeat_frame": job.repeat_frame,
-        "checkpoints": [str(checkpoints.find(path)) for path, _ in job.checkpoints],
+        "checkpoints": [path for path, _ in job.checkpoints],
         **scores,
     }
 
@@ -182,9 +185,9 @@ def table(scores: Mapping[str, Any]) -> str:
 
 
 def output_path(job: Job) -> Path:
-    """RUN/evaluate-<split>.json, RUN being the folder of the first checkpoint."""
+    """RUN/evaluate-<split>.json, RUN being the folder of the first checkpoint's file."""
     kind = "-repeat-frame" if job.repeat_frame else ""
-    return checkpoints.find(job.checkpoints[0][0]).parent / f"evaluate-{_split(job)}{kind}.json"
+    return Path(job.checkpoints[0][0]).parent / f"evaluate-{_split(job)}{kind}.json"
 
 
 def _split(job: Job) -> str:
@@ -194,6 +197,8 @@ def _split(job: Job) -> str:
 def main(job: Job, output: Path | None) -> dict[str, Any]:
     """Evaluates in the group that torchrun started, and writes the scores as JSON."""
     with distributed.join() as group:
+        files = group.from_first(lambda: checkpoints.resolve(job.checkpoints))  # of runs that may go on
+        job = replace(job, checkpoints=files)
         path = output or output_path(job)
         if group.first:
             path.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours

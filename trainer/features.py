@@ -5,7 +5,6 @@ A video's file does not depend on which others shared its batches. Reading is `t
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -330,7 +329,7 @@ def _settle(storage: Storage, job: Job, towers: Ensemble) -> None:
             {
                 "stream": stream,
                 "network": origin.network,
-                "sha256": hashlib.sha256(towers.files[stream].read_bytes()).hexdigest(),
+                "sha256": towers.digests[stream],
                 "input": asdict(towers.inputs[stream]),
             }
             for stream, origin in towers.origins.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from every_network import FRAMES, LIGHT
 
 from pipeline import dataset
 from trainer import checkpoint as checkpoints
-from trainer import distributed, evaluate, networks
+from trainer import distributed, ensemble, evaluate, networks
 from trainer import train as training
 from trainer.__main__ import main
 from trainer.configuration import resolve
@@ -203,6 +204,31 @@ def test_the_views_of_every_family_are_its_logits_averaged(tmp_path, name):
     torch.testing.assert_close(
         found, torch.stack(one_by_one), rtol=1e-3, atol=1e-3 * found.abs().max().item()
     )
+
+
+def test_what_looks_at_a_run_that_goes_on_takes_one_checkpoint_of_it_and_names_that_one(
+    root, run, tmp_path, monkeypatch
+):
+    going = tmp_path / "run"
+    known = checkpoints.load(run)
+    going.mkdir()
+    first = checkpoints.save(going, replace(known, steps=1))
+    digest = hashlib.sha256(first.read_bytes()).hexdigest()
+
+    def meanwhile(*arguments):
+        checkpoints.save(going, replace(known, steps=2))
+        return restore(*arguments)
+
+    monkeypatch.setattr(evaluate, "restore", meanwhile)
+    call = ["evaluate", "--data", str(root), "--rgb", str(going), "--flow", str(going), "--workers", "0"]
+    assert main(call) == 0
+    written = json.loads((going / "evaluate-val.json").read_text())
+    assert written["checkpoints"] == [str(first), str(first)]
+    going.joinpath("checkpoint-000000002.pt").unlink()
+    monkeypatch.setattr(ensemble, "restore", meanwhile)
+    found = ensemble.load(((str(going), "rgb"), (str(going), "flow")))
+    assert set(found.files.values()) == {first}
+    assert set(found.digests.values()) == {digest}
 
 
 def test_a_network_that_takes_no_whole_clips_says_so(tmp_path, capsys):

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+from trainer import launch
 from trainer.commands import evaluate, export, features, import_weights, networks, predict, train
 
 COMMANDS = (train, evaluate, features, predict, networks, import_weights, export)
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         rank = f"rank {os.environ.get('RANK', 0)}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
         print(f"{rank}{_sentence(error)}", file=sys.stderr)
+        if _fails_again(error):
+            launch.end()
         return 2 if _is_wrong_call(error) else 1
 
 
@@ -74,6 +77,17 @@ def _is_wrong_call(error: Exception) -> bool:
 
     wrong = ConfigurationError | RowsError | CacheError | ListError
     return isinstance(error, wrong) and not isinstance(error, DamagedError)
+
+
+def _fails_again(error: Exception) -> bool:
+    """Whether the same call would come to the same end, so that no launcher need repeat it."""
+    from trainer.checkpoint import CheckpointError
+    from trainer.data.loader import TooManyFailures
+    from trainer.train import Interrupted, TrainingError
+    from trainer.weights import WeightsError
+
+    final = TrainingError | TooManyFailures | CheckpointError | WeightsError
+    return _is_wrong_call(error) or (isinstance(error, final) and not isinstance(error, Interrupted))
 
 
 if __name__ == "__main__":

@@ -112,3 +112,22 @@ def test_torchrun_starts_a_run_with_a_killed_rank_again_and_it_starts_over_but_o
     assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in wanted], rel=1e-4)
     assert not earlier.exists()
     assert checkpoints.load(run).steps == STEPS
+
+
+def refused(root: Path, run: Path, *more: str) -> str:
+    """Calls what cannot be trained, with three restarts; returns what is said."""
+    options = ["--standalone", "--nproc-per-node", "1", "--max-restarts", "3"]
+    with nodes.torchrun(options, [*call(root, run), *more], run.with_suffix(".log")) as n:
+        assert n.process.wait(120) != 0
+    return run.with_suffix(".log").read_text()
+
+
+def test_torchrun_does_not_repeat_a_wrong_call(root, tmp_path):
+    assert refused(root, tmp_path / "run", "--network", "i4d").count("no network 'i4d'") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_does_not_repeat_a_training_that_would_fail_again(root, tmp_path):
+    said = refused(root, tmp_path / "run", "--lr", "1e18")
+    assert said.count("lower --lr") == 1
+    assert "step 1/24" in said

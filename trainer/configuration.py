@@ -14,11 +14,11 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from trainer import networks
+from trainer.choices import PRECISIONS
 from trainer.data.batch import Input
 from trainer.optimisation import Optimisation
 
 FOLDER = Path(__file__).parent / "configurations"
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 FREE = {"workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures"}
 """Settings of a run that change nothing in what is learned: a resume may have others."""
 FED = ("mean", "deviation", "rate", "stride")

@@ -195,8 +195,10 @@ def test_inputs_that_fail_are_listed_with_their_reason_and_the_others_are_done(
     (mixed / "notes.txt").write_text("no video")
     with Site(videos, {}) as site:
         call = ["features", str(mixed), f"{site.url}/two.mp4", f"{site.url}/gone.mp4", "--rgb", str(rgb_only)]
-        assert main([*call, "--output", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
+        assert main([*call, "--output", str(tmp_path / "out")]) == 0
+        said = capsys.readouterr().err
+        assert main([*call, "--output", str(tmp_path / "out"), "--strict"]) == 1
+    assert main(["features", str(mixed / "page.mp4"), *call[-2:], "--output", str(tmp_path / "none")]) == 1
     assert "2 written, 0 there before, 3 failed" in said
     lines = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
     reasons = {Path(line["input"]).name: line["reason"] for line in lines}

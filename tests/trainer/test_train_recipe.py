@@ -292,6 +292,8 @@ def test_the_published_lists_say_what_trains_and_what_tests(root, tmp_path, caps
     assert main(["evaluate", *call, "--checkpoint", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"] == 2
     assert (tmp_path / "run" / "evaluate-test.json").exists()
+    assert main(["evaluate", *call, "--checkpoint", str(tmp_path / "run"), "--split", "val"]) == 2
+    assert "leave out --split" in capsys.readouterr().err
     assert main(["train", "--data", str(root), *small_, *run, "--workers", "0"]) == 2  # without the lists
     assert "other clips" in capsys.readouterr().err
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from trainer.data.cache import Cache
     from trainer.data.lists import Lists
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
 PUBLISHED = (
     "DeepMind's I3D is published in github.com/google-deepmind/kinetics-i3d, data/checkpoints, and "
     "python -m trainer import --format deepmind PATH --output CKPT makes a checkpoint of it"
@@ -85,3 +83,8 @@ def checkpoints(options: argparse.Namespace) -> tuple[tuple[str, str | None], ..
         raise ConfigurationError("name either --checkpoint, or --rgb, --flow or both")
     named = [(options.checkpoint, None), (options.rgb, "rgb"), (options.flow, "flow")]
     return tuple((path, stream) for path, stream in named if path)
+
+
+def failed(failures: int, done: int, strict: bool) -> int:
+    """The exit code of a run over inputs: 1 where any failed if `strict`, else where nothing was done."""
+    return 1 if failures and (strict or not done) else 0

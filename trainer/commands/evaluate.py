@@ -7,14 +7,15 @@ import json
 import os
 from pathlib import Path
 
-from trainer.commands import PRECISIONS, add_checkpoints, add_data, cache, checkpoints, command, lists
+from trainer.choices import PRECISIONS
+from trainer.commands import add_checkpoints, add_data, cache, checkpoints, command, lists
 
 
 def add(commands) -> None:
     """Enters the command."""
     evaluate = command(commands, "evaluate", _run, "top-1 and top-5 of a split, by stream and joint")
     add_data(evaluate)
-    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
+    evaluate.add_argument("--split", choices=("train", "val", "test"), help="default val")
     add_checkpoints(evaluate)
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="default RUN/evaluate-<split>.json")
     evaluate.add_argument(
@@ -32,11 +33,14 @@ def add(commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from trainer import evaluate
+    from trainer.configuration import ConfigurationError
 
+    if options.split and options.split_file:
+        raise ConfigurationError("--split-file says by itself which clips test: leave out --split")
     job = evaluate.Job(
         checkpoints=checkpoints(options),
         data=tuple(options.data),
-        split=options.split,
+        split=options.split or "val",
         views=options.views,
         repeat_frame=options.repeat_frame,
         workers=options.workers,

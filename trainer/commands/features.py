@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trainer.commands import PRECISIONS, add_checkpoints, checkpoints, command
+from trainer.choices import PRECISIONS
+from trainer.commands import add_checkpoints, checkpoints, command, failed
 
 
 def add(commands) -> None:
@@ -40,6 +41,9 @@ def add(commands) -> None:
         help="videos read at once; default one a core, 8 at most",
     )
     features.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    features.add_argument(
+        "--strict", action="store_true", help="end with 1 where any input failed, not only all"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -63,4 +67,4 @@ def _run(options: argparse.Namespace) -> int:
     )
     if outcome.failed:
         print(f"{options.output}/{FAILED} says why", file=sys.stderr)
-    return 1 if outcome.failed else 0
+    return failed(len(outcome.failed), outcome.written + outcome.kept, options.strict)

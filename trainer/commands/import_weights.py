@@ -6,12 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from trainer.choices import FORMATS
 from trainer.commands import command
-
-FORMATS = (
-    *("deepmind", "piergiaj", "hassony2", "torchvision", "vmz", "tsm"),
-    *("pyslowfast", "caffe2", "pytorchvideo", "hara"),
-)
 
 
 def add(commands) -> None:

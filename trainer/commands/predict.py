@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.commands import PRECISIONS, add_checkpoints, checkpoints, command
+from trainer.choices import PRECISIONS
+from trainer.commands import add_checkpoints, checkpoints, command, failed
 
 
 def add(commands) -> None:
@@ -22,6 +23,9 @@ def add(commands) -> None:
     )
     predict.add_argument("--threads", type=int, metavar="N", help="for the flow; default: one a core")
     predict.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    predict.add_argument(
+        "--strict", action="store_true", help="end with 1 where any video failed, not only all"
+    )
     predict.add_argument("--json", action="store_true", help="print a JSON list, one object a video")
 
 
@@ -49,4 +53,7 @@ def _run(options: argparse.Namespace) -> int:
                 print(f"{probability:.4f}\t{label}", flush=True)
     if options.json:
         print(json.dumps([answer.as_dict() for answer in found], indent=2))
-    return 0 if len(found) == len(options.videos) else 1
+    missing = len(options.videos) - len(found)
+    if missing and len(options.videos) > 1:
+        print(f"{missing} of {len(options.videos)} videos failed", file=sys.stderr)
+    return failed(missing, len(found), options.strict)

@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.commands import PRECISIONS, add_data, cache, command, lists
+from trainer.choices import PRECISIONS
+from trainer.commands import add_data, cache, command, lists
 
 
 def add(commands) -> None:

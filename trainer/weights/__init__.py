@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor
 
-from trainer.weights import (
-    bundle,
-    caffe2,
-    deepmind,
-    hara,
-    hassony2,
-    piergiaj,
-    pyslowfast,
-    pytorchvideo,
-    torchvision,
-    tsm,
-)
+from trainer.choices import FORMATS
+from trainer.weights import bundle, caffe2
 from trainer.weights.files import read_torch
 from trainer.weights.inflation import inflate, initialise
 from trainer.weights.keys import Description, WeightsError, check
 
-__all__ = ["FORMATS", "Description", "WeightsError", "inflate", "initialise", "load"]
+__all__ = ["Description", "WeightsError", "inflate", "initialise", "load"]
 
-FORMATS: dict[str, ModuleType] = {
-    "deepmind": deepmind,
-    "piergiaj": piergiaj,
-    "hassony2": hassony2,
-    "torchvision": torchvision,
-    "vmz": torchvision,
-    "tsm": tsm,
-    "pyslowfast": pyslowfast,
-    "caffe2": caffe2,
-    "pytorchvideo": pytorchvideo,
-    "hara": hara,
+_READERS: dict[str, ModuleType] = {
+    name: importlib.import_module(f"{__name__}.{module}") for name, module in FORMATS.items()
 }
-"""Whose weights are read, by the name of the format."""
 
 
 def load(
@@ -51,7 +32,7 @@ def load(
     Args:
         path: a file of torch or Caffe2, or a TensorFlow checkpoint: what its files' names begin with, one of
             them, or their folder.
-        format: one of `FORMATS`, or "auto" for the one whose names the file's are.
+        format: one of `trainer.choices.FORMATS`, or "auto" for the one whose names the file's are.
         network: ours that they are of, where several of a format come into question.
 
     Raises WeightsError for a damaged file, one of no known format, and a key that is missing, unknown
@@ -73,8 +54,8 @@ def load(
 
 def _reader(state: Mapping[str, Tensor], format: str) -> ModuleType:
     if format != "auto":
-        return FORMATS[format]
-    for reader in FORMATS.values():
+        return _READERS[format]
+    for reader in _READERS.values():
         if reader.matches(state):
             return reader
     first = next(iter(state), None)

@@ -21,7 +21,7 @@ class Description:
     """What a file of weights holds.
 
     Attributes:
-        format: whose, one of `trainer.weights.FORMATS`.
+        format: whose, one of `trainer.choices.FORMATS`.
         network, options: ours that they are of, and its builder's options.
         stream: "rgb" or "flow".
         classes: number of logits.

@@ -54,6 +54,12 @@ NAMES = tuple(dict.fromkeys(name for name, _ in PUBLISHED))
 LIGHT = ("mc2-18", "s3d-g", "two-stream", "tsn-bninception", "ir-csn-50")
 """Networks that train two steps in about a second, one of most families; the others do so in test-slow."""
 
+FAMILIES = (
+    *(*LIGHT, "i3d", "tsm-r50", "slowfast-8x8-r50", "convnet-lstm", "c3d-bn", "fused-3d"),
+    *("i3d-r50-nl5", "hara-r3d-18", "artnet-18", "smallbig-r50"),
+)
+"""One network of every family, and whatever else is unlike it."""
+
 FRAMES = {"c3d-bn": 16, "two-stream": 10, "fused-3d": 20, "tsn-bninception": 10, "s3d": 9, "s3d-g": 9} | {
     "i3d": 9,
     "i3d-bottom-heavy": 9,

@@ -16,7 +16,7 @@ import small_network
 import tiny_dataset
 import torch
 from campaigns import make_videos
-from every_network import FRAMES, LIGHT
+from every_network import FAMILIES, FRAMES
 
 from demo.site import Site
 from pipeline import clip
@@ -279,7 +279,7 @@ def test_memory_does_not_grow_with_the_length_of_the_video(both, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*LIGHT, "i3d", "tsm-r50", "slowfast-8x8-r50"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_gives_the_features_of_a_window(name, tmp_path):
     entry = networks.entry(name)
     streams = ("both",) if entry.streams[0] == "both" and not entry.two_towers else ("rgb",)

@@ -16,7 +16,7 @@ import pytest
 import small_network
 import tiny_dataset
 import torch
-from every_network import FRAMES, LIGHT
+from every_network import FAMILIES, FRAMES
 
 from pipeline import dataset
 from trainer import checkpoint as checkpoints
@@ -167,7 +167,7 @@ def test_the_views_of_a_network_are_those_of_its_paper(name, views):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*LIGHT, "i3d", "tsm-r50", "slowfast-8x8-r50"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_views_of_every_family_are_its_logits_averaged(tmp_path, name):
     root = tiny_dataset.publish(tmp_path / "data", {"val": 2}, frames=(30, 26))
     streams = ("both",) if networks.entry(name).streams == ("both",) else ("rgb",)

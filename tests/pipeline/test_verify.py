@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from published import ROWS, key, prepare, sample, video
+from published import ROWS, Row, key, prepare, sample, video
 
 from pipeline import dataset, shards
 from pipeline.layout import INDEX_SCHEMA, OUTCOME_SCHEMA
@@ -357,3 +357,18 @@ def test_a_takedown_that_keeps_offsets_passes_and_its_key_is_gone(root):
         opened.read(removed)
     read = webdataset.WebDataset(sorted(map(str, root.glob("shards/train-*"))), shardshuffle=False)
     assert len([s["__key__"] for s in read]) == 2
+
+
+@pytest.mark.slow
+def test_a_thousand_clips_are_verified_in_parallel_and_the_one_damaged_shard_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("published.video", lambda number, flow=False: video(number % 3, flow))
+    prepare(tmp_path, tuple(Row(f"video-{number:05d}") for number in range(1000))).publish()
+    report = verify(tmp_path, workers=2)
+    assert report.breaches == []
+    assert report.checked["clips decoded"] == 1000
+    row = dataset.open(tmp_path).index("train").to_pylist()[777]
+    with open(tmp_path / row["shard"], "r+b") as file:
+        file.seek(row["rgb_offset"] + row["rgb_size"] // 2)
+        file.write(b"damaged!")
+    breaches = verify(tmp_path, workers=2, sample=0.02).breaches
+    assert breaches == [f"{row['shard']} has another sha256 than dataset.json says"]

@@ -31,17 +31,21 @@ settings=$(printf '%q ' NODES="${NODES:-${#hosts[@]}}" ENDPOINT="${RENDEZVOUS:-$
 arguments=$(printf '%q ' "$@")
 
 lines=()
+note() { # where this call keeps the process number of its machine $1; homes may be shared
+    printf '~/.quovadis-%q-"$(uname -n)"-%s.pid' "$id" "$1"
+}
 for number in "${!hosts[@]}"; do
     # The shell there becomes the node, so its process number is the node's: `stop` asks for it.
     "${ssh[@]}" "${hosts[$number]}" \
-        "cd $(printf '%q' "$repository") && echo \$\$ > ~/.quovadis-$id-$number.pid &&" \
+        "cd $(printf '%q' "$repository") && echo \$\$ > $(note "$number") &&" \
         "exec env $settings deploy/train/node.sh $arguments" &
     lines+=($!)
 done
 stop() {
     trap '' TERM INT
-    for number in "${!hosts[@]}"; do
-        "${ssh[@]}" "${hosts[$number]}" "kill -TERM \$(cat ~/.quovadis-$id-$number.pid)" || true
+    for number in "${!hosts[@]}"; do # the number may be another program's by now
+        "${ssh[@]}" "${hosts[$number]}" "pid=\$(cat $(note "$number")) &&" \
+            "grep -qa -e torch.distributed.run -e node.sh /proc/\$pid/cmdline && kill -TERM \$pid" || true
     done
 }
 trap stop TERM INT

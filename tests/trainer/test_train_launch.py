@@ -103,6 +103,50 @@ def test_a_loop_without_machines_says_how_it_is_called():
     assert (done.returncode, done.stderr.startswith("usage: ")) == (2, True)
 
 
+def test_a_machine_that_joins_again_from_a_shared_home_is_not_taken_for_another(tmp_path):
+    """Stand-ins for ssh, which gives each machine its name, and for torchrun, which waits to be stopped."""
+    said = tmp_path / "said"
+    said.touch()
+    stubs = {
+        "ssh": f'host=$1; shift; PATH="{tmp_path}/$host:$PATH" NAME=$host exec sh -c "$*"',
+        "torchrun": f'trap "echo $NAME $$ ended >> {said}; exit 1" TERM; echo $NAME $$ started >> {said}; '
+        "while :; do sleep 0.1; done",
+        "n1/uname": "echo n1",
+        "n2/uname": "echo n2",
+    }
+    for name, body in stubs.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    settings = {"SSH": str(tmp_path / "ssh"), "PYTHON": str(tmp_path / "torchrun"), "HOME": str(tmp_path)}
+
+    def loop(*hosts: str) -> subprocess.Popen:
+        call = [FOLDER / "ssh.sh", *hosts, "--", "--data", "set"]
+        return subprocess.Popen(call, env={**os.environ, **settings})
+
+    def until(lines: int) -> list[str]:
+        deadline = time.monotonic() + 60
+        while len(found := said.read_text().splitlines()) < lines:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        return found
+
+    first = loop("n1", "n2")
+    before = until(2)
+    again = loop("n2")
+    (joined,) = set(until(3)) - set(before)
+    first.terminate()
+    assert first.wait(60) != 0
+    assert {line.replace("ended", "started") for line in until(5)[3:]} == set(before)
+    (pid_file,) = tmp_path.glob(".quovadis-*-n2-0.pid")
+    pid_file.write_text(str(os.getpid()))  # no torchrun's
+    again.terminate()
+    time.sleep(1)
+    assert again.poll() is None
+    os.kill(int(joined.split()[1]), signal.SIGTERM)
+    assert again.wait(60) != 0
+
+
 @pytest.mark.slow
 def test_the_ssh_loop_trains_on_two_nodes_stops_saved_and_goes_on(tmp_path):
     """What stands for ssh runs the command here; both nodes are on loopback."""

@@ -14,5 +14,6 @@ FORMATS = {
     "caffe2": "caffe2",
     "pytorchvideo": "pytorchvideo",
     "hara": "hara",
+    "bninception": "bninception",
 }
 """Whose weights are read, and the module of `trainer.weights` that reads them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from trainer.ensemble import refusal
 from trainer.towers import Pictures, Tower, autocast, precision_for, restore
 
 STREAMS = ("rgb", "flow", "joint")
+
+_AT_ONCE = 8  # views that a network takes at a time: memory does not grow with those of a clip
 
 
 class Stopped(RuntimeError):
@@ -115,10 +117,16 @@ def predict(
         failures += batch.failures
         with torch.inference_mode(), autocast(group.device, precision):
             for stream, tower in towers.items():
-                by_view = tower(pictures).unflatten(0, (-1, batch.views))
-                logits[stream].append(by_view.mean(1).cpu()[there])
+                by_view = torch.cat([tower(some) for some in _portions(pictures)])
+                logits[stream].append(by_view.unflatten(0, (-1, batch.views)).mean(1).cpu()[there])
     mine = (keys, torch.cat(targets), {s: torch.cat(x) for s, x in logits.items()}, failures)
     return _in_order(group.gather(mine))
+
+
+def _portions(pictures: Pictures) -> Iterator[Pictures]:
+    rgb, flow = (None if x is None else x.split(_AT_ONCE) for x in pictures)
+    for number in range(len(rgb or flow or ())):
+        yield None if rgb is None else rgb[number], None if flow is None else flow[number]
 
 
 def still(pictures: Pictures) -> Pictures:

@@ -144,6 +144,7 @@ def test_a_network_published_for_clips_of_its_length_never_sees_more_unless_told
     call = ["evaluate", "--data", str(root), "--rgb", str(tmp_path / "run"), "--workers", "0", "--output"]
     for more, views, sizes in (
         ([], "2x3", {(6, 9)}),
+        (["--views", "4x3"], "4x3", {(8, 9), (4, 9)}),
         (["--views", "1x1"], "1x1", {(1, 9)}),
         (["--views", "whole"], "whole clip", {(1, 26), (1, 30)}),
     ):

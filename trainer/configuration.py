@@ -87,7 +87,7 @@ class Configuration:
     input: Input
     optimisation: Optimisation
     run: Run
-    named: frozenset[str] = field(default=frozenset(), compare=False)
+    named: tuple[str, ...] = field(default=(), compare=False)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values, in the sections of a configuration file."""
@@ -131,7 +131,7 @@ def resolve(file: str | None, flags: Sections) -> Configuration:
     merged = default
     for layer in (named, given):
         merged = _over(merged, layer)
-    return replace(from_dict(merged), named=frozenset(named.get("input", {})) | given.get("input", {}).keys())
+    return replace(from_dict(merged), named=tuple(sorted({*named.get("input", {}), *given.get("input", {})})))
 
 
 def read(file: str) -> dict[str, dict[str, Any]]:

@@ -250,7 +250,9 @@ def test_a_file_or_a_flag_names_a_setting_and_a_networks_default_does_not(tmp_pa
     file.write_text("[input]\nstride = 1\n")
     flags = {"network": {"name": "r3d-18"}, "input": {"frames": 8, "crop": None}}
     weights = Input(mean=(0.4, 0.4, 0.4), stride=2)
-    fed = fed_as(resolve(str(file), flags), weights).input
+    settings = resolve(str(file), flags)
+    assert settings.named == ("frames", "stride")  # in one order: launches tell their call by its repr
+    fed = fed_as(settings, weights).input
     assert (fed.mean, fed.stride, fed.frames) == (weights.mean, 1, 8)
     assert fed_as(resolve(None, flags), weights).input.stride == 2
 

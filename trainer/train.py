@@ -43,6 +43,10 @@ class Interrupted(TrainingError):
     """SIGTERM or Ctrl-C; the run was saved first."""
 
 
+Generations = tuple[tuple[str, ...], ...]
+"""Names of generations, of each data set."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One call of ``train``: what, on which data sets, into which folder, from where."""
@@ -54,6 +58,7 @@ class Job:
     init: str | None = None  # a checkpoint to start from, or imagenet:FILE
     cache: Cache | None = None  # of what is read from elsewhere
     lists: Lists | None = None  # published lists of what trains and what tests, instead of the splits
+    generations: str = "kept"  # kept: those that the run began with | latest: new ones join as epochs begin
 
 
 def train(job: Job) -> Path:
@@ -62,47 +67,64 @@ def train(job: Job) -> Path:
     Raises ConfigurationError, CheckpointError, TrainingError, RowsError, TooManyFailures.
     """
     with distributed.join() as group, recording.Interrupt() as interrupt:
-        training = set_up(job, group)
-        run = training.configuration.run
-        recorder = recording.Recorder(job.output, training.done, training.steps) if group.first else None
-
-        def told() -> bool:
-            return interrupt.requested
-
-        try:
-            if training.evaluation_due:  # the run was killed before the last epoch's was kept
-                training.evaluate(job.output, recorder, told)
-            last = time.monotonic()
-            for parts in by_step(training.batches(training.start, training.steps - training.done)):
-                record = training.step(parts)
-                now = time.monotonic()
-                record |= {"clips_per_second": run.batch_size / (now - last)}
-                last = now
-                if recorder:
-                    recorder.step(record)
-                epoch_ends = training.start[1] == 0
-                stop = training.anyone(interrupt.requested)
-                if training.finished or training.evaluation_due:
-                    training.reestimate()
-                if training.done % run.checkpoint_every == 0 or epoch_ends or training.finished or stop:
-                    training.save(job.output)
-                if stop and (training.evaluation_due or not training.finished):
-                    raise Interrupted(
-                        f"Stopped at step {training.done} of {training.steps}, saved in {job.output}: "
-                        "the same command goes on from there"
-                    )
-                if training.evaluation_due:
-                    training.evaluate(job.output, recorder, told)
-                    last = time.monotonic()
-        except Stopped:
-            raise Interrupted(
-                f"Stopped in the evaluation after step {training.done}, saved in {job.output}: "
-                "the same command goes on from there"
-            ) from None
-        finally:
-            if recorder:
-                recorder.close()
+        while _go(job, set_up(job, group), interrupt):
+            job = replace(job, resume="auto")
         return checkpoints.find(job.output)
+
+
+def _go(job: Job, training: Training, interrupt: recording.Interrupt) -> bool:
+    """Trains to the run's length; or to the end of an epoch, and True, where new clips are to join."""
+    group, run = training.group, training.configuration.run
+    recorder = recording.Recorder(job.output, training.done, training.steps) if group.first else None
+
+    def told() -> bool:
+        return interrupt.requested
+
+    try:
+        if training.evaluation_due:  # the run was killed before the last epoch's was kept
+            training.evaluate(job.output, recorder, told)
+        last = time.monotonic()
+        for parts in by_step(training.batches(training.start, training.steps - training.done)):
+            record = training.step(parts)
+            now = time.monotonic()
+            record |= {"clips_per_second": run.batch_size / (now - last)}
+            last = now
+            if recorder:
+                recorder.step(record)
+            epoch_ends = training.start[1] == 0
+            stop = training.anyone(interrupt.requested)
+            if training.finished or training.evaluation_due:
+                training.reestimate()
+            if training.done % run.checkpoint_every == 0 or epoch_ends or training.finished or stop:
+                training.save(job.output)
+            if stop and (training.evaluation_due or not training.finished):
+                raise Interrupted(
+                    f"Stopped at step {training.done} of {training.steps}, saved in {job.output}: "
+                    "the same command goes on from there"
+                )
+            if training.evaluation_due:
+                training.evaluate(job.output, recorder, told)
+                last = time.monotonic()
+            if epoch_ends and not training.finished and _latest(job, training.rows, group):
+                return True
+    except Stopped:
+        raise Interrupted(
+            f"Stopped in the evaluation after step {training.done}, saved in {job.output}: "
+            "the same command goes on from there"
+        ) from None
+    finally:
+        if recorder:
+            recorder.close()
+    return False
+
+
+def _latest(job: Job, rows: Rows, group: distributed.Group) -> Generations | None:
+    """The data sets' generations, where the run is to have them and `rows` are not of all; else None."""
+    if job.generations != "latest":
+        return None
+    split = "train" if job.lists is None else job.lists.train
+    found = group.from_first(lambda: open_rows(job.data, split, ()).generations)
+    return found if found != rows.generations else None
 
 
 def set_up(job: Job, group: distributed.Group) -> Training:
@@ -113,14 +135,19 @@ def set_up(job: Job, group: distributed.Group) -> Training:
         raise TrainingError(f"The ranks find different checkpoints in {job.output}: put it where all see it")
     streams, splits = job.configuration.input.streams, ("train", "val") if job.lists is None else job.lists
     rows = open_rows(job.data, splits[0], streams, before.generations if before else None)
-    wanted = job.configuration.run.evaluate_every > 0
-    held_out = open_rows(job.data, splits[1], streams, rows.generations) if wanted else None
     configuration = with_flow_bound(job.configuration, rows.flow_bound)
     origin = group.from_first(lambda: origins.find(str(job.init))) if job.init and not before else None
     given = before or (checkpoints.load(origin.file) if origin and not origin.image else None)
     if given:
         configuration = fed_as(configuration, given.input)
     group.from_first(lambda: _same_run(job, configuration, before, rows))
+    if before and before.state["step"] == 0 and (latest := _latest(job, rows, group)):
+        older, rows = rows, open_rows(job.data, splits[0], streams, latest)
+        if group.first:
+            epoch = before.state["epoch"]
+            print(f"New generations join epoch {epoch}: {len(rows)} clips, not {len(older)}", file=sys.stderr)
+    wanted = configuration.run.evaluate_every > 0
+    held_out = open_rows(job.data, splits[1], streams, rows.generations) if wanted else None
     built = _built(configuration, len(rows.classes))
     if before:
         for stream, tower in built.items():

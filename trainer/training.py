@@ -63,7 +63,9 @@ class Training:
             self.steps_per_epoch = order.steps_per_epoch(places, run.batch_size)
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
-        self.steps = run.steps or (run.epochs or 0) * self.steps_per_epoch
+        epoch, step = self.start  # the epochs before may have been of fewer clips
+        left = ((run.epochs or 0) - epoch) * self.steps_per_epoch - step
+        self.steps = run.steps or self.done + left
         self.objectives = {s: self.group.wrap(towers.Objective(t)) for s, t in self.towers.items()}
         self.optimiser = sgd(self.towers.values(), self.configuration.optimisation)
         self.precision = towers.precision_for(self.group.device, run.precision)

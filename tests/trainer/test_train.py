@@ -20,7 +20,8 @@ import torch
 from trainer import checkpoint as checkpoints
 from trainer import train as training
 from trainer.configuration import Configuration, ConfigurationError, from_dict, resolve
-from trainer.data.rows import RowsError
+from trainer.data import order
+from trainer.data.rows import RowsError, open_rows
 
 PROGRAM = str(Path(small_network.__file__))
 TINY = ["--network", "small", "--frames", "9", "--short-side", "32", "--crop", "32", "--workers", "0"]
@@ -44,7 +45,7 @@ def root(tmp_path_factory) -> Path:
     return tiny_dataset.publish(tmp_path_factory.mktemp("data"), frames=(30,))
 
 
-def tiny(stream: str = "rgb", steps: int = 4, network: dict | None = None, **run) -> Configuration:
+def tiny(stream: str = "rgb", steps: int | None = 4, network: dict | None = None, **run) -> Configuration:
     flags = {
         "network": {"name": "small", **(network or {})},
         "input": {"stream": stream, "frames": 9, "short_side": 32, "crop": 32},
@@ -272,6 +273,34 @@ def test_a_longer_run_is_the_same_run_where_the_rate_allows(root, tmp_path):
     train(root, tmp_path / "grown", changed(tiny(steps=1), schedule="constant"))
     whole = changed(tiny(steps=3), schedule="constant")
     assert same_bits(train(root, tmp_path / "grown", whole), train(root, tmp_path / "whole", whole))
+
+
+def test_new_generations_join_when_asked_as_an_epoch_begins(tmp_path, monkeypatch):
+    """6 clips make 3 steps of an epoch, 10 make 5; the new ones are published in the midst of epoch 1."""
+    data = tiny_dataset.publish(tmp_path / "data", {"train": 6, "val": 2}, flow=False, frames=(30,))
+    settings = tiny(epochs=4, steps=None, batch_size=2, evaluate_every=1)
+    step = training.Training.step
+
+    def publish(self, parts):
+        if self.done == 4:
+            more = {"samples": {"train": 4}, "generation": "00001", "append": True}
+            tiny_dataset.publish(data, **more, flow=False, frames=(30,))
+        return step(self, parts)
+
+    monkeypatch.setattr(training.Training, "step", publish)
+    run = tmp_path / "run"
+    last = train(data, run, settings, generations="latest", resume="none")
+    assert [r["epoch"] for r in lines(run)] == [0] * 3 + [1] * 3 + [2] * 5 + [3] * 5
+    assert last.generations == (("00000", "00001"),)
+    rows = open_rows([str(data)], "train", ("rgb",))
+    wanted = order.global_batch(order.epoch_order(0, 2, 10), 4, 2)
+    assert lines(run)[10]["order"] == order.digest(rows.keys.take(wanted).to_pylist())
+    monkeypatch.undo()
+    assert train(data, run, settings).steps == 16
+    kept = train(data, tmp_path / "kept", tiny(steps=1, batch_size=2))
+    tiny_dataset.publish(data, {"train": 2}, flow=False, frames=(30,), generation="00002", append=True)
+    longer = train(data, tmp_path / "kept", tiny(steps=1, batch_size=2))
+    assert longer.generations == kept.generations == last.generations
 
 
 def test_init_takes_the_weights_and_keeps_the_last_layer_only_for_the_same_classes(root, tmp_path):

@@ -44,6 +44,12 @@ def add(commands) -> None:
     train.add_argument("--precision", choices=PRECISIONS)
     train.add_argument("--resume", choices=("auto", "none"), default="auto", help="none starts RUN over")
     train.add_argument(
+        "--generations",
+        choices=("kept", "latest"),
+        default="kept",
+        help="latest: what the data sets gain joins as an epoch begins; default: what RUN began with",
+    )
+    train.add_argument(
         "--init",
         metavar="CHECKPOINT",
         help="start from its weights; imagenet:FILE inflates an image network's",
@@ -95,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
         options.init,
         cache(options),
         lists(options),
+        options.generations,
     )
     path = train(job)
     if int(os.environ.get("RANK", 0)) == 0:

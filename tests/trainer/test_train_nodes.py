@@ -14,7 +14,7 @@ from trainer import checkpoint as checkpoints
 from trainer.data import order
 from trainer.data.rows import open_rows
 
-STEPS, BATCH, CLIPS = 48, 2, 12
+STEPS, BATCH, CLIPS = 12, 2, 12
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def prepared(tmp_path_factory) -> Path:
 def test_a_training_from_an_object_store_outlives_one_of_its_nodes(prepared, tmp_path):
     """Two nodes, then one: the same samples in order, every step there, the checkpoint whole."""
     run, first_log, second_log = tmp_path / "run", tmp_path / "one.log", tmp_path / "two.log"
-    settings = ["--network", "small", "--frames", "9", "--short-side", "64", "--crop", "48"]
-    settings += ["--stream", "both", "--precision", "fp32", "--workers", "1", "--checkpoint-every", "5"]
-    settings += ["--batch-size", str(BATCH), "--steps", str(STEPS)]
+    settings = ["--network", "i3d", "--frames", "9", "--short-side", "64", "--crop", "48"]
+    settings += ["--stream", "both", "--precision", "fp32", "--workers", "1", "--checkpoint-every", "2"]
+    settings += ["--batch-size", str(BATCH), "--steps", str(STEPS), "--lr", "0.001"]
     call = ["train", "--data", "s3://media", "--output", str(run), *settings]
     with two_nodes.hosts() as hosts, two_nodes.s3_server(hosts["store"], prepared, tmp_path / "s3.log") as s3:
         endpoint = f"{hosts['one'].address}:{two_nodes.free_port()}"
@@ -54,9 +54,9 @@ def test_a_training_from_an_object_store_outlives_one_of_its_nodes(prepared, tmp
 
         with node("one", first_log) as one:
             with node("two", second_log) as two:
-                nodes.wait_for(lambda: len(nodes.records(run)) >= 11, one)
+                nodes.wait_for(lambda: len(nodes.records(run)) >= 3, one)
                 two.kill()
-            one.end(120)
+            one.end(240)
     assert "another rank has ended" in first_log.read_text()
     rows = open_rows([str(prepared)], "train", ("rgb", "flow"))
     wanted = []

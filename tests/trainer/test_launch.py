@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from concurrent.futures import ThreadPoolExecutor
 
-from trainer import launch
+import pytest
+from torch.distributed import HashStore
+
+from trainer import distributed, launch
 
 CALL = "i3d on k400"
 
@@ -49,3 +52,24 @@ def test_a_record_that_is_none_is_another_launch(tmp_path, monkeypatch):
     for text in ("", "[]", '{"names": 3, "call": "i3d on k400"}'):
         (tmp_path / "launch.json").write_text(text)
         assert launch.repeated(tmp_path, CALL) is None
+
+
+def test_ranks_that_meet_again_read_nothing_of_those_that_met_before_in_the_same_store():
+    store = HashStore()
+    met = []
+    for ranks in ((2, 1, 0), (0, 1, 2), (1, 2, 0)):  # in the order of their coming
+        store.set("ask/1", "of one that died before it was told")
+        with ThreadPoolExecutor(3) as threads:
+            coming = [threads.submit(distributed._apart, store, rank, 3) for rank in ranks]
+            apart = [one.result(timeout=60) for one in coming]
+        assert not any(one.check(["address"]) for one in apart)
+        apart[0].set("address", "here")
+        met.append([one.get("address") for one in apart])
+    assert met == [[b"here"] * 3] * 3
+
+
+def test_ranks_do_not_wait_for_ever_for_one_that_does_not_come(monkeypatch):
+    monkeypatch.setattr(distributed, "_PATIENCE", 0.2)
+    for rank in (0, 1):
+        with pytest.raises(distributed.RankLost, match="did not come"):
+            distributed._apart(HashStore(), rank, 2)

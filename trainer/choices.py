@@ -11,7 +11,6 @@ FORMATS = {
     "vmz": "torchvision",
     "tsm": "tsm",
     "pyslowfast": "pyslowfast",
-    "caffe2": "caffe2",
     "pytorchvideo": "pytorchvideo",
     "hara": "hara",
     "bninception": "bninception",

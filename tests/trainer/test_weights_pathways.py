@@ -1,12 +1,10 @@
-"""Promises of the readers of PySlowFast's, its model zoo's, pytorchvideo's and the 3D-ResNets' weights.
+"""Promises of the readers of PySlowFast's, pytorchvideo's and the 3D-ResNets' weights.
 
 Each network is stated here a second time, by the published names, which makes its weights as it goes.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,21 +26,16 @@ CLASSES = 7
 class Stated:
     """Layers by name, whose weights are drawn when they are first asked for, under a format's suffixes."""
 
-    def __init__(self, caffe2: bool = False):
+    def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
-        self.conv_ends = {"weight": "_w", "bias": "_b"} if caffe2 else {"weight": ".weight", "bias": ".bias"}
-        self.norm_ends = (
-            ("_s", "_b", "_rm", "_riv") if caffe2 else (".weight", ".bias", ".running_mean", ".running_var")
-        )
-        self.counted = not caffe2
 
     def conv(self, name: str, x: Tensor, out: int, kernel, stride=(1, 1, 1), bias: bool = False) -> Tensor:
         shape = (out, x.shape[1], *kernel)
         weight = torch.randn(shape) * (2 / (x.shape[1] * np.prod(kernel))) ** 0.5
-        self.state[name + self.conv_ends["weight"]] = weight
+        self.state[f"{name}.weight"] = weight
         if bias:
-            self.state[name + self.conv_ends["bias"]] = torch.randn(out)
-        offset = self.state[name + self.conv_ends["bias"]] if bias else None
+            self.state[f"{name}.bias"] = torch.randn(out)
+        offset = self.state[f"{name}.bias"] if bias else None
         return F.conv3d(x, weight, offset, stride, [k // 2 for k in kernel])
 
     def norm(self, name: str, x: Tensor) -> Tensor:
@@ -53,15 +46,15 @@ class Stated:
             torch.randn(count) / 5,
             torch.rand(count) + 0.5,
         )
-        self.state |= {name + end: value for end, value in zip(self.norm_ends, drawn, strict=True)}
-        if self.counted:
-            self.state[f"{name}.num_batches_tracked"] = torch.tensor(9)
+        ends = ("weight", "bias", "running_mean", "running_var")
+        self.state |= {f"{name}.{end}": value for end, value in zip(ends, drawn, strict=True)}
+        self.state[f"{name}.num_batches_tracked"] = torch.tensor(9)
         scale, offset, mean, variance = drawn
         return F.batch_norm(x, mean, variance, scale, offset)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         weight, bias = torch.randn(CLASSES, x.shape[1]), torch.randn(CLASSES)
-        self.state |= {name + self.conv_ends["weight"]: weight, name + self.conv_ends["bias"]: bias}
+        self.state |= {f"{name}.weight": weight, f"{name}.bias": bias}
         return F.linear(x, weight, bias)
 
 
@@ -75,20 +68,6 @@ def pyslowfast(kind: str, stage: int, pathway: int = 0, number: int = 0, unit: s
         "branch1": (f"{at}_res{number}.branch1", f"{at}_res{number}.branch1_bn"),
         "nonlocal": (f"{at}_nonlocal{number}.conv_{unit}", f"{at}_nonlocal{number}.bn"),
         "last": ("head.projection", ""),
-    }[kind]
-
-
-def caffe2(kind: str, stage: int, pathway: int = 0, number: int = 0, unit: str = "") -> tuple[str, str]:
-    t = "t_" * pathway
-    lateral = "t_pool1" if stage == 1 else f"t_res{stage}_{ {2: 2, 3: 3, 4: 5}.get(stage) }_branch2c_bn"
-    block = f"{t}res{stage}_{number}_branch"
-    return {
-        "stem": (f"{t}conv1", f"{t}res_conv1_bn"),
-        "lateral": (f"{lateral}_subsample", f"{lateral}_subsample_bn"),
-        "branch2": (f"{block}2{unit}", f"{block}2{unit}_bn"),
-        "branch1": (f"{block}1", f"{block}1_bn"),
-        "nonlocal": (f"nonlocal_conv{stage}_{number}_{unit}", f"nonlocal_conv{stage}_{number}_bn"),
-        "last": ("pred", ""),
     }[kind]
 
 
@@ -206,14 +185,8 @@ def hara(net: Stated, x: Tensor, layers: int, shortcut: str) -> Tensor:
     return net.linear("fc", x.mean(dim=(2, 3, 4)))
 
 
-def save(path: Path, state: dict[str, Tensor], caffe2: bool = False, protocol: int = 2) -> None:
-    if not caffe2:
-        torch.save({"epoch": 195, "model_state": state, "cfg": "TRAIN: ..."}, path)
-        return
-    blobs = {name: value.numpy() for name, value in state.items()}
-    blobs |= {f"{name}_momentum": value for name, value in blobs.items()}
-    blobs |= {"lr": np.float32(0.1), "model_iter": np.array([9])}
-    path.write_bytes(pickle.dumps({"blobs": blobs}, protocol=protocol))
+def save(path: Path, state: dict[str, Tensor]) -> None:
+    torch.save({"epoch": 195, "model_state": state, "cfg": "TRAIN: ..."}, path)
 
 
 SLOWFAST_8X8 = ("slowfast-8x8-r50", {}, lambda net, names, x: slowfast(net, names, x, 4))
@@ -234,10 +207,6 @@ NONLOCAL = (
         pytest.param("pyslowfast", pyslowfast, SLOWFAST_4X16, marks=pytest.mark.slow),
         pytest.param("pyslowfast", pyslowfast, PLAIN, marks=pytest.mark.slow),
         pytest.param("pyslowfast", pyslowfast, NONLOCAL, marks=pytest.mark.slow),
-        pytest.param("caffe2", caffe2, SLOWFAST_8X8, marks=pytest.mark.slow),
-        pytest.param("caffe2", caffe2, SLOWFAST_4X16, marks=pytest.mark.slow),
-        pytest.param("caffe2", caffe2, PLAIN, marks=pytest.mark.slow),
-        pytest.param("caffe2", caffe2, NONLOCAL, marks=pytest.mark.slow),
         pytest.param("pytorchvideo", pytorchvideo, SLOWFAST_8X8, marks=pytest.mark.slow),
         pytest.param("pytorchvideo", pytorchvideo, SLOWFAST_4X16, marks=pytest.mark.slow),
     ],
@@ -245,9 +214,9 @@ NONLOCAL = (
 def test_they_answer_as_theirs(tmp_path, format, names, which):
     torch.manual_seed(0)
     network, options, state_it = which
-    net, clip = Stated(format == "caffe2"), torch.randn(2, 3, 16, 32, 32)
+    net, clip = Stated(), torch.randn(2, 3, 16, 32, 32)
     wanted, path = state_it(net, names, clip), tmp_path / "weights"
-    save(path, net.state, format == "caffe2")
+    save(path, net.state)
     answers(path, (format, network, options), clip, wanted)
 
 
@@ -255,20 +224,19 @@ def test_they_answer_as_theirs(tmp_path, format, names, which):
     ("format", "names"),
     [
         ("pytorchvideo", pytorchvideo_i3d),
-        pytest.param("caffe2", caffe2, marks=pytest.mark.slow),
         pytest.param("pyslowfast", pyslowfast, marks=pytest.mark.slow),
     ],
 )
 def test_every_key_is_consumed(tmp_path, format, names):
-    net, path = Stated(format == "caffe2"), tmp_path / "weights"
+    net, path = Stated(), tmp_path / "weights"
     i3d(net, names, torch.randn(1, 3, 8, 32, 32), False)
-    some = [name for name in net.state if "branch2" in name and name.endswith(("weight", "_w"))][-1]
+    some = [name for name in net.state if "branch2" in name and name.endswith("weight")][-1]
     for state, said in (
         ({name: value for name, value in net.state.items() if name != some}, f"it has no {some}"),
         ({**net.state, f"{some}.more": torch.zeros(1)}, f"it has {some}.more, which stands for no weight"),
         ({**net.state, some: torch.zeros(3)}, r"is \(3,\), that of"),
     ):
-        save(path, state, format == "caffe2")
+        save(path, state)
         with pytest.raises(WeightsError, match=said):
             weights.load(path)
 
@@ -302,41 +270,3 @@ def test_3d_resnets_answer_as_theirs(tmp_path, layers, shortcut, network, option
     assert main(["import", str(path), "--output", str(tmp_path / "c.pt")]) == 0
     deviation = checkpoints.load(tmp_path / "c.pt").input.deviation
     assert deviation == pytest.approx((1 / 255,) * 3 if shortcut == "A" else (0.2768, 0.2713, 0.2737))
-
-
-class OfPython2:
-    """An array as Python 2 pickled it: the bytes are a text."""
-
-    def __init__(self, array: np.ndarray):
-        self.array = array
-
-    def __reduce__(self):
-        rebuild, start, (version, *rest, content) = self.array.__reduce__()
-        return rebuild, start, (version, *rest, content.decode("latin1"))
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, (os.environ["BOMB"],)
-
-
-def test_a_pickle_of_caffe2_is_read_and_runs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
-    path, array = tmp_path / "zoo.pkl", np.arange(6, dtype=">f4").reshape(2, 3)
-    for protocol in (0, 2):
-        path.write_bytes(pickle.dumps({"blobs": {"conv1_w": OfPython2(array)}}, protocol=protocol))
-        with pytest.raises(WeightsError, match="its first weight is conv1_w"):
-            weights.load(path)
-        (found,) = weights.caffe2.read(path).values()
-        assert found.tolist() == [[0, 1, 2], [3, 4, 5]]
-        for blobs, said in (
-            ({"blobs": {"conv1_w": Bomb()}}, "holds more than weights"),
-            ({"blobs": {"conv1_w": np.array([{}])}}, "its conv1_w holds no plain numbers"),
-            ({"blobs": {"conv1_w": 3}}, "its conv1_w holds no plain numbers"),
-            ({"model": 1}, "holds no state dict"),
-        ):
-            path.write_bytes(pickle.dumps(blobs, protocol=protocol))
-            with pytest.raises(WeightsError, match=said) as caught:
-                weights.load(path)
-            assert "\n" not in str(caught.value)
-    assert not (tmp_path / "exploded").exists()

@@ -10,7 +10,7 @@ from types import ModuleType
 from torch import Tensor
 
 from trainer.choices import FORMATS
-from trainer.weights import bundle, caffe2
+from trainer.weights import bundle
 from trainer.weights.files import read_torch
 from trainer.weights.inflation import inflate, initialise
 from trainer.weights.keys import Description, WeightsError, check
@@ -30,8 +30,8 @@ def load(
     Nothing in the file is run. Scales of batch normalisation that it has are kept.
 
     Args:
-        path: a file of torch or Caffe2, or a TensorFlow checkpoint: what its files' names begin with, one of
-            them, or their folder.
+        path: a file of torch, or a TensorFlow checkpoint: what its files' names begin with, one of them, or
+            their folder.
         format: one of `trainer.choices.FORMATS`, or "auto" for the one whose names the file's are.
         network: ours that they are of, where several of a format come into question.
 
@@ -40,8 +40,7 @@ def load(
     """
     path = Path(path)
     try:
-        read = bundle.read if bundle.prefix(path) else caffe2.read if caffe2.is_one(path) else read_torch
-        state = read(path)
+        state = bundle.read(path) if bundle.prefix(path) else read_torch(path)
         state_dict, description = _reader(state, format).convert(state, network)
         if network is not None and description.network != network:
             raise WeightsError(f"it is of {description.network}: leave out --network {network}")

@@ -1,8 +1,8 @@
 """SlowFast and I3D on ResNet-50 as github.com/facebookresearch/SlowFast has them.
 
 Its training writes files of torch (checkpoint_epoch_00196.pyth), by the names of its modules
-(slowfast/models). Those of its model zoo are of Caffe2 (SLOWFAST_8x8_R50.pkl): see `trainer.weights.caffe2`.
-Read are SLOWFAST_4x16_R50, SLOWFAST_8x8_R50, I3D_8x8_R50 and I3D_NLN_8x8_R50.
+(slowfast/models). Those of its model zoo are pickles of Caffe2's and are not opened: pytorchvideo's has files
+of torch. Read are SLOWFAST_4x16_R50, SLOWFAST_8x8_R50, I3D_8x8_R50 and I3D_NLN_8x8_R50.
 """
 
 from __future__ import annotations

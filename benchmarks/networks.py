@@ -137,7 +137,7 @@ def measure(name: str, stream: str, root: str) -> dict[str, Any]:
     batches = TrainBatches(rows, chosen.input, batch_size=chosen.run.batch_size, seed=chosen.run.seed + 1)
     epoch = itertools.islice(batches, batches.steps_per_epoch)
     towers[stream].train()
-    validation.reestimate(towers, epoch, torch.device("cpu"), chosen.run.batch_size)
+    validation.reestimate(towers, epoch, torch.device("cpu"))
     towers[stream].eval()
     seen = {
         "training": accuracy(towers, chosen, root, "train"),

@@ -59,7 +59,7 @@ def batch() -> Batch:
 
 def test_statistics_taken_anew_reach_the_steps_beyond_the_clips_they_are_of(tower):
     before = [norm.running_var.clone() for norm in tower.network.lstm.cell_norms]
-    validation.reestimate({"rgb": tower}, [batch(), batch()], torch.device("cpu"), 0)
+    validation.reestimate({"rgb": tower}, [batch(), batch()], torch.device("cpu"))
     for norms in (getattr(tower.network.lstm, f"{kind}_norms") for kind in ("input", "hidden", "cell")):
         last = norms[FRAMES - 1].state_dict()
         assert all(

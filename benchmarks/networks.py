@@ -98,7 +98,7 @@ RECIPE: Mapping[str, Mapping[str, Any]] = {
         "schedule": "one-cycle",
         "milestones": [],
     },
-    "run": {"batch_size": 8, "epochs": 14, "seed": 0, "precision": "auto", "workers": 0},
+    "run": {"batch_size": 8, "micro_batch": 0, "epochs": 14, "seed": 0, "precision": "auto", "workers": 0},
 }
 """The same for all networks."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import sys
 from collections import Counter
@@ -112,7 +113,7 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     What neither we nor Beam know goes on to a portable runner's job server, which may, and is told.
 
     Raises:
-        CallError: an option that nobody knows.
+        CallError: an option that nobody knows, or a word that belongs to none.
     """
     from apache_beam.options.pipeline_options import (
         DirectOptions,
@@ -126,11 +127,16 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     parser = _BeamArgumentParser(allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
-    unknown = [flag for flag in parser.parse_known_args(list(flags))[1] if flag.startswith("-")]
+    unknown = parser.parse_known_args(list(flags))[1]
     found = PipelineOptions(list(flags))
     runner = prepare.runner_name(found)
-    if unknown and (not prepare.is_cluster(found) or runner == "DataflowRunner"):
-        raise CallError(f"unknown option {unknown[0]}; see python -m pipeline prepare --help.")
+    if not prepare.is_cluster(found) or runner == "DataflowRunner":
+        stray = unknown
+    else:  # a word after an unknown option may be its value
+        pairs = itertools.pairwise(["", *unknown])
+        stray = [word for before, word in pairs if not (word.startswith("-") or before.startswith("-"))]
+    if stray:
+        raise CallError(f"unknown option {stray[0]}; see python -m pipeline prepare --help.")
     if unknown:
         print(f"prepare: {' '.join(unknown)} unknown here, passed on to {runner} unread", file=sys.stderr)
     if prepare.is_local(found):

@@ -96,17 +96,20 @@ class WorkStore:
 
     def local_copy(self, stored: Stored, folder: Path) -> Path | None:
         """The file as a local one, itself on local disk, else a copy in `folder`; None where it is not what
-        was stored."""
+        was stored, or gone."""
         local = self.storage.local(stored.path)
         target = local or folder / stored.path.rsplit("/", 1)[1]
         digest = hashlib.sha256()
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(self.storage.open(stored.path, stored.size))
-            copy = None if local else stack.enter_context(open(target, "wb"))
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                if copy is not None:
-                    copy.write(chunk)
+            try:
+                source = stack.enter_context(self.storage.open(stored.path, stored.size))
+                copy = None if local else stack.enter_context(open(target, "wb"))
+                while chunk := source.read(CHUNK):
+                    digest.update(chunk)
+                    if copy is not None:
+                        copy.write(chunk)
+            except FileNotFoundError:
+                return None
         return target if digest.hexdigest() == stored.sha256 else None
 
     def write_record(self, stage: str, stage_hash: str, key: str, record: dict[str, Any]) -> None:

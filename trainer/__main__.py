@@ -80,14 +80,18 @@ def _is_wrong_call(error: Exception) -> bool:
 
 
 def _fails_again(error: Exception) -> bool:
-    """Whether the same call would come to the same end, so that no launcher need repeat it."""
+    """Whether the same call would come to the same end, so that no launcher need repeat it.
+
+    What a node does not see, or cannot read, it may in a moment: storage that nodes share lags behind.
+    """
     from trainer.checkpoint import CheckpointError
     from trainer.data.loader import TooManyFailures
-    from trainer.train import Interrupted, TrainingError
+    from trainer.train import Interrupted, RanksDiffer, TrainingError
     from trainer.weights import WeightsError
 
     final = TrainingError | TooManyFailures | CheckpointError | WeightsError
-    return _is_wrong_call(error) or (isinstance(error, final) and not isinstance(error, Interrupted))
+    passing = isinstance(error, Interrupted | RanksDiffer) or isinstance(error.__cause__, OSError)
+    return _is_wrong_call(error) or (isinstance(error, final) and not passing)
 
 
 if __name__ == "__main__":

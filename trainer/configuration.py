@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -182,13 +182,19 @@ def from_dict(sections: Sections) -> Configuration:
 def difference(mine: Configuration, theirs: Sections) -> str | None:
     """The first setting in which a resume would not be the run it resumes, as a phrase; else None.
 
-    A longer run is the same run where the rate does not depend on the length.
+    A longer run is the same run where the rate does not depend on the length. What `theirs` does not know, a
+    setting that came later, it had at its default.
     """
     free = FREE if mine.optimisation.depends_on_length else FREE | {"epochs", "steps"}
     if mine.optimisation.schedule == "plateau":
         free = free - {"evaluate_every"}
     for section, values in mine.as_dict().items():
         other = theirs.get(section, {})
+        if part := _PARTS.get(section):
+            default = {
+                f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields(part)
+            }
+            other = {**default, **other}
         for name in dict.fromkeys([*values, *other]):
             if not (section == "run" and name in free) and values.get(name) != other.get(name):
                 return f"{section}.{name} is {values.get(name)!r}, the run's is {other.get(name)!r}"

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -330,7 +330,6 @@ def _settle(storage: Storage, job: Job, towers: Ensemble) -> None:
                 "stream": stream,
                 "network": origin.network,
                 "sha256": towers.digests[stream],
-                "input": asdict(towers.inputs[stream]),
             }
             for stream, origin in towers.origins.items()
         ],
@@ -339,7 +338,9 @@ def _settle(storage: Storage, job: Job, towers: Ensemble) -> None:
     if storage.exists(SETTINGS):
         try:
             theirs = dict(json.loads(storage.read_bytes(SETTINGS)))
-        except (ValueError, TypeError):
+            for tower in theirs["towers"]:
+                tower.pop("input", None)  # once written too; the checkpoint's sha256 says it
+        except (ValueError, TypeError, KeyError, AttributeError):
             theirs = {}
         if other := [name for name in mine if theirs.get(name) != mine[name]]:
             raise ConfigurationError(

@@ -39,6 +39,10 @@ from trainer.training import Training, TrainingError
 __all__ = ["Interrupted", "Job", "Training", "TrainingError", "set_up", "train"]
 
 
+class RanksDiffer(TrainingError):
+    """The ranks do not see the same RUN: not yet, or never."""
+
+
 class Interrupted(TrainingError):
     """SIGTERM or Ctrl-C; the run was saved first."""
 
@@ -132,12 +136,14 @@ def set_up(job: Job, group: distributed.Group) -> Training:
     job = _as_repeated(job, group)
     before, damage = checkpoints.newest(job.output) if job.resume == "auto" else (None, None)
     if len(set(group.gather(before.steps if before else 0))) > 1:
-        raise TrainingError(f"The ranks find different checkpoints in {job.output}: put it where all see it")
+        raise RanksDiffer(f"The ranks find different checkpoints in {job.output}: put it where all see it")
     streams, splits = job.configuration.input.streams, ("train", "val") if job.lists is None else job.lists
     rows = open_rows(job.data, splits[0], streams, before.generations if before else None)
     configuration = with_flow_bound(job.configuration, rows.flow_bound)
     origin = group.from_first(lambda: origins.find(str(job.init))) if job.init and not before else None
-    given = before or (checkpoints.load(origin.file) if origin and not origin.image else None)
+    given = checkpoints.load(origin.file) if origin and not origin.image else None
+    if before and before.configuration.get("init"):
+        given = before  # which was fed as the weights that it began with
     if given:
         configuration = fed_as(configuration, given.input)
     group.from_first(lambda: _same_run(job, configuration, before, rows))
@@ -212,7 +218,7 @@ def _as_repeated(job: Job, group: distributed.Group) -> Job:
     if group.first:
         print(
             f"{job.output} was started over by {known[0]}, which this is again: going on with it "
-            "(under another --rdzv-id it starts over)",
+            "(under another --rdzv-id, ssh.sh's ID, it starts over)",
             file=sys.stderr,
         )
     return replace(job, resume="auto")

@@ -14,7 +14,7 @@ from pipeline.storage import Storage
 
 
 @pytest.mark.parametrize("runner", [[], ["--runner=DirectRunner"], ["--runner", "DataflowRunner"]])
-@pytest.mark.parametrize("misspelt", [["--buget", "5"], ["--no-keep-source"]])
+@pytest.mark.parametrize("misspelt", [["--buget", "5"], ["--no-keep-source"], ["wave", "1000"]])
 def test_an_option_that_nobody_knows_is_refused(runner, misspelt):
     with pytest.raises(campaign.CallError, match=f"unknown option {misspelt[0]}; see"):
         campaign.beam_options([*runner, *misspelt])
@@ -22,7 +22,9 @@ def test_an_option_that_nobody_knows_is_refused(runner, misspelt):
 
 def test_a_job_server_may_know_more_and_what_it_gets_unread_is_told(capsys):
     campaign.beam_options(["--runner=SparkRunner", "--buget", "5", "--spark_version=3"])
-    assert capsys.readouterr().err == "prepare: --buget unknown here, passed on to SparkRunner unread\n"
+    assert capsys.readouterr().err == "prepare: --buget 5 unknown here, passed on to SparkRunner unread\n"
+    with pytest.raises(campaign.CallError, match="unknown option wave; see"):
+        campaign.beam_options(["--runner=SparkRunner", "wave", "1000", "--spark_version=3"])
     campaign.beam_options(
         ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"]
     )

@@ -82,8 +82,10 @@ def test_a_failure_is_on_record_with_its_tool(video, tmp_path, monkeypatch):
     assert record["pieces"][CLIP.key]["tool"] == "yt-dlp 2026.01.01"
 
 
-def test_a_kept_source_is_used_again_and_a_damaged_one_is_fetched_again(video, tmp_path, monkeypatch):
-    site = Scripted(video, [None, None])
+def test_a_kept_source_is_used_again_and_one_that_is_damaged_or_gone_is_fetched_again(
+    video, tmp_path, monkeypatch
+):
+    site = Scripted(video, [None, None, None])
     _, record = work_through(site, tmp_path, monkeypatch, without_flow())
     again, _ = work_through(site, tmp_path, monkeypatch, without_flow(crf=30))
     assert (again.outcome, site.asked) == ("ready", 1)
@@ -94,6 +96,9 @@ def test_a_kept_source_is_used_again_and_a_damaged_one_is_fetched_again(video, t
     last, _ = work_through(site, tmp_path, monkeypatch, without_flow(crf=40))
     assert (last.outcome, site.asked) == ("ready", 2)
     assert kept.read_bytes() == video.read_bytes()
+    kept.unlink()
+    anew, _ = work_through(site, tmp_path, monkeypatch, without_flow(crf=35))
+    assert (anew.outcome, site.asked) == ("ready", 3)
 
 
 def test_a_flow_that_takes_too_long_fails_its_clip_and_stops_no_job(video, tmp_path, monkeypatch):

@@ -58,6 +58,8 @@ def test_a_file_comes_back_from_an_object_store_as_a_local_copy(tmp_path):
     assert work.local_copy(stored, tmp_path).read_bytes() == b"content"
     work.storage.write(stored.path, b"cOntent")
     assert work.local_copy(stored, tmp_path) is None
+    work.storage.delete(stored.path)
+    assert work.local_copy(stored, tmp_path) is None
 
 
 def test_json_bytes_depend_on_the_value_only():

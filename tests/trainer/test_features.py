@@ -160,6 +160,9 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(videos, r
     assert "features of another stride" in capsys.readouterr().err
     settings = json.loads((tmp_path / "features.json").read_text())
     assert (settings["window"], settings["stride"], settings["rate"]) == (16, 8, 25)
+    settings["towers"][0]["input"] = {"frames": 16}  # as it once stood there
+    (tmp_path / "features.json").write_text(json.dumps(settings))
+    assert main(call) == 0
     assert settings["towers"][0]["stream"] == "rgb"
 
 

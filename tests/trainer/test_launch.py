@@ -8,6 +8,10 @@ import pytest
 from torch.distributed import HashStore
 
 from trainer import distributed, launch
+from trainer.__main__ import _fails_again
+from trainer.checkpoint import CheckpointError
+from trainer.configuration import ConfigurationError
+from trainer.train import RanksDiffer, TrainingError
 
 CALL = "i3d on k400"
 
@@ -73,3 +77,16 @@ def test_ranks_do_not_wait_for_ever_for_one_that_does_not_come(monkeypatch):
     for rank in (0, 1):
         with pytest.raises(distributed.RankLost, match="did not come"):
             distributed._apart(HashStore(), rank, 2)
+
+
+def test_what_a_node_may_see_in_a_moment_is_tried_again_and_a_wrong_call_is_not():
+    unreadable = CheckpointError("RUN/checkpoint-000000001.pt cannot be read (Stale file handle)")
+    unreadable.__cause__ = OSError(116, "Stale file handle")
+    for error, again in (
+        (RanksDiffer("The ranks find different checkpoints in RUN"), True),
+        (unreadable, True),
+        (CheckpointError("RUN/checkpoint-000000001.pt is damaged"), False),
+        (TrainingError("The loss is nan at step 3"), False),
+        (ConfigurationError("[run]: batch_size is 0"), False),
+    ):
+        assert _fails_again(error) != again

@@ -19,7 +19,7 @@ import torch
 
 from trainer import checkpoint as checkpoints
 from trainer import train as training
-from trainer.configuration import Configuration, ConfigurationError, from_dict, resolve
+from trainer.configuration import Configuration, ConfigurationError, difference, from_dict, resolve
 from trainer.data import order
 from trainer.data.rows import RowsError, open_rows
 
@@ -57,6 +57,11 @@ def tiny(stream: str = "rgb", steps: int | None = 4, network: dict | None = None
 def changed(configuration: Configuration, **optimisation) -> Configuration:
     sections = configuration.as_dict()
     return from_dict({**sections, "optimisation": {**sections["optimisation"], **optimisation}})
+
+
+def fed_otherwise(configuration: Configuration) -> Configuration:
+    sections = configuration.as_dict()
+    return from_dict({**sections, "input": {**sections["input"], "stride": 2}})
 
 
 def train(root: Path, output: Path, configuration: Configuration, **options) -> checkpoints.Checkpoint:
@@ -181,11 +186,21 @@ def test_another_setting_than_the_runs_is_refused_by_name(root, tmp_path):
         (tiny(steps=1, seed=5), "run.seed is 5, the run's is 0"),
         (tiny(steps=1, network={"dropout": 0.1}), "network.dropout is 0.1"),
         (tiny("flow", steps=1), "input.stream is 'flow'"),
+        (fed_otherwise(tiny(steps=1)), "input.stride is 2, the run's is 1"),
         (tiny(steps=2), "run.steps is 2"),  # one-cycle: another length is another training
     ):
         with pytest.raises(ConfigurationError, match=name):
             train(root, tmp_path / "run", other)
     assert train(root, tmp_path / "run", tiny(steps=1, checkpoint_every=7)).steps == 1
+
+
+def test_a_setting_that_came_after_the_run_is_at_its_default_there():
+    old = tiny().as_dict()
+    del old["input"]["colour_jitter"], old["input"]["test_views"], old["run"]["micro_batch"]
+    assert difference(tiny(), old) is None
+    sections = tiny().as_dict()
+    jittered = from_dict({**sections, "input": {**sections["input"], "colour_jitter": [0.2, 0, 0, 0]}})
+    assert difference(jittered, old) is not None
 
 
 def test_a_finished_run_stays_as_it_is_and_resume_none_starts_over(root, tmp_path):

@@ -5,6 +5,7 @@ a loopback and a host name of its own, and the machine's files. Needs root and i
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PREFIX = "qvspark"  # of namespaces: qvspark-<pid of the owner>-<number>
+PREFIX = "qvspark"  # of namespaces: qvspark-<pid of the owner>-<number of its cluster>-<number>
+_CLUSTERS = itertools.count()  # of this process, which may have several at a time
 NETWORK = "198.18"  # of the addresses set aside for tests of networks (RFC 2544)
 
 
@@ -49,7 +51,8 @@ class Hosts:
         taken = _ip("-o", "-4", "addr")
         subnet = next(n for n in range(256) if f" {NETWORK}.{n}." not in taken)
         self.gateway = f"{NETWORK}.{subnet}.1"
-        self._bridge = _bridge(os.getpid())
+        self._cluster = next(_CLUSTERS)
+        self._bridge = f"{_bridges(os.getpid())}{self._cluster}"
         self._hosts: list[Host] = []
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("addr", "add", f"{self.gateway}/24", "dev", self._bridge)
@@ -59,7 +62,7 @@ class Hosts:
         """One host more."""
         number = len(self._hosts)
         address = f"{self.gateway.rpartition('.')[0]}.{number + 2}"
-        host = Host(f"{PREFIX}-{os.getpid()}-{number}", address, f"{PREFIX}-{number}")
+        host = Host(f"{PREFIX}-{os.getpid()}-{self._cluster}-{number}", address, f"{PREFIX}-{number}")
         self._hosts.append(host)
         files = Path("/etc/netns", host.namespace)  # shown there in place of /etc's
         files.mkdir(parents=True)
@@ -86,21 +89,22 @@ def possible() -> bool:
     """Whether this process may make namespaces and the links between them."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "hostname"))):
         return False
-    trial = f"{PREFIX}-{os.getpid()}-trial"
+    trial, bridge = f"{PREFIX}-{os.getpid()}-trial", f"{_bridges(os.getpid())}t"
     try:
         _ip("netns", "add", trial)
         _ip("netns", "exec", trial, "unshare", "--uts", "hostname", trial)
-        _ip("link", "add", _bridge(os.getpid()), "type", "bridge")
+        _ip("link", "add", bridge, "type", "bridge")
     except subprocess.CalledProcessError:
         return False
     finally:
-        _ip("link", "del", _bridge(os.getpid()), check=False)
+        _ip("link", "del", bridge, check=False)
         _ip("netns", "del", trial, check=False)
     return True
 
 
-def _bridge(owner: int) -> str:
-    return f"qv{owner}"
+def _bridges(owner: int) -> str:
+    """What the names of an owner's bridges begin with; a name of a link has 15 letters at most."""
+    return f"qv{owner}c"
 
 
 def _sweep() -> None:
@@ -111,7 +115,10 @@ def _sweep() -> None:
         if prefix == PREFIX and owner.isdigit() and not Path("/proc", owner).exists():
             Host(line.split()[0], "", "").kill()
             _delete(line.split()[0])
-            _ip("link", "del", _bridge(int(owner)), check=False)
+            for link in _ip("-o", "link").splitlines():
+                name = link.split(": ")[1].partition("@")[0]
+                if name.startswith(_bridges(int(owner))):
+                    _ip("link", "del", name, check=False)
 
 
 def _delete(namespace: str) -> None:

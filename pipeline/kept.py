@@ -92,7 +92,7 @@ def _kept_pieces(record: dict, job: Job, store: WorkStore, folder: Path) -> dict
             name = piece["file"]
             if name not in copies:
                 copies[name] = store.local_copy(Stored(**record["files"][name]), folder)
-            if (local := copies[name]) is not None:  # else it is damaged, and fetched again
+            if (local := copies[name]) is not None:  # else it is damaged or gone, and fetched again
                 found[key] = Piece(local, **piece["piece"])
     return found
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from pipeline.clip import ffmpeg_binary
@@ -41,6 +43,25 @@ def published_bytes(root: Path) -> dict[str, str]:
     """sha256 of every shard, index file and dataset.json below `root`, by relative path."""
     files = [*root.glob("shards/*"), *root.glob("index/*"), root / "dataset.json"]
     return {str(f.relative_to(root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
+
+
+def start(argv: list[str], root: Path) -> subprocess.Popen[bytes]:
+    """Start ``python -m pipeline`` in a process group of its own, its workers marked for `workers_of`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *argv],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "QUOVADIS_TEST_ROOT": str(root)},
+    )
+
+
+def wait_for_workers(root: Path, seconds: float) -> None:
+    """Return when no worker of a killed job is left; they end by themselves."""
+    deadline = time.monotonic() + seconds
+    while workers_of(root):
+        assert time.monotonic() < deadline, "workers outlived their launcher"
+        time.sleep(0.1)
 
 
 def workers_of(root: Path) -> list[str]:

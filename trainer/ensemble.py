@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,8 +33,7 @@ class Ensemble:
 
     towers: Mapping[str, Tower]
     inputs: Mapping[str, Input]
-    files: Mapping[str, Path]
-    digests: Mapping[str, str]  # of the files, sha256 in hex
+    digests: Mapping[str, str]  # of the files that they are from, sha256 in hex
     origins: Mapping[str, Checkpoint]
     classes: tuple[str, ...]
 
@@ -107,7 +105,7 @@ def load(named: Named) -> Ensemble:
         for stream, tower in restore(checkpoint, wanted).items():
             towers[stream], origins[stream] = tower, checkpoint
             inputs[stream] = replace(checkpoint.input, stream=stream)
-            files[stream], digests[stream] = Path(path), digest
+            files[stream], digests[stream] = path, digest
     order = [s for s in (*STREAMS, "both") if s in towers]
     first = origins[order[0]]
     for stream in order[1:]:
@@ -123,7 +121,6 @@ def load(named: Named) -> Ensemble:
     return Ensemble(
         {s: towers[s] for s in order},
         {s: inputs[s] for s in order},
-        {s: files[s] for s in order},
         {s: digests[s] for s in order},
         {s: origins[s] for s in order},
         first.classes,

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, make_videos, pipeline, published_bytes, workers_of
+from campaigns import make_list, make_videos, pipeline, published_bytes, wait_for_workers, workers_of
 
 from pipeline import dataset, layout
 
@@ -83,10 +83,7 @@ def test_a_killed_run_resumes_to_identical_bytes(root, videos, list_file, tmp_pa
         env={**os.environ, "QUOVADIS_TEST_ROOT": str(target)},
     )
     kill_when(process, lambda: list(target.glob("work/clip/*/*/*.record.json")))
-    deadline = time.monotonic() + 20
-    while workers_of(target):
-        assert time.monotonic() < deadline, "workers outlived their launcher"
-        time.sleep(0.2)
+    wait_for_workers(target, 20)
     assert not (target / "dataset.json").exists()
     done = prepare(list_file, videos, target)
     assert done.returncode == 0, done.stderr

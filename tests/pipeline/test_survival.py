@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import timestamped
-from campaigns import make_list, make_videos, pipeline, published_bytes, workers_of
+from campaigns import make_list, make_videos, pipeline, published_bytes, start, wait_for_workers
 from test_fetch_site import MISBEHAVIOUR, _scripts
 
 from demo.site import Behaviour, Site
@@ -70,13 +70,7 @@ def test_of_500_videos_of_a_bad_site_every_row_ends_in_its_one_right_outcome(tmp
 
 def start_and_kill(argv: list[str], root: Path, seconds: float, whole_group: bool) -> bool:
     """Run the command and SIGKILL it after a while; returns whether it had ended by itself."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *argv],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "QUOVADIS_TEST_ROOT": str(root)},
-    )
+    process = start(argv, root)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -85,10 +79,7 @@ def start_and_kill(argv: list[str], root: Path, seconds: float, whole_group: boo
         else:
             process.send_signal(signal.SIGKILL)
         process.wait()
-    deadline = time.monotonic() + 30
-    while workers_of(root):
-        assert time.monotonic() < deadline, "workers outlived their launcher"
-        time.sleep(0.1)
+    wait_for_workers(root, 30)
     return process.returncode == 0
 
 
@@ -143,10 +134,7 @@ def test_sigterm_ends_within_a_clips_time_and_says_how_to_go_on(tmp_path):
         said = process.communicate(timeout=20)[1]
     assert process.returncode == 1
     assert "repeat the same command" in said
-    deadline = time.monotonic() + 20
-    while workers_of(root):
-        assert time.monotonic() < deadline, "workers outlived their launcher"
-        time.sleep(0.1)
+    wait_for_workers(root, 20)
 
 
 def test_1000_damaged_videos_each_come_to_a_clip_or_a_failure(tmp_path):

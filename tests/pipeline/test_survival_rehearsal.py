@@ -6,13 +6,11 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, pipeline, published_bytes, workers_of
+from campaigns import make_list, pipeline, published_bytes, start, wait_for_workers
 
 from pipeline import dataset
 
@@ -34,13 +32,7 @@ def there(root: Path, folder: str) -> set[str]:
 def kill_when_new(argv: list[str], root: Path, folder: str | None, delay: float) -> None:
     """Run the command; SIGKILL it with all its workers `delay` seconds after a new file is in `folder`."""
     before, deadline = there(root, folder) if folder else set(), time.monotonic() + 120
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *argv],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "QUOVADIS_TEST_ROOT": str(root)},
-    )
+    process = start(argv, root)
     try:
         while folder and there(root, folder) <= before:
             assert process.poll() is None, "ended before it could be killed"
@@ -49,9 +41,7 @@ def kill_when_new(argv: list[str], root: Path, folder: str | None, delay: float)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    while workers_of(root):
-        assert time.monotonic() < deadline, "workers outlived their launcher"
-        time.sleep(0.05)
+    wait_for_workers(root, 120)
 
 
 def stage(root: Path, since: float) -> str:

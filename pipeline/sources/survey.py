@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
 _STEM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}")  # times may have a point
 _GZIP = b"\x1f\x8b"
 _MAX_HEADER = 1 << 20  # bytes of one member's headers: long names, records, maps of holes; mostly kilobytes
+_MAX_GLOBAL = 1 << 14  # characters of records for all later members, which each costs anew; mostly a comment
 _MAX_MEMBERS = 1_000_000
 _HEADERS = 1 << 16  # bytes a request to an object store, where a header is read here and there
 _MAX_SIZE = 1 << 36  # bytes of one member: a packed archive of a few megabytes can promise petabytes
@@ -106,6 +107,8 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         for _ in range(_MAX_MEMBERS):
             guarded.begin()
             member = tar.next()
+            if sum(len(name) + len(value) for name, value in tar.pax_headers.items()) > _MAX_GLOBAL:
+                raise tarfile.ReadError(f"global headers of more than {_MAX_GLOBAL} characters")
             if member is None:
                 return
             if member.offset <= last or member.size < 0:

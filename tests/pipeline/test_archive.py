@@ -249,6 +249,24 @@ def test_headers_without_end_are_told_and_what_stands_before_them_stays(tmp_path
         assert piece.path.read_bytes() == b"good"
 
 
+def test_global_headers_are_kept_for_all_members_only_as_long_as_they_are_short(tmp_path):
+    def archive(count: int, length: int) -> bytes:
+        parts = []
+        for number in range(count):
+            words = {f"comment{number:03d}": "a" * length}
+            video = tarfile.TarInfo(f"video_{number:05d}.mp4").tobuf(tarfile.USTAR_FORMAT)
+            parts += [tarfile.TarInfo.create_pax_global_header(words), video]
+        return b"".join(parts) + bytes(1024)
+
+    too_long = "global headers of more than 16384 characters"
+    for count, length, rows, problem in ((300, 40, 300, ""), (150, 1000, 16, too_long)):
+        path = tmp_path / f"{length}.tar"
+        path.write_bytes(archive(count, length))
+        table = survey(path)
+        assert table["refused"].to_pylist() == [None] * rows
+        assert table.schema.metadata[b"problem"].decode() == problem
+
+
 def test_what_is_no_archive_is_told_and_a_wrong_call_refused(tmp_path):
     (tmp_path / "a.tar").write_text("<html>not found</html>" * 100)
     (failed,) = fetch(f"archive:{tmp_path}/a.tar", tmp_path / "out", clip()).values()

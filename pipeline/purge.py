@@ -64,7 +64,9 @@ def report(storage: Storage, dry_run: bool) -> list[str]:
 
 
 def unpublished(storage: Storage, published: Collection[str], dry_run: bool) -> list[str]:
-    """Delete shards that a killed run left and dataset.json does not name; the next run packs them again."""
+    """Delete shards that a killed run left and dataset.json does not name; the next run packs them again.
+
+    All of them: which clips one holds is said nowhere for sure."""
     paths = [f"shards/{name}" for name in storage.names("shards")]
     left = [path for path in paths if SHARD.fullmatch(path) and path not in published]
     if not dry_run:

@@ -167,8 +167,8 @@ def _take_down(
             erasure.erase(storage, path, spans[path], hashes[path].after)
     if keys:
         done.files += purge.report(storage, dry_run)
-        if purge.exists(store):  # else a prepare that has its work store elsewhere may be packing them
-            done.files += purge.unpublished(storage, opened.shards, dry_run)
+    if purge.exists(store):  # else a prepare that has its work store elsewhere may be packing them
+        done.files += purge.unpublished(storage, opened.shards, dry_run)
     videos = {e.youtube_id for e in entries if e.youtube_id} | _videos(opened, given)
     keys |= {*done.already, *_begun(storage, store, given)}
     done.files += purge.work(store, keys, videos, dry_run)

@@ -28,7 +28,7 @@ def rehearse(root: Path, work: Path | None, rows: list[str]) -> tuple[campaign.S
     return settings, sorted(ids - ready)
 
 
-def broken_off(*_: object) -> str:
+def broken_off(*_: object, **__: object) -> str:
     raise KeyboardInterrupt
 
 
@@ -70,4 +70,24 @@ def test_what_is_removed_while_another_campaign_packs_it_is_not_published(tmp_pa
     assert any("/encode/" in path for path in done.files)  # of the generation that was begun
     campaign.run(settings, campaign.beam_options(["--direct_num_workers=1"]))
     assert kinds(root, victim) == kinds(root, other) == {("excluded", "removed")}
+    assert verify(root, sample=0, workers=1).breaches == []
+
+
+def test_what_a_killed_wave_had_packed_goes_with_a_clip_that_only_it_knew(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    rows = [f"a,vid{n:08d},10,20,train,0" for n in range(2)]
+    settings, (victim,) = rehearse(root, None, rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(campaign.publish, "publish", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            campaign.run(settings, campaign.beam_options(["--direct_num_workers=1"]))
+    left = root / "shards/train-00001-00000.tar"
+    assert victim.encode() in left.read_bytes()
+    assert str(left) in remove.remove(root, [victim], "its owner withdrew it", dry_run=True).files
+    done = remove.remove(root, [victim], "its owner withdrew it")
+    assert done.unknown == [victim]
+    assert str(left) in done.files
+    assert not left.exists()
+    campaign.run(settings, campaign.beam_options(["--direct_num_workers=1"]))
+    assert kinds(root, victim) == {("excluded", "removed")}
     assert verify(root, sample=0, workers=1).breaches == []

@@ -5,6 +5,7 @@ Owns reading, merging and comparing; each part is a frozen dataclass beside the 
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -19,8 +20,9 @@ from trainer.data.batch import Input
 from trainer.optimisation import Optimisation
 
 FOLDER = Path(__file__).parent / "configurations"
-FREE = {"workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures"}
-"""Settings of a run that change nothing in what is learned: a resume may have others."""
+FREE = {f"run.{n}" for n in ("workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures")}
+FREE |= {"input.test_views"}
+"""Settings that change nothing in what is learned: a resume may have others."""
 FED = ("mean", "deviation", "rate", "stride")
 """Settings of the input that weights are made for: they go with the weights, unless a call names others."""
 
@@ -80,7 +82,10 @@ class Run:
 class Configuration:
     """Everything that a run is set to; `as_dict` is what RUN/configuration.json holds.
 
-    `named` are the settings of `input` that the call itself gives, by a file or a flag.
+    `named` are the settings of `input` that the call itself gives, by a file or a flag. `own` are those of
+    every section, as "run.seed", that it gives by a flag or a file of the caller's: one that comes with the
+    trainer may gain settings. `later` are those that came after the run had begun, which has them at their
+    default and not on its record.
     """
 
     network: Network
@@ -88,15 +93,20 @@ class Configuration:
     optimisation: Optimisation
     run: Run
     named: tuple[str, ...] = field(default=(), compare=False)
+    own: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    later: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain values, in the sections of a configuration file."""
-        return {
+        """Plain values, in the sections of a configuration file; none of what is `later`."""
+        sections = {
             "network": {"name": self.network.name, **self.network.options},
             "input": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.input).items()},
             "optimisation": {**asdict(self.optimisation), "milestones": list(self.optimisation.milestones)},
             "run": asdict(self.run),
         }
+        for section, name in (setting.split(".") for setting in self.later):
+            del sections[section][name]
+        return sections
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -131,12 +141,17 @@ def resolve(file: str | None, flags: Sections) -> Configuration:
     merged = default
     for layer in (named, given):
         merged = _over(merged, layer)
-    return replace(from_dict(merged), named=tuple(sorted({*named.get("input", {}), *given.get("input", {})})))
+    own = (given,) if file is None or _comes_with_trainer(file) else (named, given)
+    return replace(
+        from_dict(merged),
+        named=tuple(sorted({*named.get("input", {}), *given.get("input", {})})),
+        own=tuple(f"{section}.{n}" for layer in own for section, values in layer.items() for n in values),
+    )
 
 
 def read(file: str) -> dict[str, dict[str, Any]]:
     """The sections of a configuration file, or of the one of that name in trainer/configurations."""
-    path = FOLDER / f"{file}.toml" if (FOLDER / f"{file}.toml").is_file() else Path(file)
+    path = FOLDER / f"{file}.toml" if _comes_with_trainer(file) else Path(file)
     try:
         with path.open("rb") as stream:
             sections = tomllib.load(stream)
@@ -179,26 +194,69 @@ def from_dict(sections: Sections) -> Configuration:
     return configuration
 
 
-def difference(mine: Configuration, theirs: Sections) -> str | None:
-    """The first setting in which a resume would not be the run it resumes, as a phrase; else None.
+@dataclass(frozen=True)
+class Difference:
+    """A setting that is not the run's, as a phrase; and what to do to go on with that run, if anything."""
+
+    phrase: str
+    remedy: str | None = None
+
+
+def difference(mine: Configuration, theirs: Sections) -> Difference | None:
+    """The first setting in which a resume would not be the run it resumes, of the record `theirs`; else None.
 
     A longer run is the same run where the rate does not depend on the length. What `theirs` does not know, a
     setting that came later, it had at its default.
     """
-    free = FREE if mine.optimisation.depends_on_length else FREE | {"epochs", "steps"}
-    if mine.optimisation.schedule == "plateau":
-        free = free - {"evaluate_every"}
+    free = _free(mine)
     for section, values in mine.as_dict().items():
-        other = theirs.get(section, {})
-        if part := _PARTS.get(section):
-            default = {
-                f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields(part)
-            }
-            other = {**default, **other}
+        default = _defaults(section)
+        values, other = {**default, **values}, {**default, **theirs.get(section, {})}
         for name in dict.fromkeys([*values, *other]):
-            if not (section == "run" and name in free) and values.get(name) != other.get(name):
-                return f"{section}.{name} is {values.get(name)!r}, the run's is {other.get(name)!r}"
+            setting, was = f"{section}.{name}", other.get(name)
+            if setting in free or values.get(name) == was:
+                continue
+            settled = {*mine.own, "run.epochs", "run.steps", "input.flow_bound"}  # the last by the data set
+            file = f"set {setting} = {json.dumps(was)} in a --config file of your own to go on with it"
+            return Difference(
+                f"{setting} is {values.get(name)!r}, the run's is {was!r}",
+                None if was is None or setting in settled else file,
+            )
     return None
+
+
+def as_begun(mine: Configuration, theirs: Sections) -> Configuration:
+    """The same settings for going on with a run of the record `theirs`, which may be of an earlier version.
+
+    What it does not know, a setting that came later, it had at its default; there it stays, and stays
+    unknown, unless the call names it or it is free. Raises ConfigurationError where the rest forbids that.
+    """
+    sections, kept = mine.as_dict(), {*mine.own, *_free(mine)}
+    later = [
+        (section, name)
+        for section, values in sections.items()
+        for name in values
+        if name not in theirs.get(section, values) and f"{section}.{name}" not in kept
+    ]
+    for section, name in later:
+        del sections[section][name]
+    unknown = tuple(f"{section}.{name}" for section, name in later if section in _PARTS)
+    return replace(from_dict(sections), named=mine.named, own=mine.own, later=unknown)
+
+
+def _free(mine: Configuration) -> set[str]:
+    """The settings in which a resume may differ from its run."""
+    free = FREE if mine.optimisation.depends_on_length else FREE | {"run.epochs", "run.steps"}
+    if mine.optimisation.schedule == "plateau":  # follows the evaluations
+        free = free - {"run.evaluate_every", "input.test_views"}
+    return free
+
+
+def _defaults(section: str) -> dict[str, Any]:
+    """What the settings of a section are where nothing is said of them, as `as_dict` has them."""
+    part = _PARTS.get(section)
+    default = {f.name: f.default for f in fields(part)} if part else {}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in default.items()}
 
 
 def with_flow_bound(configuration: Configuration, bound: float | None) -> Configuration:
@@ -255,6 +313,10 @@ def _is(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and math.isfinite(value)
     return isinstance(value, kind)
+
+
+def _comes_with_trainer(file: str) -> bool:
+    return (FOLDER / f"{file}.toml").is_file()
 
 
 def _listed(names) -> str:

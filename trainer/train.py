@@ -23,6 +23,9 @@ from trainer.configuration import (
     FED,
     Configuration,
     ConfigurationError,
+    Difference,
+    Sections,
+    as_begun,
     difference,
     fed_as,
     with_flow_bound,
@@ -142,11 +145,13 @@ def set_up(job: Job, group: distributed.Group) -> Training:
     configuration = with_flow_bound(job.configuration, rows.flow_bound)
     origin = group.from_first(lambda: origins.find(str(job.init))) if job.init and not before else None
     given = checkpoints.load(origin.file) if origin and not origin.image else None
-    if before and before.configuration.get("init"):
+    if before and before.configuration.get("init", job.init):  # a run of before may not know of it
         given = before  # which was fed as the weights that it began with
     if given:
         configuration = fed_as(configuration, given.input)
-    group.from_first(lambda: _same_run(job, configuration, before, rows))
+    if theirs := group.from_first(lambda: _on_record(job, before)):
+        configuration = as_begun(configuration, theirs)
+        group.from_first(lambda: _same_run(job, configuration, theirs, before, rows))
     if before and before.state["step"] == 0 and (latest := _latest(job, rows, group)):
         older, rows = rows, open_rows(job.data, splits[0], streams, latest)
         if group.first:
@@ -176,7 +181,7 @@ def set_up(job: Job, group: distributed.Group) -> Training:
         start=(before.state["epoch"], before.state["step"]) if before else (0, 0),
         history=list(optimiser.get("history", [])),
         cache=job.cache,
-        origin=before.configuration.get("init", {}) if before else origin.as_dict() if origin else {},
+        origin=before.configuration.get("init") if before else origin.as_dict() if origin else {},
     )
     if before:
         training.optimiser.load_state_dict(optimiser["sgd"])
@@ -269,23 +274,28 @@ def _built(configuration: Configuration, classes: int) -> dict[str, towers.Tower
     )
 
 
-def _same_run(job: Job, configuration: Configuration, before: Checkpoint | None, rows: Rows) -> None:
-    """Raises ConfigurationError where the folder holds another run than this one."""
+def _on_record(job: Job, before: Checkpoint | None) -> Sections | None:
+    """What the run in the folder is set to, of which `before` is the newest checkpoint; None for no run."""
     path = job.output / recording.CONFIGURATION
-    if job.resume == "none":
-        return
-    if not path.exists() and before is None:
-        return
-    theirs = before.configuration if before else json.loads(path.read_text(encoding="utf-8"))
-    phrase = difference(configuration, theirs)
-    if phrase is None and "init" in theirs:
-        phrase = origins.difference(job.init, theirs["init"])
-    if phrase is None and before and before.classes != rows.classes:
-        phrase = "the data set's classes are others"
-    if phrase is None and before and before.fingerprint != rows.fingerprint:
-        phrase = "it was trained on other clips than those of --data"
-    if phrase:
+    if job.resume == "none" or (before is None and not path.exists()):
+        return None
+    return before.configuration if before else json.loads(path.read_text(encoding="utf-8"))
+
+
+def _same_run(
+    job: Job, configuration: Configuration, theirs: Sections, before: Checkpoint | None, rows: Rows
+) -> None:
+    """Raises ConfigurationError where the folder holds another run, of the record `theirs`, than this one."""
+    found = difference(configuration, theirs)
+    if found is None and "init" in theirs and (phrase := origins.difference(job.init, theirs["init"])):
+        found = Difference(phrase, "leave --init out to go on with it")
+    if found is None and before and before.classes != rows.classes:
+        found = Difference("the data set's classes are others")
+    if found is None and before and before.fingerprint != rows.fingerprint:
+        found = Difference("it was trained on other clips than those of --data")
+    if found:
+        remedy = f"{found.remedy}, or " if found.remedy else ""
         raise ConfigurationError(
-            f"{job.output} holds another run ({phrase}): "
-            "take another --output, or --resume none to start over"
+            f"{job.output} holds another run ({found.phrase}): "
+            f"{remedy}take another --output, or --resume none to start over"
         )

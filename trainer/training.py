@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Training:
     start: tuple[int, int]  # epoch and step within it of the next batch
     history: list[dict[str, Any]]  # what each evaluation gave
     cache: Cache | None = None
-    origin: Mapping[str, str] = field(default_factory=dict)  # name and sha256 of --init; empty without
+    origin: Mapping[str, str] | None = None  # name and sha256 of --init, empty without; None: unknown
 
     def __post_init__(self) -> None:
         run = self.configuration.run
@@ -74,7 +74,8 @@ class Training:
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
         """What another call must have the same to be this run, as in RUN/configuration.json."""
-        return {**self.configuration.as_dict(), "init": dict(self.origin)}
+        known = {} if self.origin is None else {"init": dict(self.origin)}
+        return {**self.configuration.as_dict(), **known}
 
     @property
     def finished(self) -> bool:

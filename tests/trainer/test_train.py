@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ import tiny_dataset
 import torch
 
 from trainer import checkpoint as checkpoints
+from trainer import configuration as configurations
 from trainer import train as training
-from trainer.configuration import Configuration, ConfigurationError, difference, from_dict, resolve
+from trainer.configuration import Configuration, ConfigurationError, from_dict, resolve
 from trainer.data import order
 from trainer.data.rows import RowsError, open_rows
 
@@ -194,15 +196,6 @@ def test_another_setting_than_the_runs_is_refused_by_name(root, tmp_path):
     assert train(root, tmp_path / "run", tiny(steps=1, checkpoint_every=7)).steps == 1
 
 
-def test_a_setting_that_came_after_the_run_is_at_its_default_there():
-    old = tiny().as_dict()
-    del old["input"]["colour_jitter"], old["input"]["test_views"], old["run"]["micro_batch"]
-    assert difference(tiny(), old) is None
-    sections = tiny().as_dict()
-    jittered = from_dict({**sections, "input": {**sections["input"], "colour_jitter": [0.2, 0, 0, 0]}})
-    assert difference(jittered, old) is not None
-
-
 def test_a_finished_run_stays_as_it_is_and_resume_none_starts_over(root, tmp_path):
     run = tmp_path / "run"
     train(root, run, tiny(steps=2))
@@ -346,8 +339,35 @@ def test_another_init_than_the_runs_is_refused_and_the_same_weights_elsewhere_ar
     with pytest.raises(ConfigurationError, match="has changed since"):
         train(root, run, longer, init=str(one))
     train(root, tmp_path / "plain", settings)
-    with pytest.raises(ConfigurationError, match="it was started without --init"):
+    with pytest.raises(ConfigurationError, match=r"it was started without --init\): leave --init out"):
         train(root, tmp_path / "plain", settings, init=str(moved))
+
+
+def as_before(run: Path) -> None:
+    """Makes `run` one of a version that noted no --init and had no such setting."""
+    file = checkpoints.find(run)
+    newest = checkpoints.load(file)
+    sections = {name: dict(values) for name, values in newest.configuration.items() if name != "init"}
+    del sections["input"]["colour_jitter"]
+    checkpoints.write(file, replace(newest, configuration=sections))
+    (run / "configuration.json").write_text(json.dumps(sections))
+
+
+def test_a_run_of_before_goes_on_by_its_own_command_again_and_again(root, tmp_path, monkeypatch):
+    """The network's configuration has gained a setting since, which would be another training."""
+    given = small_network.checkpoint(tmp_path / "given.pt", streams=("rgb",), mean=(0.4, 0.5, 0.6), **SIZE)
+    begun, plain = {"init": str(given)}, {}
+    for name, init in (("begun", begun), ("plain", plain)):
+        fed = train(root, tmp_path / name, changed(tiny(steps=1), schedule="constant"), **init).input
+        as_before(tmp_path / name)
+        with monkeypatch.context() as later:
+            default = (configurations.FOLDER / "quick.toml").read_text()
+            (tmp_path / "quick.toml").write_text(default.replace("[0, 0, 0, 0]", "[0.2, 0.2, 0.2, 0.05]"))
+            later.setattr(configurations, "FOLDER", tmp_path)
+            for steps in (2, 3):
+                longer = changed(tiny(steps=steps), schedule="constant")
+                assert longer.input.colour_jitter == (0.2, 0.2, 0.2, 0.05)
+                assert train(root, tmp_path / name, longer, **init).input == fed
 
 
 def test_a_loss_that_is_no_number_stops_the_run_in_a_sentence(root, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.configuration import ConfigurationError, from_dict, read, resolve
+from trainer.configuration import ConfigurationError, as_begun, difference, from_dict, read, resolve
 from trainer.optimisation import Optimisation, learning_rate
 
 
@@ -93,6 +93,61 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, text, said):
 def test_a_file_that_is_not_there_is_refused_in_a_sentence():
     with pytest.raises(ConfigurationError, match=r"none\.toml cannot be read"):
         read("none.toml")
+
+
+def before(network: str, *unknown: str) -> dict:
+    """What a version that did not know of these settings kept of a run of the network's default."""
+    sections = resolve(None, {"network": {"name": network}}).as_dict()
+    for section, name in (setting.split(".") for setting in unknown):
+        del sections[section][name]
+    return sections
+
+
+def test_a_setting_that_came_after_the_run_is_at_its_default_there_unless_the_call_names_it(tmp_path):
+    old = before("i3d", "input.colour_jitter", "run.micro_batch", "network.bn_momentum")
+    for call in (resolve(None, {}), resolve("i3d", {})):
+        found = as_begun(call, old)
+        assert difference(found, old) is None
+        assert found.input.colour_jitter == (0, 0, 0, 0)
+        assert found.run.micro_batch == call.run.micro_batch  # free
+        assert "bn_momentum" not in found.network.options
+        assert "colour_jitter" not in found.as_dict()["input"]  # still unknown, as the next call will find
+        assert as_begun(call, found.as_dict()) == found
+    file = tmp_path / "mine.toml"
+    file.write_text("[input]\ncolour_jitter = [0.1, 0, 0, 0]\n")
+    assert difference(as_begun(resolve(str(file), {}), old), old).phrase.startswith(
+        "input.colour_jitter is [0.1"
+    )
+    file.write_text("[input]\ncolour_jitter = [0, 0, 0, 0]\n")
+    assert difference(as_begun(resolve(str(file), {}), old), old) is None
+
+
+def test_views_may_be_others_but_where_the_rate_follows_the_evaluations():
+    name = "slowfast-4x16-r50"
+    for old in (before(name, "input.test_views"), before(name)):
+        call = resolve(None, {"network": {"name": name}})
+        assert call.input.test_views == (10, 3)
+        assert as_begun(call, old).input.test_views == (10, 3)
+        old["input"]["test_views"] = [5, 1]
+        assert difference(as_begun(call, old), old) is None
+    flags = {"optimisation": {"schedule": "plateau"}, "run": {"evaluate_every": 1}}
+    call = resolve(None, {"network": {"name": name}, **flags})
+    old = {**before(name, "input.test_views"), **{s: call.as_dict()[s] for s in flags}}
+    assert as_begun(call, old).input.test_views == ()
+    old["input"]["test_views"] = [5, 1]
+    assert difference(as_begun(call, old), old).phrase.startswith("input.test_views is [10, 3]")
+
+
+def test_a_setting_of_the_run_that_a_file_can_give_is_told_as_one_to_paste(tmp_path):
+    old = before("i3d")
+    old["input"]["colour_jitter"], old["run"]["seed"] = [0.0, 0.0, 0.0, 0.0], 3
+    found = difference(as_begun(resolve(None, {"run": {"seed": 5}}), old), old)
+    line = "input.colour_jitter = [0.0, 0.0, 0.0, 0.0]"
+    assert found.remedy.startswith(f"set {line} in a --config file")
+    file = tmp_path / "mine.toml"
+    file.write_text(line)
+    found = difference(as_begun(resolve(str(file), {"run": {"seed": 5}}), old), old)
+    assert (found.phrase, found.remedy) == ("run.seed is 5, the run's is 3", None)  # a flag wins over a file
 
 
 def test_one_cycle_is_torchs():

@@ -7,13 +7,12 @@ library makes it. It cannot see ffmpeg's own connections: those are checked by n
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import socket
 import sys
 from collections.abc import Iterable
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies
 
 from pipeline.outcome import Failed, FailureClass
 
@@ -56,6 +55,11 @@ def host_and_port(url: str) -> tuple[str, int] | None:
     return (parts.hostname, port) if parts.hostname and port else None
 
 
+def brings_ranges(proxy: str | None) -> bool:
+    """Whether ffmpeg, which reads the ranges, knows how to ask this proxy; None is none."""
+    return proxy is None or proxy.startswith("http://")
+
+
 class Guard:
     """Refuses private addresses other than the ones the user named; counts requests and redirections.
 
@@ -71,7 +75,6 @@ class Guard:
         self.requests = 0
         self._hops = 0
         self._trusted: set[tuple[str, int]] = set()
-        self._proxy: str | None = None
         self._active = False
 
     def install(self) -> None:
@@ -83,7 +86,6 @@ class Guard:
         self._active = False
         named_by_environment = {name: url for name, url in getproxies().items() if name in _PROXY_NAMES}
         proxies = [proxy] if proxy else list(named_by_environment.values())
-        self._proxy = proxy
         self._trusted = set()
         for url in (*named, *proxies):
             place = host_and_port(url)
@@ -96,14 +98,14 @@ class Guard:
         """The next request is not a redirection of the one before."""
         self._hops = 0
 
-    def check_url(self, url: str) -> None:
-        """Raise `Failed` unless ffmpeg may be sent to `url`: unsafe, network where its name has no address,
-        or format where only the whole file comes through the proxy."""
+    def check_url(self, url: str, proxy: str | None) -> None:
+        """Raise `Failed` unless ffmpeg may be sent to `url`, by way of `proxy` if there is one: unsafe,
+        network where its name has no address, or format where only the whole file comes through the proxy."""
         parts, place = urlsplit(url), host_and_port(url)
         if parts.scheme.lower() not in ("http", "https") or place is None:
             raise Failed(FailureClass.UNSAFE, f"The video refers to {url[:200]!r}, which is not fetched.")
-        if self.proxy(url):
-            if not self.passes_proxy(url):
+        if proxy:
+            if not brings_ranges(proxy):
                 raise Failed(FailureClass.FORMAT, NO_RANGE_THROUGH_PROXY)
             return  # the proxy looks the name up
         addresses = _resolve(*place)
@@ -114,26 +116,6 @@ class Guard:
                 raise Failed(
                     FailureClass.UNSAFE, f"The video is at the private address {address}:{place[1]}."
                 )
-
-    def proxy(self, url: str) -> str | None:
-        """The proxy that yt-dlp asks for `url`: the one given, else what the environment names; or None."""
-        if self._proxy is not None:
-            return _with_scheme(self._proxy) if self._proxy else None
-        parts, named = urlsplit(url), getproxies()
-        found = named.get(parts.scheme.lower()) or named.get("all")
-        return found if found and not proxy_bypass(parts.hostname or "") else None
-
-    def passes_proxy(self, url: str) -> bool:
-        """Whether ffmpeg asks for `url` the way that yt-dlp does, as far as there is a proxy in it.
-
-        Of a proxy ffmpeg knows the variable http_proxy, which yt-dlp sets to the one given, for http and
-        https, as far as it begins with http://; and it minds no_proxy, whoever named the proxy.
-        """
-        proxy = self.proxy(url)
-        if proxy is None:
-            return True
-        seen = _with_scheme(self._proxy) if self._proxy else os.environ.get("http_proxy", "")
-        return seen == proxy and seen.startswith("http://") and not proxy_bypass(urlsplit(url).hostname or "")
 
     def _allows(self, address: str, port: int) -> bool:
         try:
@@ -167,11 +149,6 @@ class Guard:
             self.looped = True
             raise Refused(f"redirect loop: given up after {MAX_HOPS} redirections")
         self.requests += 1
-
-
-def _with_scheme(proxy: str) -> str:
-    """As yt-dlp hands it to ffmpeg."""
-    return proxy if re.match(r"[\da-zA-Z]+://", proxy) else f"http://{proxy}"
 
 
 def _resolve(host: str, port: int) -> set[str]:

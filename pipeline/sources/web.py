@@ -7,8 +7,8 @@ What is refused: addresses that are not of the open internet (save those the tem
 schemes other than http and https, playlists. Redirections are followed and checked by us. What is not seen:
 ffmpeg looks up the media host's name once more by itself; one that cannot be told otherwise (before version
 8) follows the media host's redirections by itself, still over http and https only; behind a proxy, names are
-the proxy's to look up. Where ffmpeg would pass a proxy or a source_address by, it is not asked: the whole
-file comes.
+the proxy's to look up. A proxy or a source_address that ffmpeg does not know means that it is not asked: the
+whole file comes.
 """
 
 from __future__ import annotations

@@ -25,11 +25,12 @@ from typing import Any
 from yt_dlp import YoutubeDL
 from yt_dlp.networking import Request as YtRequest
 from yt_dlp.utils import ExtractorError
+from yt_dlp.utils.networking import HTTPHeaderDict, clean_proxies, select_proxy
 from yt_dlp.version import __version__
 
 from pipeline.outcome import Failed, FailureClass
 from pipeline.probe import probe, reader_options
-from pipeline.sources.addresses import NO_RANGE_THROUGH_PROXY, Guard
+from pipeline.sources.addresses import NO_RANGE_THROUGH_PROXY, Guard, brings_ranges
 from pipeline.sources.classify import FailedForNow, classify, classify_ffmpeg, might_be_redirect
 from pipeline.sources.job import COOKIES, Job, Log, options
 
@@ -41,10 +42,16 @@ _TAIL = 0.5  # seconds that a range may lack at its end before it counts as cut 
 _RANGE_ONLY = (FailureClass.FORMAT, FailureClass.CORRUPT)  # after these, the whole file may still do
 
 
-class _Downloader(YoutubeDL):
+class Downloader(YoutubeDL):
     """yt-dlp, with new requests told to the guard, and a limit to the pages that it reads into memory."""
 
     guard: Guard
+
+    def proxy(self, url: str) -> str | None:
+        """The proxy that it asks for `url`: the one given, else one that the environment names; or None."""
+        proxies = self.proxies.copy()
+        clean_proxies(proxies, HTTPHeaderDict())
+        return select_proxy(url, proxies)
 
     def urlopen(self, req):
         self.guard.new_address()
@@ -76,7 +83,7 @@ class Fetch:
         """Everything: one answer with a file or a failure for each range, or one failure for all."""
         answers: list[dict[str, Any]] = []
         try:
-            with _Downloader(options(self.job, self.log)) as self.ydl:
+            with Downloader(options(self.job, self.log)) as self.ydl:
                 self.ydl.guard = self.guard
                 info = self.extract()
                 answers = self.bring(info)
@@ -143,7 +150,7 @@ class Fetch:
             return f"a range over {info.get('protocol')} does not keep its clock"
         if info.get("ext") not in RANGED:
             return f"a range of .{info.get('ext')} does not keep its clock"
-        if not self.guard.passes_proxy(info["url"]):
+        if not brings_ranges(self.ydl.proxy(info["url"])):
             return NO_RANGE_THROUGH_PROXY
         if self.job.ytdlp.get("source_address"):
             return "a range cannot be asked for from a source_address"  # ffmpeg is not told of it
@@ -162,10 +169,11 @@ class Fetch:
         path = self.folder / f"{number}.{info['ext']}"
         section = {**info, "section_start": low, "section_end": high}
         for turn in range(2):
-            self.guard.check_url(section["url"])
+            proxy = self.ydl.proxy(section["url"])
+            self.guard.check_url(section["url"], proxy)
             self.started += 1
             said = ""
-            with _stderr() as captured:
+            with _proxy_of_children(proxy), _stderr() as captured:
                 try:
                     FFmpegFD(self.ydl, self.ydl.params).download(str(path), section)
                 except Exception as error:
@@ -296,6 +304,19 @@ def _failure(failed: Failed) -> dict[str, Any]:
         "retry_after": failed.named.isoformat() if failed.named else None,
         "for_now": isinstance(failed, FailedForNow),
     }
+
+
+@contextmanager
+def _proxy_of_children(proxy: str | None) -> Iterator[None]:
+    """Let ffmpeg go by this proxy, or by none: it chooses by these two variables, otherwise than yt-dlp."""
+    before = {name: os.environ.pop(name, None) for name in ("http_proxy", "no_proxy")}
+    if proxy is not None:
+        os.environ["http_proxy"] = proxy
+    try:
+        yield
+    finally:
+        os.environ.pop("http_proxy", None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 @contextmanager

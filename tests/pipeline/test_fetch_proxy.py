@@ -1,4 +1,4 @@
-"""No request passes a named proxy by: what ffmpeg would ask for directly comes whole, through yt-dlp."""
+"""ffmpeg goes the way that yt-dlp does: by its proxy, by none, or not at all, and the whole file comes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from fetch_fixtures import clip, get
 
 from demo.site import Site
 from pipeline.outcome import Failed, FailureClass
-from pipeline.sources import FetchOptions, Piece, SourceError, check_ytdlp
+from pipeline.sources import FetchOptions, Piece, SourceError, check_ytdlp, worker
 from pipeline.sources.addresses import Guard
+from pipeline.sources.ytdlp import Downloader
 
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -92,42 +93,63 @@ def test_a_source_address_makes_whole_files(footage, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "environment", "url", "passes"),
+    ("given", "environment", "url", "proxy"),
     [
-        (None, {}, "https://host/x", True),
-        ("http://p:1", {}, "https://host/x", True),
-        ("p:1", {}, "http://host/x", True),
-        ("https://p:1", {}, "http://host/x", False),
-        ("socks5://p:1", {}, "http://host/x", False),
-        ("http://p:1", {"no_proxy": "host"}, "http://host/x", False),  # which yt-dlp does not heed, here
-        (None, {"http_proxy": "http://p:1"}, "http://host/x", True),
-        (None, {"http_proxy": "http://p:1", "https_proxy": "http://p:1"}, "https://host/x", True),
-        (None, {"https_proxy": "http://p:1"}, "https://host/x", False),
-        (None, {"HTTP_PROXY": "http://p:1"}, "http://host/x", False),
-        (None, {"all_proxy": "socks5://p:1"}, "http://host/x", False),
-        (None, {"ALL_PROXY": "socks5://p:1", "no_proxy": "host"}, "http://host/x", True),
-        ("", {"all_proxy": "socks5://p:1"}, "http://host/x", True),
+        (None, {}, "https://host/x", None),
+        ("http://p:1", {}, "https://host/x", "http://p:1"),
+        ("p:1", {}, "http://host/x", "http://p:1"),
+        ("http://p:1", {"no_proxy": "host"}, "http://host/x", "http://p:1"),
+        (None, {"http_proxy": "http://p:1"}, "https://host/x", "http://p:1"),
+        (None, {"http_proxy": "http://p:1", "https_proxy": "http://q:1"}, "https://host/x", "http://q:1"),
+        (None, {"https_proxy": "http://p:1"}, "http://host/x", None),
+        (None, {"HTTP_PROXY": "http://p:1", "NO_PROXY": "host"}, "http://host/x", None),
+        (None, {"ALL_PROXY": "p:1", "no_proxy": "other"}, "http://host/x", "http://p:1"),
+        ("", {"all_proxy": "socks5://p:1"}, "http://host/x", None),
+        ("https://p:1", {}, "http://host/x", "https://p:1"),
+        (None, {"all_proxy": "socks5h://p:1"}, "http://host/x", "socks5h://p:1"),
     ],
 )
-def test_ffmpeg_is_sent_only_where_it_goes_the_way_of_the_proxy(monkeypatch, given, environment, url, passes):
+def test_the_proxy_is_the_one_that_yt_dlp_asks(monkeypatch, given, environment, url, proxy):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    guard = Guard()
-    guard.begin([], given)
-    assert guard.passes_proxy(url) is passes
-    if not passes:
+    assert Downloader({"proxy": given}, auto_init=False).proxy(url) == proxy
+    if proxy and not proxy.startswith("http://"):
         with pytest.raises(Failed, match="a range cannot go through this proxy") as caught:
-            guard.check_url(url)
+            Guard().check_url(url, proxy)
         assert caught.value.failure_class is FailureClass.FORMAT  # so the whole file is taken
 
 
-def test_a_private_address_is_checked_where_no_proxy_is_in_force(monkeypatch):
-    monkeypatch.setenv("all_proxy", "http://p:1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+@pytest.mark.parametrize(
+    ("host", "environment"),
+    [
+        ("http://only.the.proxy.knows", {"HTTP_PROXY": "SITE"}),
+        ("http://only.the.proxy.knows", {"no_proxy": "only.the.proxy.knows", "GIVEN": "SITE"}),
+        ("SITE", {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}),
+        ("SITE", {"http_proxy": "http://127.0.0.1:9", "GIVEN": ""}),
+    ],
+)
+def test_ffmpeg_goes_the_way_that_yt_dlp_does(footage, tmp_path, monkeypatch, host, environment):
+    """Not by the variables that ffmpeg would choose by itself: at port 9 nobody answers."""
+    wanted = clip("good", 4, 8)
+    with Site(footage) as site:
+        named = {name: value.replace("SITE", site.url) for name, value in environment.items()}
+        options = FetchOptions(timeout=60, attempts=1, proxy=named.pop("GIVEN", None))
+        for name, value in named.items():
+            monkeypatch.setenv(name, value)
+        worker.close()  # it has the environment that it was started in
+        got = get(f"{host.replace('SITE', site.url)}/{{youtube_id}}.mp4", tmp_path, options, wanted)
+        worker.close()
+    assert isinstance(got.pieces[wanted.key], Piece), got.pieces
+    assert got.fallbacks == ()
+    assert not got.whole
+
+
+def test_a_private_address_is_checked_where_no_proxy_is_in_force():
     guard = Guard()
     guard.begin([], None)
+    guard.check_url("http://127.0.0.1/x", "http://p:1")
     with pytest.raises(Failed, match="private address"):
-        guard.check_url("http://127.0.0.1/x")
+        guard.check_url("http://127.0.0.1/x", None)
 
 
 def test_an_option_that_yt_dlp_does_not_have_is_refused():

@@ -215,7 +215,7 @@ def test_only_the_named_host_and_port_may_be_private(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     guard = Guard()
     guard.begin(["http://127.0.0.1:8123/{youtube_id}.mp4"], None)
-    guard.check_url("http://127.0.0.1:8123/other.mp4")
+    guard.check_url("http://127.0.0.1:8123/other.mp4", None)
     for url in (
         "http://127.0.0.1:8124/x",
         "http://127.0.0.2:8123/x",
@@ -223,11 +223,11 @@ def test_only_the_named_host_and_port_may_be_private(monkeypatch):
         "http://0x7f.1/x",
     ):
         with pytest.raises(Failed) as caught:
-            guard.check_url(url)
+            guard.check_url(url, None)
         assert caught.value.failure_class in (FailureClass.UNSAFE, FailureClass.NETWORK)
     for url in ("file:///etc/passwd", "ftp://8.8.8.8/x", "concat:a|b", "http://", "/etc/passwd", "data:,x"):
         with pytest.raises(Failed) as caught:
-            guard.check_url(url)
+            guard.check_url(url, None)
         assert caught.value.failure_class is FailureClass.UNSAFE
     assert host_and_port("https://user:pw@host/x") == ("host", 443)
     assert host_and_port("proxy:3128") == ("proxy", 3128)

@@ -18,6 +18,8 @@ from pipeline.outcome import FAILED, RETRY_AFTER
 from pipeline.storage import Storage
 from pipeline.work import WorkStore
 
+_SAME = ("key", "label", "split")  # what a row published keeps
+
 
 class CampaignError(Exception):
     """The campaign cannot start or go on: one sentence with the remedy."""
@@ -87,39 +89,72 @@ def as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[
     """The plan with its lists named as they were published (one that has moved makes no new rows), and for
     each published outcome its row in the plan.
 
+    A list is known by its rows, whatever it is called now; its rows that are not decided yet get its
+    published name too, the first one where it has several.
+
     Raises:
-        CampaignError: it was published from other lists, or with another choice of rows.
+        CampaignError: it was published from other lists, or with another choice of rows, or a list that is
+            new has the name that another one was published under.
     """
-    ours, theirs = (pc.unique(t["manifest"]).to_pylist() for t in (planned, outcomes))
-    renamed = {} if set(theirs) <= set(ours) else dict(zip(theirs, ours, strict=False))
-    numbers = {name: number for number, name in enumerate(ours)}
-    named = [numbers.get(renamed.get(name, name), -1) for name in outcomes["manifest"].to_pylist()]
-    wide = np.int64(1) << 40
-    ids = (
-        np.array([numbers[name] for name in planned["manifest"].to_pylist()]) * wide
-        + planned["row"].to_numpy()
-    )
-    asked = np.array(named, np.int64) * wide + outcomes["row"].to_numpy()
-    order = np.argsort(ids)
-    place = order[np.minimum(np.searchsorted(ids, asked, sorter=order), len(ids) - 1)] if len(ids) else asked
-    same = len(ids) >= len(asked) and bool(np.all(ids[place] == asked))
-    if same:
-        rows = planned.take(pa.array(place))
-        removed = pc.fill_null(pc.equal(outcomes["excluded_for"], "removed"), False)
-        excluded = pc.equal(outcomes["outcome"], "excluded")
-        decided = pc.or_(pc.equal(pc.equal(rows["decision"], "excluded"), excluded), removed)
-        same = pc.all(decided, min_count=0).as_py() and all(
-            rows[name].equals(outcomes[name].cast(rows[name].type)) for name in ("key", "label", "split")
-        )
-    if not same:
+    ours, theirs = _lists(planned), _lists(outcomes)
+    rows = planned.select(["row", "decision", *_SAME])
+    found = {old: _recognised(old, rows, ours, outcomes.take(pa.array(at))) for old, at in theirs.items()}
+    called: dict[str, str] = {}
+    # Several lists may agree with a few rows: what has the least choice chooses first.
+    for old in sorted(theirs, key=lambda old: len(found[old])):
+        free = [new for new in found[old] if new not in called.values()]
+        called[old] = next(iter([*free, *found[old]]), "")
+    place = np.full(outcomes.num_rows, -1)
+    for old, new in called.items():
+        place[theirs[old]] = found[old].get(new, -1)
+    if np.any(place < 0) or len(np.unique(place)) < len(place):
         raise CampaignError(
             f"{root.url} was made from other lists or with another choice of rows (--manifest, --exclude, "
             "--unique, --limit); give the same ones, or another --output."
         )
     names = np.asarray(planned["manifest"], object)
+    for new, at in ours.items():
+        name = next((old for old in theirs if called[old] == new), None)
+        if name is None and new in theirs:
+            raise CampaignError(
+                f"{root.url} has another list by the name {new}; give this one by its whole path."
+            )
+        names[at] = name or new
     names[place] = outcomes["manifest"].to_pylist()
-    column = planned.column_names.index("manifest")
-    return planned.set_column(column, planned.schema.field("manifest"), pa.array(names, pa.string())), place
+    column = planned.schema.get_field_index("manifest")
+    return planned.set_column(column, planned.schema.field(column), pa.array(names, pa.string())), place
+
+
+def _lists(rows: pa.Table) -> dict[str, np.ndarray]:
+    """Which rows each list has, int64 (n,); the lists in the order of their first rows."""
+    coded = rows["manifest"].combine_chunks().dictionary_encode()
+    codes = coded.indices.to_numpy()
+    return {name: np.flatnonzero(codes == code) for code, name in enumerate(coded.dictionary.to_pylist())}
+
+
+def _recognised(
+    old: str, planned: pa.Table, ours: Mapping[str, np.ndarray], published: pa.Table
+) -> dict[str, np.ndarray]:
+    """The lists that outcomes published as of `old` may be of, each with their rows in the plan; the one of
+    that name alone where they agree with it."""
+    found = {}
+    numbers, asked = planned["row"].to_numpy(), published["row"].to_numpy()
+    for name in sorted(ours, key=lambda name: name != old):
+        rows = ours[name]
+        place = rows[np.minimum(np.searchsorted(numbers[rows], asked), len(rows) - 1)]
+        if np.array_equal(numbers[place], asked) and _agree(planned.take(pa.array(place)), published):
+            found[name] = place
+            if name == old:
+                break
+    return found
+
+
+def _agree(planned: pa.Table, published: pa.Table) -> bool:
+    """Whether rows of the plan are the published ones, in the same order."""
+    removed = pc.fill_null(pc.equal(published["excluded_for"], "removed"), False)
+    excluded = (pc.equal(planned["decision"], "excluded"), pc.equal(published["outcome"], "excluded"))
+    same = (planned[name].equals(published[name].cast(planned[name].type)) for name in _SAME)
+    return all(same) and pc.all(pc.or_(pc.equal(*excluded), removed), min_count=0).as_py()
 
 
 def again(outcomes: pa.Table, retry: str) -> pa.BooleanArray:

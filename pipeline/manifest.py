@@ -122,13 +122,17 @@ def expand(patterns: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-def read(path: str | os.PathLike[str]) -> pa.Table:
+def read(path: str | os.PathLike[str], split: str | None = None) -> pa.Table:
     """All rows of one list, in file order, each well-formed or with its error.
 
     Reads CSV in UTF-8 with a header: in any order youtube_id, time_start, time_end (seconds), and
     if present label and split (train, val or validate or validation, test); other columns (is_cc)
     are ignored. A row without a split takes the only one that is a word of the file's name, as in
     ``kinetics-400_val.csv``; there is no other default. Blank lines are no rows.
+
+    Args:
+        path: a file or a URL.
+        split: of all rows, whatever the list says of it; None takes what it says.
 
     Returns:
         a table of `SCHEMA`. ``error`` is null, or "FILE:LINE: sentence"; then split is ``unknown``
@@ -143,7 +147,7 @@ def read(path: str | os.PathLike[str]) -> pa.Table:
             location.open_file(path), encoding="utf-8-sig", errors="surrogateescape"
         ) as file:
             lines = _lines(file)
-            columns = _header(name, lines)
+            columns = _header(name, lines, split)
             return pa.Table.from_batches(_batches(name, _records(lines, columns.count), columns), SCHEMA)
     except (OSError, ValueError) as error:
         if isinstance(error, ManifestError):
@@ -191,7 +195,7 @@ class _Header:
     default_split: str | None
 
 
-def _header(name: str, lines: Iterator[tuple[int, str | None]]) -> _Header:
+def _header(name: str, lines: Iterator[tuple[int, str | None]], split: str | None) -> _Header:
     remedy = "give a CSV file whose first line names youtube_id, time_start, time_end"
     line = next((text for _, text in lines if text is None or not text.isspace()), "")
     if not line:
@@ -208,7 +212,9 @@ def _header(name: str, lines: Iterator[tuple[int, str | None]]) -> _Header:
     missing = [column for column in ("youtube_id", "time_start", "time_end") if at[column] is None]
     if missing:
         raise ManifestError(f"{name}: is no manifest (its first line has no {', '.join(missing)}); {remedy}.")
-    default = _split_of_name(name)
+    if split is not None:
+        at["split"] = None
+    default = split or _split_of_name(name)
     if at["split"] is None and default is None:
         raise ManifestError(
             f"{name}: has no split column and its name tells none; add the column, or a word to the "

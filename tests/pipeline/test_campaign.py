@@ -44,3 +44,17 @@ def test_what_is_left_after_a_wave_counts_every_video_with_a_row_to_come(tmp_pat
     planned = campaign.make_plan(settings)
     said = campaign._remaining(planned, Storage(root), Pressure(budget=2))
     assert said.endswith("; 2 rows of 2 videos are left, about 60 min at this budget")
+
+
+def test_a_list_of_videos_to_exclude_need_not_tell_their_split(tmp_path: Path):
+    lists = {"train": "x,y,z", "withdrawn": "x", "ours": "y"}
+    for name, videos in lists.items():
+        rows = [f"{video},0,10,{'holdout,' * (name == 'ours')}\n" for video in videos.split(",")]
+        header = f"youtube_id,time_start,time_end,{'split,' * (name == 'ours')}\n"
+        (tmp_path / f"{name}.csv").write_text(header + "".join(rows))
+    given = {name: str(tmp_path / f"{name}.csv") for name in lists}
+    settings = campaign.Settings(
+        (given["train"],), str(tmp_path / "root"), exclude=(given["withdrawn"], given["ours"])
+    )
+    planned = campaign.make_plan(settings)
+    assert planned["excluded_for"].to_pylist() == ["listed", "listed", None]

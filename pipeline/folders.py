@@ -11,7 +11,7 @@ from pipeline import probe
 from pipeline.layout import id_of
 from pipeline.manifest import ManifestError
 from pipeline.outcome import Failed
-from pipeline.sources.directory import SUFFIXES
+from pipeline.sources.directory import SUFFIXES, walk
 
 _UNKNOWN_SECONDS = 10.0  # of a video that says no length: `prepare` finds out what is in it
 
@@ -52,15 +52,14 @@ def write(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
 def _videos(folder: Path) -> Iterator[tuple[str, Path]]:
     """(label, file) of every video in the folders of `folder`, in their order."""
     try:
-        classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        for label in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+            for video in sorted(map(Path, walk(str(label)))):
+                if video.suffix.lower() in SUFFIXES and video.is_file():
+                    yield label.name, video
     except OSError as error:
         raise ManifestError(
-            f"{folder} cannot be listed ({error.strerror}): name a folder of class folders."
+            f"{error.filename} cannot be listed ({error.strerror}): name a folder of class folders."
         ) from None
-    for label in classes:
-        for video in sorted(label.rglob("*")):
-            if video.suffix.lower() in SUFFIXES and not video.name.startswith(".") and video.is_file():
-                yield label.name, video
 
 
 def _seconds(video: str) -> float:

@@ -122,18 +122,27 @@ def _files(pattern: str) -> Iterator[str]:
     places = [pattern] if os.path.exists(pattern) else glob.iglob(pattern, recursive=True)
     for place in places:
         if os.path.isdir(place):
-            yield from _walk(place)
+            yield from walk(place)
         else:
             yield place
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Every file below `folder`; links to folders are not followed, so no circle can be met."""
-    waiting = [folder]
+def walk(folder: str) -> Iterator[str]:
+    """Every file below `folder` that is not hidden, in folders that links lead to as well; each folder once,
+    by the first path to it in alphabetical order, so that a circle of links comes to an end."""
+    waiting, seen = [folder], set()
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                elif not entry.name.startswith("."):
-                    yield entry.path
+        place = waiting.pop()
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(place) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        folders = []
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+                folders.append(entry.path)
+            elif not entry.name.startswith("."):
+                yield entry.path
+        waiting.extend(reversed(folders))

@@ -42,6 +42,13 @@ def test_every_video_is_a_row_with_its_length_and_its_folder_as_label(published,
     assert {r["split"] for r in rows} == {"train"}
 
 
+def test_videos_behind_links_are_listed_as_they_are_found(published, tmp_path):
+    (tmp_path / "links" / "Archery").mkdir(parents=True)
+    (tmp_path / "links" / "Archery" / "part").symlink_to(published / "Archery")
+    (tmp_path / "links" / "brush_hair").symlink_to(published / "brush_hair")
+    assert folders.write(tmp_path / "links", tmp_path / "list.csv") == 4
+
+
 def test_the_source_finds_each_by_its_id(published, tmp_path):
     folders.write(published, tmp_path / "list.csv")
     source = parse(f"dir:{published}")

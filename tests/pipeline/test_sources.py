@@ -13,7 +13,7 @@ from pipeline.manifest import Clip
 from pipeline.outcome import Failed, FailureClass
 from pipeline.sources import FetchOptions, Piece, SourceError, Video
 from pipeline.sources.addresses import Guard, host_and_port, is_public
-from pipeline.sources.directory import index
+from pipeline.sources.directory import index, walk
 from pipeline.sources.web import section
 
 ID = "-ab_c0123_4"
@@ -89,6 +89,19 @@ def test_a_trimmed_clip_is_found_by_its_names_before_the_whole_video(tmp_path, n
     pieces = look(f"dir:{tmp_path}", clip(), clip(start=10, end=15))
     assert pieces[clip().key] == Piece(path, 0.0, 10.0, "dir", trimmed=True)
     assert pieces[clip(end=15).key] == Piece(tmp_path / f"{ID}.mp4", 10.0, 15.0, "dir", trimmed=False)
+
+
+def test_videos_behind_links_to_folders_are_seen_and_a_circle_of_links_comes_to_an_end(tmp_path):
+    disk = touch(tmp_path / "disk" / "train" / "class" / f"{ID}.mp4").parents[1]
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    (tmp_path / "data" / "train").symlink_to(disk)
+    (disk / "back").symlink_to(tmp_path / "data")
+    (disk / "self").symlink_to("self")
+    (tmp_path / "data" / "z").symlink_to(disk / "class")
+    files = list(walk(str(tmp_path / "data")))
+    assert files == [f"{tmp_path}/data/train/self", f"{tmp_path}/data/train/class/{ID}.mp4"]
+    pieces = look(f"dir:{tmp_path}/data", clip())
+    assert pieces[clip().key].path == tmp_path / "data" / "train" / "class" / f"{ID}.mp4"
 
 
 def test_times_with_fractions_are_found_as_they_are_written(tmp_path):

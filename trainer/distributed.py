@@ -75,18 +75,19 @@ class Group:
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns or raises on the first rank alone, on every rank."""
+        """What `make` returns or raises on the first rank alone, on every rank; of causes OSError's kind."""
         if self.world == 1:
             return make()
-        made: list[Any] = [None, None]
+        made: list[Any] = [None, None, None]
         if self.first:
             try:
                 made[0] = make()
-            except Exception as error:
-                made[1] = error
+            except Exception as error:  # whose cause does not travel with it
+                cause = error.__cause__
+                made[1:] = error, OSError(str(cause)) if isinstance(cause, OSError) else None
         torch.distributed.broadcast_object_list(made)
         if made[1] is not None:
-            raise made[1]
+            raise made[1] from made[1].__cause__ or made[2]
         return made[0]
 
     def wait(self) -> None:

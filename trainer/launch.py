@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterable
@@ -14,12 +15,21 @@ from pathlib import Path
 
 from trainer.recording import LAUNCH, write_json
 
+_TORCHRUN = re.compile(
+    rb"""([^\0]*/)? (torchrun | python[^\0/]*\0           # a program of that name, or Python, whose
+    (-[^\0]*\0 | (?<=-[WX]\0)[^\0]*\0)*                 # options come before
+    (([^\0]*/)?torchrun | torch\.distributed\.run)) \0  # the script, or the module after -m
+    """,
+    re.VERBOSE,
+)
+"""The command line of torchrun, not of what only names it: a shell, ``timeout 1h torchrun``, an init."""
+
 
 def names() -> list[str]:
     """What this process's launch is called, which its repetitions share; none outside torchrun and Slurm."""
     found = []
     if run := os.environ.get("TORCHELASTIC_RUN_ID"):
-        # "none" is what torchrun calls a launch without a name: our parent, its agent, stands for it then.
+        # "none" is what torchrun calls a launch without a name: its agent stands for it then.
         found.append(f"torchrun {run if run != 'none' else _agent()}")
     if job := os.environ.get("SLURM_JOB_ID"):
         found.append(f"Slurm job {job}")
@@ -44,19 +54,38 @@ def repeated(run: Path, call: str) -> str | None:
 
 
 def end() -> None:
-    """Asks torchrun, where it is our parent and would start us again, to end with what it has.
+    """Asks torchrun, where we are its and it would start us again, to end with what it has.
 
     For failures that every repetition would meet again. No exit code tells torchrun so, but SIGTERM ends it.
     """
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        os.kill(os.getppid(), signal.SIGTERM)
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and (agent := _torchrun()):
+        os.kill(agent, signal.SIGTERM)
 
 
 def _agent() -> str:
-    """The machine, number and start of the parent process."""
-    parent = os.getppid()
+    """The machine, number and start of the process that starts us again: torchrun, else our parent."""
+    agent = _torchrun() or os.getppid()
     try:
-        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]  # see proc(5), 22
+        started = _status(agent)[19]
     except OSError:  # no Linux
         started = ""
-    return f"{socket.gethostname()} {parent} {started}"
+    return f"{socket.gethostname()} {agent} {started}"
+
+
+def _torchrun() -> int | None:
+    """The number of the nearest torchrun above this process, be it behind a shell or another program.
+
+    None where it is gone, and another took its child, or where there is no /proc.
+    """
+    process = os.getppid()
+    try:
+        while process and not _TORCHRUN.match(Path(f"/proc/{process}/cmdline").read_bytes()):
+            process = int(_status(process)[1])
+    except OSError:
+        return None
+    return process or None
+
+
+def _status(process: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on, see proc(5): state, parent, ..., [19] the start."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

@@ -30,6 +30,7 @@ from trainer.configuration import (
     fed_as,
     with_flow_bound,
 )
+from trainer.data import order
 from trainer.data.batch import by_step
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
@@ -210,7 +211,8 @@ def _settle(job: Job, training: Training, damage: str | None) -> None:
 
 def _call(job: Job) -> str:
     """What a repetition of a call has the same."""
-    return repr((job.configuration, job.data, job.init, job.lists))
+    lists = job.lists and [order.digest(sorted(listed.ids)) for listed in job.lists]
+    return repr((job.configuration, job.data, job.init, lists))
 
 
 def _as_repeated(job: Job, group: distributed.Group) -> Job:

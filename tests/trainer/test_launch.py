@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed import HashStore
 
 from trainer import distributed, launch
+from trainer import train as training
 from trainer.__main__ import _fails_again
 from trainer.checkpoint import CheckpointError
-from trainer.configuration import ConfigurationError
+from trainer.configuration import ConfigurationError, resolve
+from trainer.data.lists import Listed, Lists
 from trainer.train import RanksDiffer, TrainingError
 
 CALL = "i3d on k400"
@@ -56,6 +63,84 @@ def test_a_record_that_is_none_is_another_launch(tmp_path, monkeypatch):
     for text in ("", "[]", '{"names": 3, "call": "i3d on k400"}'):
         (tmp_path / "launch.json").write_text(text)
         assert launch.repeated(tmp_path, CALL) is None
+
+
+LAUNCHER = """
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
+shell = '"$0" -c "from trainer import launch; $1"; echo then'
+for _ in range(2):
+    subprocess.run(["bash", "-c", shell, sys.executable, sys.argv[-1]])
+"""
+
+
+def behind_a_shell(launcher: Path, code: str) -> subprocess.CompletedProcess:
+    """Python's `code` twice, in the shell of a `launcher` that ends with 1 and a word when it is asked to."""
+    launcher.write_text(LAUNCHER)
+    call = [sys.executable, "-u", launcher, "torchrun", code]
+    return subprocess.run(call, capture_output=True, text=True, timeout=60)
+
+
+def test_torchrun_is_asked_to_end_through_a_shell_between_and_nothing_else_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    asked = behind_a_shell(tmp_path / "torchrun", "launch.end()")
+    assert (asked.returncode, asked.stderr) == (1, "asked to end\n")
+    other = behind_a_shell(tmp_path / "init", "launch.end()")
+    assert (other.returncode, other.stderr, other.stdout) == (0, "", "then\n" * 2)
+
+
+def test_a_launch_without_an_id_is_the_same_in_every_shell_that_its_agent_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    said = behind_a_shell(tmp_path / "torchrun", "print(launch.names())").stdout.splitlines()
+    assert said[0].startswith("['torchrun ")
+    assert said[0] == said[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_one"),
+    [
+        (("/env/bin/torchrun", "-m", "trainer"), True),
+        (("/usr/bin/python3.11", "/env/bin/torchrun", "-m", "trainer"), True),
+        (("python3", "-u", "-W", "ignore", "-m", "torch.distributed.run", "-m", "trainer"), True),
+        (("bash", "-c", "torchrun -m trainer"), False),
+        (("tini", "--", "torchrun"), False),
+        (("python", "-m", "pytest", "-k", "torchrun"), False),
+    ],
+)
+def test_torchrun_is_known_by_the_program_that_it_is(words, is_one):
+    assert bool(launch._TORCHRUN.match("".join(f"{word}\0" for word in words).encode())) == is_one
+
+
+def test_other_lists_are_another_call(tmp_path):
+    def call(*train: str) -> str:
+        lists = Lists(Listed("train", frozenset(train)), Listed("test", frozenset({"c"})))
+        return training._call(training.Job(resolve(None, {}), ("data",), tmp_path, lists=lists))
+
+    assert call("a", "b") == call("b", "a")
+    assert call("a", "b") != call("a", "d")
+
+
+def test_what_the_first_rank_could_not_read_is_tried_again_by_all(monkeypatch):
+    def unreadable() -> None:
+        try:
+            raise OSError(116, "Stale file handle")
+        except OSError as error:
+            raise CheckpointError("RUN/checkpoint-000000001.pt cannot be read") from error
+
+    sent: list[bytes] = []
+
+    def broadcast(values: list) -> None:
+        if sent:
+            values[:] = pickle.loads(sent[0])
+        else:
+            sent.append(pickle.dumps(values))
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    for rank in (0, 1):
+        group = distributed.Group(rank, 2, torch.device("cpu"))
+        with pytest.raises(CheckpointError) as raised:
+            group.from_first(unreadable)
+        assert not _fails_again(raised.value)
 
 
 def test_ranks_that_meet_again_read_nothing_of_those_that_met_before_in_the_same_store():

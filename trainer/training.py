@@ -28,10 +28,15 @@ class TrainingError(RuntimeError):
 
 
 @contextmanager
-def _enough_clips() -> Iterator[None]:
-    """A network that normalises a single number a channel over its clips cannot do so with one clip."""
+def _as_many_clips_as_go() -> Iterator[None]:
+    """TrainingError for more clips at a time than memory holds, or one where they are normalised over."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            "A step does not fit into the GPU's memory: give --micro-batch fewer clips, which a rank then "
+            "takes at a time for the same step, or take a smaller --batch-size or --crop"
+        ) from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -66,6 +71,11 @@ class Training:
         epoch, step = self.start  # the epochs before may have been of fewer clips
         left = ((run.epochs or 0) - epoch) * self.steps_per_epoch - step
         self.steps = run.steps or self.done + left
+        if (warmup := self.configuration.optimisation.warmup) >= self.steps > self.done:
+            raise ConfigurationError(
+                f"the rate would rise over {warmup:,} steps and the run has {self.steps:,}: "
+                "give --warmup a part of them or 0, or take --config quick for a short run"
+            )
         self.objectives = {s: self.group.wrap(towers.Objective(t)) for s, t in self.towers.items()}
         self.optimiser = sgd(self.towers.values(), self.configuration.optimisation)
         self.precision = towers.precision_for(self.group.device, run.precision)
@@ -108,6 +118,7 @@ class Training:
             cache=self.cache,
         )
 
+    @_as_many_clips_as_go()
     def step(self, parts: Iterable[Batch]) -> dict[str, Any]:
         """One step of every tower on its batches; returns the line of metrics.jsonl, without the speed."""
         before = [record["loss"] for record in self.history]
@@ -157,7 +168,7 @@ class Training:
             target, weight = part.target.to(group.device), part.weight.to(group.device)
             for number, objective in enumerate(self.objectives.values()):
                 with group.alone(objective, not part.last):
-                    with towers.autocast(group.device, self.precision), _enough_clips():
+                    with towers.autocast(group.device, self.precision):
                         loss, correct = objective(pictures, target, weight)
                     self.scaler.scale(loss * group.world / total).backward()
                 sums[number] += torch.stack([loss.detach(), correct])

@@ -77,6 +77,13 @@ def test_a_warm_up_rises_in_a_line_and_a_cosine_falls_to_nothing():
     assert [learning_rate(s, 9, constant) for s in (0, 3, 4, 8)] == pytest.approx([0.1, 0.4, 0.4, 0.4])
 
 
+def test_a_run_that_would_end_in_its_warm_up_is_refused(root, tmp_path):
+    with pytest.raises(ConfigurationError, match="rise over 4 steps and the run has 4: give --warmup a part"):
+        train(root, tmp_path / "run", small(optimisation={"warmup": 4}, epochs=2))
+    assert not (tmp_path / "run").exists()
+    assert train(root, tmp_path / "run", small(optimisation={"warmup": 3}, epochs=2)).steps == 4
+
+
 def test_a_plateau_without_evaluations_is_refused():
     with pytest.raises(ConfigurationError, match="give --evaluate-every"):
         small(optimisation={"schedule": "plateau"}, steps=2)
@@ -315,6 +322,19 @@ def test_lists_that_are_none_are_refused_in_a_sentence(root, tmp_path, caplog):
     with pytest.raises(RowsError, match="has no train clips"):
         open_rows([str(root)], lists.read([file]).train, ("rgb",))
     assert "1 of 1 listed videos are not in the data set, x for one" in caplog.text
+
+
+def test_a_step_that_memory_does_not_hold_says_what_to_take_less_of(root, tmp_path, monkeypatch):
+    forward = small_network.Small.forward
+
+    def full(network, x):
+        if network.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB.")
+        return forward(network, x)
+
+    monkeypatch.setattr(small_network.Small, "forward", full)
+    with pytest.raises(training.TrainingError, match=r"give --micro-batch .* smaller --batch-size"):
+        train(root, tmp_path, small(steps=1))
 
 
 def test_a_network_that_needs_two_clips_at_a_time_says_so(root, tmp_path):

@@ -55,7 +55,10 @@ class Input:
         if self.rate < 1 or not self.flow_bound > 0:
             raise ValueError(f"rate is {self.rate}, flow_bound {self.flow_bound}: give both above 0")
         if self.segments < 0 or self.test_segments < 0 or self.frames % (self.segments or 1):
-            raise ValueError(f"{self.frames} frames do not come in {self.segments} snippets of equal length")
+            raise ValueError(
+                f"{self.frames} frames do not come in {self.segments} snippets of equal length: "
+                f"give --frames a multiple of {self.segments}"
+            )
         if self.test_segments and not self.segments:
             raise ValueError("test_segments goes with segments: give both or neither")
         if any(not 0 < scale <= 1 for scale in self.scales) or self.distortion < 0:

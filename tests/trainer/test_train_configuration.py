@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer import networks
 from trainer.configuration import ConfigurationError, as_begun, difference, from_dict, read, resolve
 from trainer.optimisation import Optimisation, learning_rate
+from trainer.weights import hara
 
 
 def test_i3d_is_set_as_published_by_default():
@@ -56,6 +58,7 @@ def test_what_is_recorded_makes_the_same_configuration_again():
         ("[inputs]\nframes = 3\n", "no section"),
         ("[input]\nframe = 3\n", "no setting 'frame'"),
         ("[input]\ncrop = 512\n", "does not fit"),
+        ("[input]\nframes = 16\nsegments = 3\n", "give --frames a multiple of 3"),
         ("[input]\ntest_views = [10, 2]\n", r"such as \[10, 3\]"),
         ("[optimisation]\nlr = -1\n", "learning rate"),
         ("[optimisation]\nschedule = 'linear'\n", "choose one of"),
@@ -88,6 +91,51 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, text, said):
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=said):
         resolve(str(file), {})
+
+
+def test_a_quick_run_is_quick_for_every_network():
+    """Of a network's own training only how its pixels are fed is left, and the rate is reached."""
+    expected = resolve("quick", {}).as_dict()
+    own = {"name", "stream", "mean", "deviation"}
+    for name in networks.names():
+        for stream in networks.entry(name).streams:
+            settings = resolve("quick", {"network": {"name": name}, "input": {"stream": stream}})
+            found = settings.as_dict()
+            for section, values in expected.items():
+                kept = {k: v for k, v in found[section].items() if k not in own}
+                assert kept == {k: v for k, v in values.items() if k not in own}, name
+            rates = [learning_rate(step, 240, settings.optimisation) for step in range(240)]
+            assert max(rates) == pytest.approx(settings.optimisation.lr)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("ir-csn-152", {77_999: 0.04, 155_999: 0.08, 429_500: 0.04}),  # of 703,000 steps
+        ("r3d-18", {155_999: 1e-2, 156_000: 1e-3, 312_000: 1e-4, 468_000: 1e-5, 625_000: 1e-6}),
+        ("tsm-r50", {74_999: 1e-2, 75_000: 1e-3, 150_000: 1e-4}),
+    ],
+)
+def test_a_networks_rate_is_the_published_one(name, rates):
+    settings = resolve(None, {"network": {"name": name}})
+    steps = settings.run.steps
+    found = {step: learning_rate(step, steps, settings.optimisation) for step in rates}
+    assert found == pytest.approx(rates)
+
+
+def test_a_hara_network_is_trained_as_published():
+    settings = resolve(None, {"network": {"name": "hara-r3d-34"}})
+    assert (settings.input.mean, settings.input.deviation) == (hara.OLD["mean"], hara.OLD["deviation"])
+    own = settings.optimisation
+    assert [learning_rate(0, 1, own, [1.0] * n) for n in (11, 12)] == pytest.approx([0.01, 0.001])
+    assert (settings.run.batch_size, settings.run.epochs, settings.run.evaluate_every) == (128, 200, 1)
+
+
+def test_a_rank_on_its_own_never_takes_a_large_batch_at_once():
+    for name in networks.names():
+        run = resolve(None, {"network": {"name": name}}).run
+        assert name == "small" or 0 < run.micro_batch <= 128
+        assert run.batch_size % (run.micro_batch or 1) == 0, name
 
 
 def test_a_file_that_is_not_there_is_refused_in_a_sentence():

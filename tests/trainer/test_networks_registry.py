@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from every_network import LIGHT, NAMES, PUBLISHED, as_published, on_meta, parameters, reduced
+from every_network import (
+    FAMILIES,
+    LIGHT,
+    NAMES,
+    PUBLISHED,
+    as_published,
+    channels_of,
+    on_meta,
+    parameters,
+    reduced,
+)
 from torch import nn
 
 from trainer import configuration, networks, towers
@@ -41,6 +51,10 @@ def test_the_printed_table_says_the_same():
         assert all(row.gmacs > 1 for row in rows)
     assert rows[2].parameters == sum(PUBLISHED["tsn-bninception", s][0] for s in ("rgb", "flow"))
     assert rows[2].input == (5, 15, 224, 224)
+    assert [row.accuracy for row in networks.describe("tsm-r50")][:2] == [
+        71.2,
+        None,
+    ]  # flow: 5 frames stacked
 
 
 @pytest.mark.parametrize(("name", "published"), [("i3d-r50", 37.53), ("slowfast-4x16-r50", 36.69)])
@@ -99,6 +113,27 @@ def test_the_default_configuration_fits_the_network(name, device):
             logits = tower.eval()((rgb, flow))
             assert logits.shape == (1, 7)
             assert device == "meta" or logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "ip-csn-152", "r2plus1d-34", "r2plus1d-18", "hara-r3d-34"])
+def test_what_a_rank_takes_at_a_time_fits_into_a_gpu_of_16_gib(name):
+    """What autograd saves of a micro-batch in fp32, counted without computing."""
+    settings = configuration.resolve(None, {"network": {"name": name}})
+    seen, stream, saved = settings.input, settings.towers[0], {}
+    network = on_meta(name, **settings.network.options, **channels_of(name, stream)).train()
+    shape = (seen.frames, seen.crop, seen.crop)
+    streams = ("rgb", "flow") if stream == "both" else (stream,)
+    inputs = [torch.empty(2, networks.CHANNELS[s], *shape, device="meta") for s in streams]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        getattr(network, "steps", network)(*inputs)
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    size = sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
+    assert size / 2 * settings.run.micro_batch <= 15 * 2**30
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""Batches: the same for every world size, number of workers and restart; honest about what cannot be had."""
+"""Training's batches: the same for all world sizes, workers and restarts; honest about what cannot be had."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import tiny_dataset
 import torch
 
 from trainer.data.batch import Batch, Input, by_step
-from trainer.data.loader import EvaluationBatches, ReadError, TooManyFailures, TrainBatches
+from trainer.data.loader import ReadError, TooManyFailures, TrainBatches
 from trainer.data.rows import Rows, RowsError, open_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -33,9 +33,9 @@ INPUT = Input(stream="both", frames=16, short_side=64, crop=48)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """11 training clips of 20 to 40 frames in three shards, 7 for evaluation in two lengths."""
+    """11 clips of 12 to 40 frames in three shards."""
     folder = tmp_path_factory.mktemp("data")
-    return tiny_dataset.publish(folder / "set", {"train": 11, "val": 7}, frames=(40, 12, 25))
+    return tiny_dataset.publish(folder / "set", {"train": 11}, frames=(40, 12, 25))
 
 
 @pytest.fixture
@@ -65,24 +65,6 @@ def joined(parts: Iterable[Batch]) -> Batch:
     parts = list(parts)
     tensors = ("rgb", "flow", "flow_scale", "target", "weight")
     return replace(parts[0], **{n: torch.cat([getattr(p, n) for p in parts]) for n in tensors})
-
-
-def spoil(root: Path, split: str, keys: Iterable[str], stream: str = "rgb") -> None:
-    """Zero the payload of some members: readable as a tar, not as a video."""
-    for key in keys:
-        table = pq.read_table(root / f"index/{split}-00000.parquet").to_pylist()
-        row = next(r for r in table if r["key"] == key)
-        with open(root / row["shard"], "r+b") as file:
-            file.seek(row[f"{stream}_offset"])
-            file.write(bytes(row[f"{stream}_size"]))
-
-
-def remove(root: Path, split: str, keys: set[str]) -> None:
-    """Mark rows as removed, as a takedown does."""
-    path = root / f"index/{split}-00000.parquet"
-    table = pq.read_table(path)
-    rows = [row | {"removed": row["key"] in keys} for row in table.to_pylist()]
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +153,7 @@ def test_bytes_become_inputs_exactly():
 def test_one_stream_reads_and_decodes_that_one_only(copy):
     input = replace(INPUT, stream="flow")
     whole = take(rows_of(copy, input=input), 2, input)
-    spoil(copy, "train", rows_of(copy).keys.to_pylist(), "rgb")
+    tiny_dataset.spoil(copy, "train", rows_of(copy).keys.to_pylist(), "rgb")
     found = take(rows_of(copy, input=input), 2, input)
     assert [b.rgb for b in found] == [None, None]
     assert all(torch.equal(a.flow, b.flow) for a, b in zip(found, whole, strict=True))
@@ -223,8 +205,8 @@ def test_colour_jitter_changes_rgb_by_clip_and_neither_flow_nor_cuts_nor_any_oth
 
 def test_a_removed_clip_keeps_its_place_with_weight_zero(copy, reference):
     gone = reference[0].keys[2]
-    remove(copy, "train", {gone})
-    spoil(copy, "train", [gone])
+    tiny_dataset.remove(copy, "train", {gone})
+    tiny_dataset.spoil(copy, "train", [gone])
     found = take(rows_of(copy), 5)
     assert [b.keys for b in found] == [b.keys for b in reference]
     assert found[0].weight.tolist() == [1, 1, 0, 1]
@@ -236,7 +218,7 @@ def test_a_removed_clip_keeps_its_place_with_weight_zero(copy, reference):
 
 def test_an_undecodable_clip_is_logged_and_replaced_the_same_way_everywhere(copy, reference, caplog):
     bad = reference[0].keys[1]
-    spoil(copy, "train", [bad])
+    tiny_dataset.spoil(copy, "train", [bad])
     with caplog.at_level(logging.WARNING):
         found = take(rows_of(copy), 2, max_failures=0.5)
     assert [b.keys for b in found] == [b.keys for b in reference[:2]]
@@ -252,7 +234,7 @@ def test_an_undecodable_clip_is_logged_and_replaced_the_same_way_everywhere(copy
 
 def test_a_data_set_of_which_most_is_removed_goes_on_with_what_is_left(copy):
     left = set(rows_of(copy).keys.to_pylist()[:2])
-    remove(copy, "train", {key for key in rows_of(copy).keys.to_pylist() if key not in left})
+    tiny_dataset.remove(copy, "train", {key for key in rows_of(copy).keys.to_pylist() if key not in left})
     rows = rows_of(copy)
     found = take(rows, 60, batch_size=8)
     assert {key for b in found for key, w in zip(b.keys, b.weight, strict=True) if w} == left
@@ -262,11 +244,11 @@ def test_a_data_set_of_which_most_is_removed_goes_on_with_what_is_left(copy):
 
 def test_a_run_with_more_failures_than_allowed_stops_and_says_how_many(copy):
     keys = rows_of(copy).keys.to_pylist()
-    spoil(copy, "train", keys[:6])
+    tiny_dataset.spoil(copy, "train", keys[:6])
     with pytest.raises(TooManyFailures, match=r"clips could not be had, more than 1\.0%.*pipeline verify"):
         take(rows_of(copy), 100)
-    remove(copy, "train", set(keys[6:]) - {keys[10]})
-    spoil(copy, "train", [keys[10]])
+    tiny_dataset.remove(copy, "train", set(keys[6:]) - {keys[10]})
+    tiny_dataset.spoil(copy, "train", [keys[10]])
     with pytest.raises(ReadError, match="nor any of the clips drawn in its place"):
         take(rows_of(copy), 100, max_failures=1.0, workers=1)
 
@@ -413,59 +395,3 @@ def test_an_object_store_gives_the_batches_of_the_local_disk(root, reference):
         assert all(map(same, found, reference[:2]))
     finally:
         store.rm("/loader-test", recursive=True)
-
-
-# Evaluation
-
-
-def evaluate(rows: Rows, input: Input = INPUT, world: int = 1, **options) -> list[list[Batch]]:
-    return [
-        list(EvaluationBatches(rows, input, rank=rank, world=world, batch_size=2, **options))
-        for rank in range(world)
-    ]
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_evaluation_sees_each_clip_exactly_once_over_all_ranks(root, world):
-    rows = rows_of(root, "val")
-    ranks = evaluate(rows, world=world)
-    assert len({len(batches) for batches in ranks}) == 1
-    assert len(ranks[0]) == len(EvaluationBatches(rows, INPUT, batch_size=2, world=world))
-    seen = {}
-    for batch in itertools.chain.from_iterable(ranks):
-        for key, target, weight in zip(batch.keys, batch.target.tolist(), batch.weight.tolist(), strict=True):
-            if weight:
-                assert key not in seen
-                seen[key] = target
-    assert seen == dict(zip(rows.keys.to_pylist(), rows.target.tolist(), strict=True))
-
-
-def test_whole_clips_are_evaluated_from_first_to_last_frame(root):
-    rows = rows_of(root, "val")
-    length = dict(zip(rows.keys.to_pylist(), rows.frames.tolist(), strict=True))
-    (batches,) = evaluate(rows, workers=1)
-    for batch in batches:
-        assert {length[key] for key in batch.keys} == {batch.rgb.shape[2]} == {batch.flow.shape[2]}
-    assert {batch.rgb.shape[2] for batch in batches} == {40, 12, 25}
-
-
-def test_what_was_removed_or_cannot_be_decoded_does_not_count(copy):
-    keys = rows_of(copy, "val").keys.to_pylist()
-    remove(copy, "val", {keys[0]})
-    spoil(copy, "val", [keys[1]])
-    (batches,) = evaluate(rows_of(copy, "val"), max_failures=0.5)
-    weights = {k: w for b in batches for k, w in zip(b.keys, b.weight.tolist(), strict=True)}
-    assert weights == {key: float(key != keys[1]) for key in keys[1:]}
-    assert [f.split(":")[0] for b in batches for f in b.failures] == [keys[1]]
-
-
-def test_views_lie_side_by_side(root):
-    (batches,) = evaluate(rows_of(root, "val"), frames=8, clips=2, crops=3)
-    assert batches[0].views == 6
-    assert batches[0].rgb.shape == (12, 3, 8, 48, 48)
-    assert len(batches[0].target) == 2
-    (centre,) = evaluate(rows_of(root, "val"), frames=8)
-    three = next(iter(evaluate(rows_of(root, "val"), frames=8, crops=3)))
-    assert torch.equal(three[0].rgb[1::3], centre[0].rgb)
-    with pytest.raises(RowsError, match="1 clip when whole"):
-        evaluate(rows_of(root, "val"), clips=2)

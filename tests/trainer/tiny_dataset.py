@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import layout, shards
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
@@ -88,6 +89,24 @@ def publish(
     }
     storage.write(layout.META_FILE, canonical_json(meta))
     return root
+
+
+def spoil(root: Path, split: str, keys: Iterable[str], stream: str = "rgb") -> None:
+    """Zero the payload of some members: readable as a tar, not as a video."""
+    for key in keys:
+        table = pq.read_table(root / f"index/{split}-00000.parquet").to_pylist()
+        row = next(r for r in table if r["key"] == key)
+        with open(root / row["shard"], "r+b") as file:
+            file.seek(row[f"{stream}_offset"])
+            file.write(bytes(row[f"{stream}_size"]))
+
+
+def remove(root: Path, split: str, keys: set[str]) -> None:
+    """Mark rows as removed, as a takedown does."""
+    path = root / f"index/{split}-00000.parquet"
+    table = pq.read_table(path)
+    rows = [row | {"removed": row["key"] in keys} for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
 
 
 def moving_texture(clip: int, frame: int, motion: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

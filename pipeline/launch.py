@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 START_TIMEOUT = 900.0  # seconds until a cluster's first worker must have begun
 _LOOK_SECONDS = 2.0
 _PYTHONS = re.compile(r"(?!java|org\.|scala)[\w.]+(Error|Exception|Failed): ")
+_ANSWER_SECONDS = 15.0  # that an engine has to answer who wants to stop
 _CANCEL_SECONDS = 30.0
+_STOPPED = "stopped; nothing is lost, repeat the same command to go on."
 
 
 class LaunchError(Exception):
     """The job could not be run to its end: one sentence with the remedy."""
+
+
+class _NoAnswer(BaseException):
+    """The engine has not answered in time; no Exception, after which Beam would try again."""
 
 
 def run(
@@ -95,20 +101,44 @@ def _run_elsewhere(
     def state() -> str:
         return f"no worker has begun, {name} says {_state(result)}"
 
-    try:
-        result = prepare.run(job, parts, options)  # here, where nothing is to cancel yet, signals just end us
-    except Exception as error:
-        raise LaunchError(f"{name} did not take the job: {_telling_line(error)}") from error
-    with _signals() as stopped, progress.Display(store.storage, job.generation, clips, state):
-        ended = _Ended(result)
+    stopped = threading.Event()
+    with _signals(stopped) if prepare.is_cluster(options) else contextlib.nullcontext():
         try:
-            _watch(ended, stopped, job, store, f"{name}'s", start_timeout)
-        except BaseException:  # whatever the reason: nobody is left to watch the job
-            _cancel(result)
-            raise
+            result = _submit(job, parts, options, stopped)
+            with _signals(stopped), progress.Display(store.storage, job.generation, clips, state):
+                ended = _Ended(result)
+                try:
+                    _watch(ended, stopped, job, store, f"{name}'s", start_timeout)
+                except BaseException:  # whatever the reason: nobody is left to watch the job
+                    _cancel(result)
+                    raise
+        finally:
+            prepare.stop_job_servers()
     if ended.error is not None:
         unexpected = f"{name} ended the job: {_telling_line(ended.error)}; its own logs say more."
         raise LaunchError(stages.stop_reason(store, job.generation) or unexpected) from ended.error
+
+
+def _submit(
+    job: Job, parts: Sequence[str], options: PipelineOptions, stopped: threading.Event
+) -> PipelineResult:
+    """Hand the job to its engine.
+
+    A signal that comes meanwhile waits for the engine's answer, though not for ever: a job that a cluster has
+    taken goes on by itself until it is told to end. Beam's runners on this machine do the work in here, and
+    are ended by signals at once.
+    """
+    from pipeline import prepare
+
+    name = prepare.runner_name(options)
+    try:
+        with _signals(stopped, _ANSWER_SECONDS) if prepare.is_cluster(options) else contextlib.nullcontext():
+            return prepare.run(job, parts, options)
+    except _NoAnswer:
+        raise LaunchError(f"stopped while {name} gave no answer; see whether it has taken the job.") from None
+    except Exception as error:
+        why = _STOPPED if stopped.is_set() else f"{name} did not take the job: {_telling_line(error)}"
+        raise LaunchError(why) from error
 
 
 def _watch(
@@ -123,7 +153,7 @@ def _watch(
     deadline, begun = time.monotonic() + start_timeout, False
     while not ended.wait(_LOOK_SECONDS):
         if stopped.is_set():
-            raise LaunchError("stopped; nothing is lost, repeat the same command to go on.")
+            raise LaunchError(_STOPPED)
         if reason := stages.stop_reason(store, job.generation):
             raise LaunchError(reason)
         begun = begun or progress.begun(store.storage, job.generation)
@@ -176,18 +206,29 @@ def _state(result: PipelineResult) -> str:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set while the block lasts: a job elsewhere must be told to end."""
-    stopped = threading.Event()
+def _signals(stopped: threading.Event, seconds: float = 0.0) -> Iterator[None]:
+    """SIGTERM and Ctrl-C set `stopped` while the block lasts: a job elsewhere must be told to end. If so many
+    `seconds` after the first one it lasts still, `_NoAnswer` is raised in it; never, where they are 0."""
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: stopped.set()) for number in numbers]
+
+    def stop(*_: object) -> None:
+        if seconds and not stopped.is_set():
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        stopped.set()
+
+    def give_up(*_: object) -> None:
+        raise _NoAnswer
+
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop} | ({signal.SIGALRM: give_up} if seconds else {})
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield stopped
+        yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        if seconds:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

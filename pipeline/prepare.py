@@ -63,6 +63,15 @@ def pipeline(options: PipelineOptions) -> beam.Pipeline:
     return beam.Pipeline(runner=_runner(options), options=options)
 
 
+def stop_job_servers() -> None:
+    """End the Java processes that Beam started to submit jobs to Spark. Beam does so when this process exits,
+    but a signal may end it otherwise."""
+    spark = sys.modules.get("apache_beam.runners.portability.spark_runner")
+    servers = getattr(spark, "JOB_SERVER_CACHE", {})
+    while servers:
+        servers.popitem()[1].stop()
+
+
 def is_local(options: PipelineOptions) -> bool:
     """Whether the job runs on the local runner of our choice."""
     return options.view_as(StandardOptions).runner is None

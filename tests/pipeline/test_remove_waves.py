@@ -88,6 +88,3 @@ def test_what_a_killed_wave_had_packed_goes_with_a_clip_that_only_it_knew(tmp_pa
     assert done.unknown == [victim]
     assert str(left) in done.files
     assert not left.exists()
-    campaign.run(settings, campaign.beam_options(["--direct_num_workers=1"]))
-    assert kinds(root, victim) == {("excluded", "removed")}
-    assert verify(root, sample=0, workers=1).breaches == []

@@ -185,7 +185,9 @@ def from_dict(sections: Sections) -> Configuration:
     configuration = Configuration(network=Network(options.pop("name"), options), **parts)
     streams = networks.entry(configuration.network.name).streams
     if configuration.optimisation.schedule == "plateau" and not configuration.run.evaluate_every:
-        raise ConfigurationError("the schedule plateau follows the validation loss: give --evaluate-every")
+        raise ConfigurationError(
+            "the schedule plateau follows the validation loss: give --evaluate-every, or another --schedule"
+        )
     if configuration.input.stream not in streams:
         raise ConfigurationError(
             f"{configuration.network.name} has no stream {configuration.input.stream!r}: "

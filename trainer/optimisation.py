@@ -26,6 +26,7 @@ class Optimisation:
     factor: float = 0.1
     rise: float = 0.3  # share of the run in which the rate rises ("one-cycle")
     warmup: int = 0  # steps over which the rate of any schedule rises from none, in a line
+    clip_gradient: float = 0.0  # a tower's gradient is shortened to this norm where it is longer; 0: never
     freeze: bool = False  # only the last layer learns, on features that stay as they are
 
     def __post_init__(self) -> None:
@@ -41,6 +42,10 @@ class Optimisation:
             )
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay is {self.weight_decay}: give 0 or more")
+        if self.clip_gradient < 0:
+            raise ValueError(
+                f"clip_gradient is {self.clip_gradient}: give a norm above 0, or 0 to clip nothing"
+            )
         if min(self.warmup, self.patience) < 0:
             raise ValueError("warmup and patience are numbers of steps and evaluations: give 0 or more")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from trainer import checkpoint as checkpoints
 from trainer import distributed, recording, towers, validation
@@ -130,6 +131,7 @@ class Training:
             raise TrainingError(
                 f"The loss is {sum(losses)} at step {self.done + 1}: lower --lr, or take --precision fp32"
             )
+        self._clip()
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.done += 1
@@ -177,6 +179,13 @@ class Training:
         replaced = int(group.sum(sums)[-1, 0])
         losses, accuracies = (sums[:-1] / total).T.tolist()
         return losses, accuracies, replaced, part
+
+    def _clip(self) -> None:
+        """Shortens each tower's gradient to `clip_gradient`, now that all parts and ranks are in it."""
+        if longest := self.configuration.optimisation.clip_gradient:
+            self.scaler.unscale_(self.optimiser)
+            for tower in self.towers.values():
+                nn.utils.clip_grad_norm_(tower.parameters(), longest)
 
     def anyone(self, requested: bool) -> bool:
         """Whether any rank was told to stop."""

@@ -160,6 +160,7 @@ def test_two_ranks_see_the_same_samples_and_take_the_same_steps_as_one(root, tmp
     each part's own."""
     file = tmp_path / "frozen.toml"
     file.write_text("[network]\nbn_frozen = true\n[optimisation]\nschedule = 'constant'\nlr = 0.05\n")
+    file.write_text(file.read_text() + "clip_gradient = 0.4\n")
     call = ["train", "--data", str(root), *TINY, "--config", str(file), "--stream", "flow"]
     call += ["--batch-size", "5", "--steps", "6", "--output"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -83,6 +83,7 @@ def test_what_is_recorded_makes_the_same_configuration_again():
         ("[optimisation]\nmomentum = -3\n", "momentum is -3"),
         ("[optimisation]\nfactor = -1\n", "factor -1"),
         ("[optimisation]\nweight_decay = -1e-4\n", "weight_decay is -0.0001: give 0 or more"),
+        ("[optimisation]\nclip_gradient = -1\n", "clip_gradient is -1: give a norm"),
         ("[network]\nname = ['i3d']\n", "network.name is .*: give a text"),
     ],
 )

@@ -172,6 +172,31 @@ def test_a_step_takes_a_micro_batch_at_a_time_and_does_not_wait_for_the_next_ste
     assert lines[1]["order"] == lines[0]["order"]
 
 
+def test_a_gradient_is_shortened_to_a_norm_whatever_the_parts_and_the_scale(root, tmp_path):
+    group = training.distributed.Group(0, 1, torch.device("cpu"))
+
+    def gradient(longest: float, parts: int = 1, scale: float | None = None) -> torch.Tensor:
+        settings = small(
+            {"dropout": 0.0, "bn_frozen": True},
+            {"clip_gradient": longest, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0},
+            steps=1,
+            micro_batch=4 // parts,
+        )
+        run = training.set_up(training.Job(settings, (str(root),), tmp_path / "run", "none"), group)
+        if scale:
+            run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        weights = list(run.towers["rgb"].network.parameters())
+        before = torch.cat([w.detach().flatten() for w in weights])
+        run.step(run.batches((0, 0), 1))
+        return before - torch.cat([w.detach().flatten() for w in weights])
+
+    whole = gradient(0.0)
+    torch.testing.assert_close(gradient(2 * float(whole.norm())), whole)
+    for case in ({}, {"parts": 2}, {"scale": 4096.0}):
+        short = gradient(float(whole.norm()) / 3, **case)
+        torch.testing.assert_close(short, whole / 3, rtol=1e-3, atol=1e-6)
+
+
 # Balanced classes
 
 

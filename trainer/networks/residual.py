@@ -6,7 +6,6 @@ named as in torchvision's video networks, so that its state dicts, and those of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
@@ -130,16 +129,12 @@ class ResidualNetwork(nn.Module):
 def initialise(network: nn.Module, zero_last: bool = False) -> None:
     """He's normal initialisation by fan out; the linear layer by .01; biases zero.
 
-    The fan out of a grouped convolution is that within a group, the places of one kernel where it is
-    depthwise: torch counts it times the groups, which would let a channel-separated network's signal die out.
-
     With `zero_last` each residual branch starts as nothing: its last normalisation's scale is zero (P. Goyal
     et al., arXiv:1706.02677, section 5.1).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d):
-            fan_out = module.out_channels // module.groups * math.prod(module.kernel_size)
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):

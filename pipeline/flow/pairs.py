@@ -9,7 +9,7 @@ x86-64-v3 machine, whatever the number of threads.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -69,7 +69,7 @@ def tvl1_pairs(frames: Iterable[np.ndarray], params: TVL1 = DEFAULTS) -> Iterato
 
 
 def tvl1_clip(
-    frames: Sequence[np.ndarray] | np.ndarray,
+    frames: Iterable[np.ndarray],
     params: TVL1 = DEFAULTS,
     threads: int = 1,
     device: str = "cpu",
@@ -77,7 +77,8 @@ def tvl1_clip(
     """Flow of every pair of a clip.
 
     Args:
-        frames: T frames, uint8 (H, W) or (H, W, 3 RGB); an array (T, H, W) or (T, H, W, 3) will do.
+        frames: T frames, uint8 (H, W) or (H, W, 3 RGB), T at least 1; an array (T, H, W) or (T, H, W, 3) will
+            do, and so will what yields them.
         params: the solver's parameters.
         threads: threads that share the pairs; the bytes do not depend on it.
         device: "cpu", or a torch device such as "cuda" for the batched backend, whose bytes differ.
@@ -86,18 +87,18 @@ def tvl1_clip(
         float32 (T - 1, H, W, 2), pixels.
 
     Raises:
-        TypeError: as for `tvl1`. ValueError: too, and for fewer than two frames or one thread.
+        TypeError: as for `tvl1`. ValueError: too, and for no frame or no thread.
     """
-    if len(frames) < 2:
-        raise ValueError(f"a clip needs at least two frames, not {len(frames)}")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     checked = list(_checked(frames))
-    if device != "cpu":
+    if not checked:
+        raise ValueError("a clip needs at least one frame")
+    pairs = len(checked) - 1
+    if device != "cpu" and pairs:
         from pipeline.flow.batched import solve_pairs
 
         return solve_pairs(np.stack([_gray(frame) for frame in checked]), params, device)
-    pairs = len(frames) - 1
     height, width = checked[0].shape[:2]
     flow = np.empty((pairs, height, width, 2), np.float32)
 
@@ -107,8 +108,9 @@ def tvl1_clip(
 
     bounds = [pairs * k // threads for k in range(threads + 1)]
     shares = [(a, b) for a, b in itertools.pairwise(bounds) if a < b]
-    if len(shares) == 1:
-        run(*shares[0])
+    if len(shares) < 2:
+        for share in shares:
+            run(*share)
         return flow
     with ThreadPoolExecutor(len(shares)) as pool:
         for done in [pool.submit(run, *share) for share in shares]:

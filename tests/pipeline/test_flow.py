@@ -290,9 +290,18 @@ def test_a_wrong_frame_gets_one_sentence(bad, kind, says):
         tvl1_clip([GOOD, bad, GOOD], threads=2)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_clip_is_whatever_yields_frames_even_one(threads):
+    frames = [GOOD, np.roll(GOOD, 1, axis=1), GOOD]
+    flow = tvl1_clip((frame for frame in frames), threads=threads)
+    assert np.array_equal(flow, tvl1_clip(np.stack(frames)))
+    assert tvl1_clip([GOOD], threads=threads).shape == (0, *GOOD.shape, 2)
+    assert tvl1_clip([GOOD], device="cuda").dtype == np.float32
+
+
 def test_a_wrong_call_gets_one_sentence():
-    with pytest.raises(ValueError, match="at least two frames, not 1"):
-        tvl1_clip([GOOD])
+    with pytest.raises(ValueError, match="at least one frame"):
+        tvl1_clip([])
     with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
         tvl1_clip([GOOD, GOOD], threads=0)
     for wrong in ({"scale_step": 1.0}, {"median": 3}, {"scales": 0}, {"theta": 0.0}, {"inner_iterations": 0}):

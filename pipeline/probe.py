@@ -23,10 +23,17 @@ _PACKETS_TO_FIRST_PICTURE = 300
 _OPEN_SECONDS = 30.0
 
 _CODECS = frozenset(
-    "h264 hevc vvc av1 vp8 vp9 vp6 vp6f vp6a theora h261 h263 flv1 mpeg1video mpeg2video mpeg4 "  # noqa: SIM905
-    "msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 wmv3 vc1 mjpeg dvvideo prores dnxhd ffv1 rv40 svq3 cinepak "
-    "rawvideo".split()
+    # of the web, of broadcasts, of cameras
+    "h264 hevc vvc av1 vp8 vp9 vp6 vp6f vp6a theora dirac h261 h263 h263i h263p flv1 mpeg1video mpeg2video "  # noqa: SIM905
+    "mpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 wmv3 vc1 mjpeg mjpegb dvvideo prores dnxhd cfhd jpeg2000 "
+    # without loss
+    "rawvideo v210 ffv1 huffyuv ffvhuff utvideo magicyuv lagarith png qtrle fraps zlib mszh zmbv "
+    # of the years before
+    "rv10 rv20 rv30 rv40 svq1 svq3 indeo2 indeo3 indeo4 indeo5 vp3 vp5 cinepak msrle msvideo1 smc rpza "
+    "8bps".split()
 )
+"""FFmpeg's names of the codecs that are decoded: those that videos are kept in, as far as both the reference
+encoder and PyAV read them. FFmpeg has decoders of texts, drawings and games too, which no file is given."""
 _TRANSFERS = {1: "bt709", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1"} | {
     14: "bt2020-10",
     15: "bt2020-12",
@@ -152,7 +159,8 @@ def _describe(container) -> SourceInfo:
     codec = "of an unknown codec" if context is None else context.codec.canonical_name
     if codec not in _CODECS:
         raise Failed(
-            FailureClass.FORMAT, f"the source's video stream is {codec}, which is no codec of videos"
+            FailureClass.FORMAT,
+            f"the source's video stream is {codec}, which is not read here: encode it anew",
         )
     sar = video.sample_aspect_ratio or Fraction(1)
     check_size(context.width, context.height, sar)

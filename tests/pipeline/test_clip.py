@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from dataclasses import replace
 
 import av
@@ -181,6 +182,40 @@ def test_a_range_of_frames_is_that_part_of_all(ordinary, tmp_path):
     for frames in (range(1), range(15, 17), range(16, 32), range(61, 125), range(124, 125)):
         np.testing.assert_array_equal(decode(data, frames), whole[frames.start : frames.stop])
     np.testing.assert_array_equal(decode(data, threads=2), whole)
+
+
+KEPT_IN = {  # codec -> container, what the encoder is told
+    "huffyuv": ("avi", ["-pix_fmt", "yuv422p"]),
+    "ffvhuff": ("mkv", []),
+    "utvideo": ("avi", []),
+    "png": ("mov", []),
+    "qtrle": ("mov", []),
+    "msvideo1": ("avi", []),
+    "svq1": ("mov", []),
+    "jpeg2000": ("mov", ["-s", "64x48"]),
+    "cfhd": ("mov", []),
+}
+
+
+@pytest.mark.parametrize("codec", list(KEPT_IN))
+def test_what_data_sets_are_kept_in_is_read(tmp_path, codec):
+    container, told = KEPT_IN[codec]
+    path = tmp_path / f"kept.{container}"
+    source = ["-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=1"]
+    subprocess.run([FFMPEG, "-v", "error", *source, "-c:v", codec, *told, str(path)], check=True, timeout=60)
+    assert probe(path).codec == codec
+    piece = make(path, 0.0, 1.0)
+    assert (piece.frames, piece.note) == (25, None)
+    assert piece.planes.std() > 20
+
+
+def test_a_codec_that_is_not_read_is_named_with_the_remedy(tmp_path):
+    path = tmp_path / "drawn.mkv"
+    source = ["-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=1"]
+    subprocess.run([FFMPEG, "-v", "error", *source, "-c:v", "gif", str(path)], check=True, timeout=60)
+    with pytest.raises(Failed, match="gif, which is not read here: encode it anew") as failed:
+        probe(path)
+    assert failed.value.failure_class == FailureClass.FORMAT
 
 
 COLOURS = {  # colour matrix written, whether the file says so, size, as H.273 numbers

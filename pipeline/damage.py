@@ -90,7 +90,7 @@ def _count(path: Path, info: SourceInfo, start: float, end: float, timeout: floa
         video.codec_context.thread_count = 1
         if info.container in SEEKABLE:
             with contextlib.suppress(av.error.FFmpegError):  # then from the beginning
-                container.seek(round(start / video.time_base), stream=video, backward=True, any_frame=False)
+                container.seek(round(first / video.time_base), stream=video, backward=True, any_frame=False)
         for packet in packets(container, video):
             if time.monotonic() > deadline:
                 raise Failed(FailureClass.TOO_LARGE, f"the damaged source was not read within {timeout:g} s")
@@ -116,6 +116,7 @@ def judge(
     rate: int,
     complaint: str | None = None,
     damage: Damage = NO_DAMAGE,
+    least: int | None = None,
 ) -> str | None:
     """The note on a clip that may stand: why it has fewer frames than wanted, or what is damaged in it.
 
@@ -124,10 +125,11 @@ def judge(
         wanted: frames of the whole section, at `rate` a second.
         got: frames that came (one more than `wanted` where the source goes on).
         complaint, damage: from `find_complaint`, and from `examine` where there was one.
+        least: frames that the source itself must show; default a second's.
 
     Raises:
         Failed: CORRUPT for too many damaged pictures or fewer frames than the header promises, SHORT for
-            a source that ends in the section's first second or before.
+            a source that has less than `least` inside the section: it ends too early, or begins too late.
     """
     said = f" ({complaint})" if complaint else ""
     got = min(got, wanted)
@@ -140,12 +142,19 @@ def judge(
         raise Failed(FailureClass.CORRUPT, f"{got} of the {promised} frames that the source promises{said}")
     if complaint and _CONTAINER.search(complaint) and damage.decoded < _MIN_DENSITY * info.rate * got / rate:
         raise Failed(FailureClass.CORRUPT, f"pictures are missing inside the section{said}")
-    if got < MIN_SECONDS * rate:
+    needed, there = MIN_SECONDS * rate, "less than a second"
+    if least is not None:
+        needed, there = least, f"less than {least / rate:g} s"
+    if got < needed:
         where = "ends before the section starts" if got == 0 else f"ends {got / rate:g} s after its start"
-        raise Failed(FailureClass.SHORT, f"the source {where}: less than a second is there")
+        raise Failed(FailureClass.SHORT, f"the source {where}: {there} is there")
     notes = []
-    if info.first is not None and info.first - start > max(1 / rate, 1 / info.rate if info.rate else 0):
-        notes.append(f"the source shows nothing before {info.first:g} s: its first picture stands in")
+    late = 0.0 if info.first is None else info.first - start
+    if late > max(1 / rate, 1 / info.rate if info.rate else 0):
+        nothing = f"the source shows nothing before {info.first:g} s"
+        if got - int(late * rate + 1e-6) < needed:
+            raise Failed(FailureClass.SHORT, f"{nothing}: {there} is inside the section")
+        notes.append(f"{nothing}: its first picture stands in")
     if got < wanted:
         notes.append(f"the source ends at {start + got / rate:g} s: {got} of {wanted} frames")
     if damage.damaged:

@@ -30,7 +30,7 @@ class FailureClass(StrEnum):
     UNSAFE = "unsafe"  # redirect or reference to an address or protocol that is not allowed
     MISSING = "missing"  # not in dir: or archive:
     CORRUPT = "corrupt"  # undecodable, or too few frames for its length
-    SHORT = "short"  # less than a second inside the source, or a start beyond its end
+    SHORT = "short"  # less than a second inside the source: its end comes too early, or its pictures too late
     ENVIRONMENT = "environment"  # the installation, not the clip: stop early
     STORAGE = "storage"
     MANIFEST = "manifest"  # malformed row

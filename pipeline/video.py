@@ -20,7 +20,7 @@ import numpy as np
 from pipeline import child, clip
 from pipeline.damage import NO_DAMAGE, examine, judge
 from pipeline.outcome import Failed, FailureClass
-from pipeline.probe import probe
+from pipeline.probe import SourceInfo, probe
 from pipeline.recipe import EncodeRecipe
 from pipeline.sources.directory import SUFFIXES as SUFFIXES
 from pipeline.streaming import Pass
@@ -127,14 +127,12 @@ def frames(
         patience: seconds without a frame after which ffmpeg is given up.
 
     Raises:
-        Failed: as `clip.cut` does, for damage and shortness at the end, once all there is was given.
+        Failed: as `clip.cut` does, for damage at the end, once all there is was given. A video may be shorter
+            than a second; SHORT is one without a frame.
     """
     recipe = recipe or EncodeRecipe()
     info = probe(path)
-    start = info.start - info.origin
-    wanted = _ENDLESS if info.end is None else round(recipe.rate * (info.end - start))
-    if wanted < recipe.rate:
-        raise Failed(FailureClass.SHORT, f"the video is {wanted / recipe.rate:g} s long: less than a second")
+    start, wanted = _extent(info, recipe)
     width, height = info.output_size(recipe.short_side)
     with Pass(path, info, start, wanted, recipe, clip.ffmpeg_binary(ffmpeg), patience) as made:
         flows = None if flow_bound is None else _flows(made.grays(), flow_bound, threads)
@@ -149,7 +147,13 @@ def frames(
         complaint = made.ended()
     end = start + given / recipe.rate
     damage = examine(path, info, start, end, timeout=max(60.0, 4 * end)) if complaint else NO_DAMAGE
-    judge(info, start, given if info.end is None else wanted, given, recipe.rate, complaint, damage)
+    judge(info, start, given if info.end is None else wanted, given, recipe.rate, complaint, damage, least=1)
+
+
+def _extent(info: SourceInfo, recipe: EncodeRecipe) -> tuple[float, int]:
+    """Where a whole video starts, seconds by the clip's clock, and how many frames it has, at least one."""
+    start = info.start - info.origin
+    return start, _ENDLESS if info.end is None else max(1, round(recipe.rate * (info.end - start)))
 
 
 def _flows(grays: Iterator[np.ndarray], bound: float, threads: int) -> Iterator[np.ndarray]:
@@ -163,8 +167,7 @@ def _flows(grays: Iterator[np.ndarray], bound: float, threads: int) -> Iterator[
         before: list[np.ndarray] = []
         while some := list(itertools.islice(grays, 8 * threads)):
             together = before + some
-            if len(together) > 1:
-                yield from tvl1_clip(together, threads=threads)
+            yield from tvl1_clip(together, threads=threads)
             before = together[-1:]
 
     for flow in solved():
@@ -199,8 +202,7 @@ def annotate(
     short = min(_LARGEST_SHORT_SIDE, round(min(info.shown_size)))
     recipe = replace(EncodeRecipe(), short_side=short + short % 2)
     width, height = info.output_size(recipe.short_side)
-    start = info.start - info.origin
-    wanted = _ENDLESS if info.end is None else round(recipe.rate * (info.end - start))
+    start, wanted = _extent(info, recipe)
     base = clip.frame_graph(path, info, start, wanted, recipe).filter("trim", end_frame=wanted)
     over = ffmpeg_python.input(
         "pipe:0", f="rawvideo", pix_fmt="rgba", video_size=(width, height), framerate=f"{1 / seconds:.9f}"

@@ -26,7 +26,8 @@ from trainer.towers import precision_for
 PIECE = 250
 """Frames that are seen at once: ten seconds, a Kinetics clip. A longer video's logits are averaged."""
 
-LEAST = 25  # frames: the shortest piece, a second, which is the shortest video that is read
+LEAST = 25
+"""Frames of the shortest piece, a second. Of a shorter video the last frame is repeated."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class _Look:
         """The mean logits of a run of frames, float32 (num_classes,)."""
         views, span = self.towers.views, self.towers.span
         if self.whole:
-            clips: list[Clip] = [footage.assembled(frames, views)]
+            clips: list[Clip] = [next(footage.windows(iter(frames), max(LEAST, len(frames)), 1, views))]
         else:
             clips = list(footage.windows(iter(frames), span, span, views))
         scales = np.full((1, 2), scale, np.float32)

@@ -36,7 +36,7 @@ _MEANING = {
     "unsafe": "led to an address or protocol that is not allowed",
     "missing": "in none of the folders or archives given",
     "corrupt": "cannot be decoded",
-    "short": "the source ends before the clip, or less than a second into it",
+    "short": "less than a second of the clip is inside the source",
     "environment": "the installation, not the clip",
     "storage": "disk or object store",
     "manifest": "a malformed row of the list",

@@ -119,6 +119,23 @@ def test_rows_are_the_towers_features_of_each_window_rgb_before_flow(videos, bot
         np.testing.assert_allclose(row, want, rtol=1e-4, atol=1e-5)
 
 
+def test_a_video_shorter_than_a_window_has_one_row_of_its_last_frame_repeated(both, tmp_path):
+    for name, seconds in (("frame", 0.04), ("short", 0.4)):
+        make_videos(tmp_path / "in", [name], seconds)
+    call = ["features", str(tmp_path / "in"), "--rgb", str(both), "--flow", str(both)]
+    assert main([*call, "--output", str(tmp_path / "out")]) == 0
+    towers = ensemble.load(((str(both), None),))
+    for name, frames in (("frame", 1), ("short", 10)):
+        shown = footage.of_file(tmp_path / "in" / f"{name}.mp4", towers.views)
+        kept = list(shown.frames)
+        assert len(kept) == frames
+        padded = footage.assembled([*kept, *[kept[-1]] * (16 - frames)], towers.views)
+        scale = np.full((1, 2), shown.scale, np.float32)
+        rows = towers.features([padded], scale, torch.device("cpu"), "fp32")
+        np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), rows, atol=1e-5)
+        assert np.load(tmp_path / "out" / f"{name}.times.npy").tolist() == [0.32]
+
+
 def test_a_file_does_not_depend_on_batch_workers_or_company(videos, rgb_only, tmp_path):
     extract(rgb_only, tmp_path / "alone", videos / "two.mp4", batch_size=1, workers=1)
     outcome = extract(rgb_only, tmp_path / "together", videos, batch_size=7, workers=3)

@@ -71,6 +71,27 @@ def test_both_streams_are_added_and_json_is_for_programs(videos, tmp_path, capsy
     np.testing.assert_allclose(apart, apart[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("views", [(), (10, 3)])
+def test_a_video_shorter_than_a_second_is_seen_with_its_last_frame_repeated(tmp_path, monkeypatch, views):
+    seen = []
+
+    def forward(network, x, plain=small_network.Small.forward):
+        seen.append(x)
+        return plain(network, x)
+
+    known = small_network.checkpoint(tmp_path / "c.pt", streams=("rgb",), test_views=views)
+    short = make_videos(tmp_path, ["short"], seconds=0.2) / "short.mp4"
+    monkeypatch.setattr(small_network.Small, "forward", forward)
+    out = tmp_path / "out.mp4"
+    job = predict.Job(((str(known), None),), (str(short),), annotate=out)
+    (answer,) = predict.predict(job)
+    assert answer.frames == 5
+    assert [span for span, _ in answer.moments] == [(0, 0.2)]
+    assert seen[-1].shape[2] == (9 if views else predict.LEAST)
+    assert (seen[-1][:, :, 5:] == seen[-1][:, :, 4:5]).all()
+    assert len(clip.decode(out)) == 5
+
+
 def test_several_videos_are_told_apart_and_one_that_fails_is_a_sentence(videos, rgb, tmp_path, capsys):
     (tmp_path / "page.mp4").write_text("<html>")
     with Site(videos, {}) as site:

@@ -94,11 +94,13 @@ def cut(
     *,
     ffmpeg: str,
     timeout: float,
+    trimmed: bool = False,
 ) -> Cut:
     """Bring seconds [start, end) of `source` to the recipe's rate and size, in one pass.
 
-    Frame i shows what is on screen at start + i / rate, by the clock of the file (of its first time
-    stamp for mpegts), within one source frame (within 20 ms, where the source has more than 50 a second).
+    Frame i shows what is on screen at start + i / rate, by the clock of the file (from its first time
+    stamp on for mpegts, mpeg and what is `trimmed`), within one source frame (within 20 ms, where the source
+    has more than 50 a second).
     `out` (None: none is wanted) appears whole or not at all.
 
     Raises:
@@ -106,7 +108,7 @@ def cut(
             one with too few frames for its length, FORMAT and TOO_LARGE as `probe` says (TOO_LARGE also
             past `timeout` seconds), STORAGE where `out` cannot be written, ENVIRONMENT without ffmpeg.
     """
-    info = probe(source)
+    info = probe(source, trimmed)
     wanted = round(recipe.rate * (end - start))
     if wanted < MIN_SECONDS * recipe.rate:
         raise Failed(FailureClass.SHORT, f"the section is {end - start:g} s long: less than a second")
@@ -187,7 +189,7 @@ def frame_graph(source: Path, info: SourceInfo, start: float, wanted: int, recip
     }
     seek = start - preroll / recipe.rate
     if info.container in SEEKABLE and seek > 0:
-        options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{seek:.6f}"}
+        options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{seek + info.origin:.6f}"}
     video = ffmpeg_python.input(f"file:{Path(source).absolute()}", **options)["V:0"]
     return _frames(video, info, start + info.origin, preroll, wanted, recipe)
 

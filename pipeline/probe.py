@@ -34,6 +34,7 @@ _CODECS = frozenset(
 )
 """FFmpeg's names of the codecs that are decoded: those that videos are kept in, as far as both the reference
 encoder and PyAV read them. FFmpeg has decoders of texts, drawings and games too, which no file is given."""
+_OWN_ZERO = ("mpegts", "mpeg")  # containers of broadcasts and discs, whose clocks begin anywhere
 _TRANSFERS = {1: "bt709", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1"} | {
     14: "bt2020-10",
     15: "bt2020-12",
@@ -70,11 +71,7 @@ class SourceInfo:
     end_is_video: bool  # whether it says so of the video stream, and not of the longest one
     transfer: str | None  # None: not tagged
     matrix: str | None
-
-    @property
-    def origin(self) -> float:
-        """Time stamp, in seconds, that a clip's times are counted from: broadcasts begin anywhere."""
-        return self.start if self.container in ("mpegts", "mpeg") else 0.0
+    origin: float = 0.0  # seconds: the time stamp that the clip's clock counts from
 
     @property
     def shown_size(self) -> tuple[Fraction, Fraction]:
@@ -107,8 +104,12 @@ def reader_options() -> dict[str, str]:
     }
 
 
-def probe(path: str | Path) -> SourceInfo:
+def probe(path: str | Path, trimmed: bool = False) -> SourceInfo:
     """Read the header and the first picture of a local file.
+
+    Args:
+        trimmed: the clip's clock counts from the file's first time stamp of any stream, as it does anyhow in
+            mpegts and mpeg, and not from zero. A negative one, of sound that no player lets hear, is zero.
 
     Raises:
         Failed: FORMAT when this is no video file (a page, a playlist, audio, nothing), CORRUPT when it
@@ -128,7 +129,7 @@ def probe(path: str | Path) -> SourceInfo:
         raise Failed(FailureClass.FORMAT, "the source file is empty")
     try:
         with av.open(f"file:{path}", options=reader_options(), timeout=_OPEN_SECONDS) as container:
-            return _describe(container)
+            return _describe(container, trimmed)
     except (av.error.FFmpegError, ValueError, UnicodeError) as error:
         if looks_like_video(head):
             why = "is damaged: its header cannot be read"
@@ -153,7 +154,7 @@ def looks_like_video(head: bytes) -> bool:
     return head[4:8] in boxes or head.startswith(marks) or head[8:12] == b"AVI " or transport
 
 
-def _describe(container) -> SourceInfo:
+def _describe(container, trimmed: bool) -> SourceInfo:
     video = main_video(container)
     context = video.codec_context
     codec = "of an unknown codec" if context is None else context.codec.canonical_name
@@ -166,8 +167,10 @@ def _describe(container) -> SourceInfo:
     check_size(context.width, context.height, sar)
     name = container.format.name.split(",")[0]
     start = (container.start_time or 0) / 1e6
-    origin = start if name == "mpegts" else 0.0
+    origin = start if name in _OWN_ZERO else max(0.0, start) if trimmed else 0.0
     duration, is_video = _duration(container, video)
+    if name == "matroska" and duration is not None:  # its durations count from zero, not from the start
+        duration = round(duration - origin, 6)
     rotation, first = _first_picture(container, video)
     return SourceInfo(
         container=name,
@@ -185,6 +188,7 @@ def _describe(container) -> SourceInfo:
         end_is_video=is_video,
         transfer=_TRANSFERS.get(int(context.color_trc)),
         matrix=_MATRICES.get(int(context.colorspace)),
+        origin=origin,
     )
 
 
@@ -274,9 +278,11 @@ def _duration(container, video) -> tuple[float | None, bool]:
 
 
 def _end(container: str, video, start: float, duration: float | None, origin: float) -> float | None:
-    if duration is None or container == "matroska":  # its durations count from zero, not from the start
+    if duration is None or container == "matroska":
         return duration
     first = float(video.start_time * video.time_base) if video.start_time is not None else start
+    if container == "mpeg" and video.average_rate:
+        duration += float(2 / video.average_rate)  # it is made of stamps, up to the last or last but one
     return round(first + duration - origin, 6)
 
 

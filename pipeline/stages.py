@@ -229,7 +229,14 @@ def _cut(piece: Piece, job: Job, out: Path | None) -> clip.Cut:
         return rehearsal.cut(piece.start, piece.end, job.recipe.encode, out)
     ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), patience(piece.end - piece.start)
     return clip.cut(
-        piece.path, piece.start, piece.end, job.recipe.encode, out, ffmpeg=ffmpeg, timeout=timeout
+        piece.path,
+        piece.start,
+        piece.end,
+        job.recipe.encode,
+        out,
+        ffmpeg=ffmpeg,
+        timeout=timeout,
+        trimmed=piece.trimmed,
     )
 
 

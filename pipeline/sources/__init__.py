@@ -73,7 +73,8 @@ class Piece:
     Attributes:
         path: the file.
         start, end: the clip's times in seconds on the file's own clock, which is the source's, so a section
-            of it too is cut at the times of the manifest; 0 and the clip's length where `trimmed`.
+            of it too is cut at the times of the manifest; where `trimmed`, 0 and the clip's length, from the
+            file's first time stamp on.
         kind: of the source: youtube, url, dir or archive.
         trimmed: the file starts at the clip's own zero.
         duration: of the source, not of the file, in hundredths of a second, where it was fetched: a section

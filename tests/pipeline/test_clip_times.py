@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import timestamped
 
+from pipeline import video
 from pipeline.clip import cut, decode, ffmpeg_binary, gray
 from pipeline.outcome import Failed, FailureClass
+from pipeline.probe import probe
 from pipeline.recipe import EncodeRecipe
 
 FFMPEG = ffmpeg_binary()
@@ -78,6 +80,20 @@ def test_an_old_container_shows_its_pictures_wherever_a_clip_starts(sources, tmp
     assert np.abs(times - expected).max() < 0.2  # a muxer may move all by its B-frames
 
 
+@pytest.mark.parametrize(("suffix", "offset"), [("mpg", 0), ("vob", 100)])
+def test_a_program_streams_clock_begins_with_its_pictures(tmp_path, suffix, offset):
+    source = timestamped.write(tmp_path / "source.mkv", timestamped.constant(25, 6))
+    old = tmp_path / f"old.{suffix}"
+    command = [FFMPEG, "-v", "error", "-i", source.path, "-c:v", "mpeg2video", "-bf", "2", "-q:v", "2"]
+    subprocess.run([*command, "-output_ts_offset", str(offset), old], check=True, timeout=60)
+    info = probe(old)
+    assert (info.start >= max(offset, 0.1), info.first) == (True, 0)
+    piece = make(old, 1, 9)
+    assert (piece.frames, piece.note) == (125, "the source ends at 6 s: 125 of 200 frames")
+    assert np.abs(timestamped.read_times(piece.planes) - 1 - np.arange(125) / 25).max() < 0.05
+    assert sum(1 for _ in video.frames(old)) == 150
+
+
 def test_sixty_frames_a_second_are_met_within_half_a_frame_of_ours(tmp_path):
     source = timestamped.write(tmp_path / "60.mp4", timestamped.constant(60, 4))
     piece = make(source.path, 1.234, 3.234)
@@ -132,6 +148,43 @@ def test_pictures_that_start_late_are_said_to(sources, name):
     assert len(piece.planes) == 76
     assert "its first picture stands in" in piece.note
     assert source.worst_error(piece.planes, 0.0) <= 1
+
+
+@pytest.mark.parametrize("container", ["mp4", "ts"])
+def test_less_than_a_second_behind_the_first_picture_is_short(tmp_path, container):
+    source = timestamped.write(tmp_path / f"late.{container}", timestamped.constant(25, 4, 5), audio_from=0.1)
+    first = source.times[0]
+    for start, end in ((0, 2), (first - 1, first + 0.9)):
+        with pytest.raises(Failed, match="shows nothing before") as failed:
+            make(source.path, start, end)
+        assert failed.value.failure_class == FailureClass.SHORT
+    for start, end in ((first - 2, first + 1.02), (first, first + 1), (first - 0.03, first + 1)):
+        piece = make(source.path, start, end)
+        assert piece.frames == piece.wanted
+        assert source.worst_error(piece.planes, start) <= 1
+        assert bool(piece.note) == (first - start > 0.05)
+
+
+TRIMMED = {  # first picture, sound from, the clip's zero: seconds by the file's clock
+    "clock-kept": (5.0, None, 5.0),
+    "clock-kept-with-sound": (5.01, 5.0, 5.0),
+    "sound-first": (0.24, 0.1, 0.1),
+    "late-pictures": (1.6, 0.1, 0.1),
+    "ordinary": (0.0, 0.1, 0.0),
+}
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize("case", list(TRIMMED))
+def test_a_trimmed_file_starts_at_its_first_time_stamp(tmp_path, case, container):
+    first, sound, zero = TRIMMED[case]
+    times = timestamped.constant(30, 4, first)
+    source = timestamped.write(tmp_path / f"trimmed.{container}", times, audio_from=sound)
+    piece = cut(source.path, 0, 3.3, RECIPE, None, ffmpeg=FFMPEG, timeout=60, trimmed=True)
+    assert piece.frames == 82
+    shown = timestamped.read_times(piece.planes)
+    assert np.abs(shown - np.maximum(zero + np.arange(len(shown)) / 25, first)).max() < 1 / 30 + 0.002
+    assert bool(piece.note) == (first - zero > 0.05)
 
 
 @pytest.mark.parametrize("container", ["mp4", "webm", "mkv"])

@@ -7,14 +7,20 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timestamped
 
 from pipeline import fetch, sources
+from pipeline.clip import decode, encoder_version, ffmpeg_binary
 from pipeline.manifest import Clip
 from pipeline.outcome import Failed, FailureClass
+from pipeline.pressure import Lane, Pressure
+from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
 from pipeline.sources import FetchOptions, Piece, SourceError, Video
 from pipeline.sources.addresses import Guard, host_and_port, is_public
 from pipeline.sources.directory import index, walk
 from pipeline.sources.web import section
+from pipeline.stages import Job, Task, process
+from pipeline.work import WorkStore
 
 ID = "-ab_c0123_4"
 
@@ -102,6 +108,21 @@ def test_videos_behind_links_to_folders_are_seen_and_a_circle_of_links_comes_to_
     assert files == [f"{tmp_path}/data/train/self", f"{tmp_path}/data/train/class/{ID}.mp4"]
     pieces = look(f"dir:{tmp_path}/data", clip())
     assert pieces[clip().key].path == tmp_path / "data" / "train" / "class" / f"{ID}.mp4"
+
+
+def test_a_trimmed_clip_that_kept_its_clock_is_its_own_pictures(tmp_path):
+    wanted = clip(start=5, end=8)
+    path = touch(tmp_path / "videos" / f"{wanted.key}.mkv")
+    source = timestamped.write(path, timestamped.constant(25, 3, start=5))
+    recipe = Recipe(FetchRecipe(), EncodeRecipe(encoder=encoder_version(ffmpeg_binary())), None)
+    work, pressure = str(tmp_path / "work"), Pressure()
+    job = Job(work, work, (f"dir:{path.parent}",), recipe, FetchOptions(), None, "00000", False, pressure)
+    task, store = Task(Video(ID, (wanted,)), (0,), (None,)), WorkStore(tmp_path / "work")
+    (result,) = process(task, job, store, Lane(pressure, store.storage))
+    assert (result.outcome, result.meta["frames"], result.meta["note"]) == ("ready", 75, None)
+    assert result.meta["source"]["duration"] == 3
+    mp4 = store.storage.read_bytes(result.files["mp4"]["path"])
+    assert source.worst_error(decode(mp4), 5) == 0
 
 
 def test_times_with_fractions_are_found_as_they_are_written(tmp_path):

@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        return _say(_sentence(error), EXIT_WRONG_CALL if _is_wrong_call(error) else EXIT_FAILED)
+        from pipeline.outcome import CallError
+
+        return _say(_sentence(error), EXIT_WRONG_CALL if isinstance(error, CallError) else EXIT_FAILED)
 
 
 def _stop(signum: int, frame: object) -> None:
@@ -43,16 +45,6 @@ def _stop(signum: int, frame: object) -> None:
 def _say(sentence: str, code: int) -> int:
     print(f"pipeline: {sentence}", file=sys.stderr)
     return code
-
-
-def _is_wrong_call(error: Exception) -> bool:
-    """Whether the person who called can mend it by calling differently."""
-    from pipeline.campaign import CallError
-    from pipeline.manifest import ManifestError
-    from pipeline.remove import IdsError
-    from pipeline.sources import SourceError
-
-    return isinstance(error, CallError | IdsError | ManifestError | SourceError)
 
 
 def _sentence(error: Exception) -> str:

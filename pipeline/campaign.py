@@ -37,7 +37,7 @@ from pipeline import (
 )
 from pipeline.due import CampaignError
 from pipeline.flow import device_class
-from pipeline.outcome import EXCLUDED, FAILED
+from pipeline.outcome import EXCLUDED, FAILED, CallError, Failed
 from pipeline.pressure import Pressure
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.sources import FetchOptions, archive, parse
@@ -53,10 +53,6 @@ MOST_PARTS = 1000
 _KEEP_WORKERS_MILLISECONDS = 600_000
 """How long an executor keeps an idle Python worker; with Beam's 0 every task would start one anew."""
 SITE_BUDGET = 300.0  # videos an hour that a video site lets a guest have
-
-
-class CallError(ValueError):
-    """The call makes no sense: one sentence with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +145,15 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
 
 
 def make_recipe(settings: Settings, ffmpeg: str) -> Recipe:
-    """The recipe that these settings mean with this encoder."""
+    """The recipe that these settings mean with this encoder. Raises CallError where `--ffmpeg` names none."""
     if settings.sources == (rehearsal.NAME,):
         return rehearsal.recipe(flow=settings.flow != "none")
-    encoder = clip.encoder_version(ffmpeg)
+    try:
+        encoder = clip.encoder_version(ffmpeg)
+    except Failed as failure:
+        if settings.ffmpeg is None:
+            raise
+        raise CallError(f"--ffmpeg {failure.reason}") from failure
     flow = None
     if settings.flow != "none":
         flow = FlowRecipe(device=device_class(settings.flow_device), encoder=encoder)

@@ -78,7 +78,9 @@ def encoder_version(binary: str) -> str:
     try:
         finished = child.run([binary, "-version"], timeout=30)
     except (OSError, child.ChildTimeout) as error:
-        raise Failed(FailureClass.ENVIRONMENT, f"{binary} does not run: {error}") from error
+        raise Failed(
+            FailureClass.ENVIRONMENT, f"{binary} does not run ({error}); name an ffmpeg with --ffmpeg"
+        ) from error
     lines = finished.stdout.decode("utf-8", "replace").splitlines()
     if finished.returncode or not lines or not lines[0].startswith("ffmpeg version"):
         raise Failed(FailureClass.ENVIRONMENT, f"{binary} is no ffmpeg; name one with --ffmpeg")

@@ -39,6 +39,7 @@ from pipeline.layout import (
     read_table,
     shard_info,
 )
+from pipeline.outcome import CallError
 from pipeline.storage import Storage
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "SPLITS",
     "Dataset",
     "DatasetError",
+    "NoDatasetError",
     "Sample",
     "ShardInfo",
     "decode_flow",
@@ -61,6 +63,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+class NoDatasetError(DatasetError, CallError):
+    """No data set is published where one was named."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,17 @@ def open(root: str | os.PathLike[str] | Storage) -> Dataset:
     """Open the data set under a folder or URL.
 
     Raises:
-        DatasetError: there is none, or its dataset.json is not one of this format.
+        NoDatasetError: there is none.
+        DatasetError: its dataset.json is not one of this format.
         Failed: the storage refuses.
     """
     storage = root if isinstance(root, Storage) else Storage(root)
     meta = read_meta(storage)
     if meta is None:
-        raise DatasetError(f"{storage.where(META_FILE)} is absent: no data set is published there")
+        raise NoDatasetError(
+            f"{storage.where(META_FILE)} is absent: no data set is published there; name the --output of a "
+            "prepare"
+        )
     return Dataset(storage, meta)
 
 

@@ -18,6 +18,7 @@ from typing import TextIO
 import pyarrow as pa
 
 from pipeline import location
+from pipeline.outcome import CallError
 
 SPLITS = ("val", "test", "train")
 """The splits, the one that wins a video first."""
@@ -71,7 +72,7 @@ _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # what surrogateescape makes of a by
 _BATCH_ROWS = 4_096
 
 
-class ManifestError(ValueError):
+class ManifestError(CallError, ValueError):
     """A file that is no manifest at all, or no manifest of this job: one sentence with the remedy."""
 
 

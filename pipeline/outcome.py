@@ -1,7 +1,8 @@
 """What can become of a clip: ready, excluded or failed, why, and when it is worth asking again.
 
 Every manifest row ends as exactly one `Outcome`; its fields are the columns of the published
-``outcomes/<generation>.parquet``. How a failure is recognised belongs to the stage that met it.
+``outcomes/<generation>.parquet``. How a failure is recognised belongs to the stage that met it. A command
+that fails ends with 1, with 2 for a `CallError`.
 """
 
 from __future__ import annotations
@@ -69,6 +70,17 @@ class Failed(Exception):
 
     def __reduce__(self):
         return Failed, (self.failure_class, self.reason, self.named)
+
+
+class CallError(Exception):
+    """The call was wrong, and whoever made it can mend it by another: one sentence with the remedy."""
+
+
+class Misplaced(Failed, CallError):
+    """A place was named where no folder can be: below a file, or in a bucket that there is not."""
+
+    def __init__(self, reason: str):
+        super().__init__(FailureClass.STORAGE, reason)
 
 
 @dataclass(frozen=True)

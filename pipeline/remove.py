@@ -31,7 +31,7 @@ from pipeline.layout import (
     outcome_path,
     write_table,
 )
-from pipeline.outcome import EXCLUDED, FAILED, READY
+from pipeline.outcome import EXCLUDED, FAILED, READY, CallError
 from pipeline.publish import CARD_FILE, PUBLISH_LOCK
 from pipeline.removal_log import REMOVED, Entry
 from pipeline.storage import Busy, Changed, Storage
@@ -41,7 +41,7 @@ _MAX_REASON = 500  # characters
 _Hashes = dict[str, erasure.Digests]  # by shard
 
 
-class IdsError(ValueError):
+class IdsError(CallError, ValueError):
     """The ids or the reason make no sense: one sentence with the remedy."""
 
 
@@ -139,6 +139,7 @@ def remove(
         raise IdsError(f"--reason wants a sentence of at most {_MAX_REASON} characters.")
     if wrong := [text for text in given if not KEY.fullmatch(text)]:
         raise IdsError(f"{wrong[0][:40]!r} is no id or key; nothing was removed.")
+    dataset.open(storage)  # else the lock would make a folder where no data set is
     store = WorkStore(work or f"{storage.url}/work")
     if dry_run:
         return _take_down(storage, store, given, reason, dry_run=True)

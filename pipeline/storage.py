@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO
 
-from pipeline.outcome import Failed, FailureClass
+from pipeline.outcome import CallError as CallError
+from pipeline.outcome import Failed, FailureClass, Misplaced
 
 if TYPE_CHECKING:
     from pipeline.object_store import ObjectStore
@@ -63,8 +64,8 @@ class Storage:
     """One root folder, bucket or prefix. Cheap to make, picklable, safe to use after a fork.
 
     Every method raises `Failed` with class storage and one sentence when the disk or store refuses
-    (full, read-only, unreachable), FileNotFoundError when a path that is read is absent, and
-    ValueError for a path that would leave the root.
+    (full, read-only, unreachable), as `Misplaced` where the root cannot be a folder, FileNotFoundError when
+    a path that is read is absent, and ValueError for a path that would leave the root.
 
     Args:
         url: a folder, ``file://`` or any fsspec URL (``s3://bucket/prefix``, ``gs://...``, ``memory://...``);
@@ -321,6 +322,9 @@ def _as_failed(done: str, where: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            why = "a file is in the place of its folder; name another folder"
+            raise Misplaced(f"{where} could not be {done}: {why}") from error
         what = (error.strerror or str(error) or type(error).__name__).lower()
         remedy = _REMEDIES.get(error.errno or 0, "repeat the command when the storage answers again")
         raise Failed(FailureClass.STORAGE, f"{where} could not be {done}: {what}; {remedy}") from error

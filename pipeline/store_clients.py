@@ -14,7 +14,7 @@ import secrets
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.outcome import Failed, FailureClass
+from pipeline.outcome import Failed, FailureClass, Misplaced
 
 ATTEMPTS = 6
 """Requests for one answer of an S3 store, with growing pauses; AWS_MAX_ATTEMPTS says otherwise. Where the
@@ -191,8 +191,10 @@ def explain(error: Exception, done: str, where: str) -> Exception:
     remedy = "repeat the command when the storage answers again"
     if code == "NoSuchBucket":
         bucket = "/".join(where.split("/")[:3])
-        text, remedy = "there is no such bucket", f"create {bucket}, or correct its name"
-    elif name in _NO_CREDENTIALS:
+        return Misplaced(
+            f"{where} could not be {done}: there is no such bucket; create {bucket}, or correct its name"
+        )
+    if name in _NO_CREDENTIALS:
         text, remedy = "no credentials were found", _CREDENTIALS[_EXTRAS.get(where.partition(":")[0], "s3")]
     elif isinstance(error, PermissionError) or status in (401, 403) or text.startswith("Forbidden"):
         text = f"the store refuses it ({code or text})"

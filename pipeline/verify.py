@@ -77,6 +77,7 @@ def verify(root: str | os.PathLike[str] | Storage, sample: float = 1.0, workers:
 
     Raises:
         ValueError: `sample` is no share.
+        NoDatasetError: there is none to check.
         Failed: the storage refuses.
     """
     if not 0 <= sample <= 1:
@@ -85,6 +86,8 @@ def verify(root: str | os.PathLike[str] | Storage, sample: float = 1.0, workers:
     report = Report()
     try:
         opened = dataset.open(storage)
+    except dataset.NoDatasetError:
+        raise
     except DatasetError as error:
         report.breaches.append(str(error))
         return report

@@ -70,13 +70,10 @@ def _sentence(error: Exception) -> str:
 
 
 def _is_wrong_call(error: Exception) -> bool:
-    from trainer.configuration import ConfigurationError
-    from trainer.data.cache import CacheError
-    from trainer.data.lists import ListError
-    from trainer.data.rows import DamagedError, RowsError
+    from pipeline.storage import CallError
+    from trainer.data.rows import DamagedError
 
-    wrong = ConfigurationError | RowsError | CacheError | ListError
-    return isinstance(error, wrong) and not isinstance(error, DamagedError)
+    return isinstance(error, CallError) and not isinstance(error, DamagedError)
 
 
 def _fails_again(error: Exception) -> bool:

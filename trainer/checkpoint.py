@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.storage import CallError
 from trainer.data.batch import Input
 
 FORMAT = 2
@@ -29,6 +30,10 @@ _ZIP_END_SIZE = 22  # bytes of a zip file's last record, whose last two are the 
 
 class CheckpointError(RuntimeError):
     """A file that is no checkpoint of ours, or not one for this use; one sentence."""
+
+
+class UnfitError(CheckpointError, CallError):
+    """What was named is not there, or is for another use: no fault of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,14 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a RUN folder. Raises CheckpointError."""
+    """The checkpoint that `path` means: itself, or the newest of a RUN folder. Raises UnfitError."""
     path = Path(path)
     if path.is_dir():
         if found := _in_run(path):
             return found[0]
-        raise CheckpointError(f"{path} holds no checkpoint: name the --output of a training run")
+        raise UnfitError(f"{path} holds no checkpoint: name the --output of a training run")
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there: name a checkpoint or the folder of a training run")
+        raise UnfitError(f"{path} is not there: name a checkpoint or the folder of a training run")
     return path
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from pipeline.storage import CallError
 from trainer import networks
 from trainer.choices import PRECISIONS
 from trainer.data.batch import Input
@@ -27,7 +28,7 @@ FED = ("mean", "deviation", "rate", "stride")
 """Settings of the input that weights are made for: they go with the weights, unless a call names others."""
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(CallError, ValueError):
     """The settings cannot be run: one sentence with the remedy; the program ends with 2."""
 
 

@@ -14,7 +14,7 @@ import torch
 
 from trainer import checkpoint as checkpoints
 from trainer import networks
-from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.checkpoint import Checkpoint, UnfitError
 from trainer.configuration import ConfigurationError
 from trainer.data.batch import STREAMS, Batch, Input
 from trainer.footage import numbers
@@ -96,7 +96,9 @@ class Ensemble:
 def load(named: Named) -> Ensemble:
     """The towers of checkpoints that are to say one thing together.
 
-    Raises CheckpointError: one is absent, damaged or of another stream, or they differ in classes or rate.
+    Raises:
+        UnfitError: one is absent or of another stream, or they differ in classes or rate.
+        CheckpointError: one is damaged.
     """
     towers: dict[str, Tower] = {}
     inputs, files, digests, origins = {}, {}, {}, {}
@@ -110,11 +112,11 @@ def load(named: Named) -> Ensemble:
     first = origins[order[0]]
     for stream in order[1:]:
         if origins[stream].classes != first.classes:
-            raise CheckpointError(
+            raise UnfitError(
                 f"{files[order[0]]} and {files[stream]} know different classes: name towers of one list"
             )
         if inputs[stream].rate != first.input.rate:
-            raise CheckpointError(
+            raise UnfitError(
                 f"{files[order[0]]} wants {first.input.rate} frames a second, {files[stream]} "
                 f"{inputs[stream].rate}: name towers of one rate"
             )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer import checkpoint as checkpoints
 from trainer import distributed, recording
-from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.checkpoint import Checkpoint, CheckpointError, UnfitError
 from trainer.configuration import ConfigurationError
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
@@ -259,7 +259,7 @@ def _takes_whole_clips(checkpoint: Checkpoint, streams: Sequence[str], rows: Row
 
 def _fits(path: str, checkpoint: Checkpoint, rows: Rows) -> None:
     if checkpoint.classes != rows.classes:
-        raise CheckpointError(
+        raise UnfitError(
             f"{path} knows {len(checkpoint.classes)} classes, the data set has {len(rows.classes)} others or "
             "in another order: evaluate on a data set prepared with the same --classes"
         )

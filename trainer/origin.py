@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import checkpoint as checkpoints
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import UnfitError
 
 IMAGE = "imagenet:"
 """Before the file of an image network; without it, it is a checkpoint's or a run's."""
@@ -33,11 +33,11 @@ class Origin:
 
 
 def find(name: str) -> Origin:
-    """The file that `name` means now. Raises CheckpointError."""
+    """The file that `name` means now. Raises UnfitError."""
     image = name.removeprefix(IMAGE)
     file = checkpoints.find(name) if image == name else Path(image)
     if not file.is_file():
-        raise CheckpointError(f"{file} is no file: name one of an image network's weights")
+        raise UnfitError(f"{file} is no file: name one of an image network's weights")
     with file.open("rb") as stream:
         return Origin(name, file, hashlib.file_digest(stream, "sha256").hexdigest())
 

@@ -74,8 +74,11 @@ class Prediction:
 def predict(job: Job) -> Iterator[Prediction | str]:
     """The predictions of all videos in their order; of one that cannot be read the reason.
 
-    Raises CheckpointError, ConfigurationError.
+    Raises CheckpointError, ConfigurationError; that too where a video is not there.
     """
+    for name in job.videos:
+        if video.source_of(name) is None and not Path(name).is_file():
+            raise ConfigurationError(f"{name} is no file, address or YouTube id: name a video")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     towers = ensemble.load(job.checkpoints).to(device)
     look = _Look(job, towers, device)

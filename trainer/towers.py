@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import networks
-from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.checkpoint import Checkpoint, CheckpointError, UnfitError
 from trainer.data.batch import Input
 from trainer.data.order import keyed
 from trainer.networks.layers import seed_dropout
@@ -124,10 +124,15 @@ def build(
 
 
 def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, Tower]:
-    """The towers of a checkpoint, or the one of `stream`, ready to evaluate. Raises CheckpointError."""
+    """The towers of a checkpoint, or the one of `stream`, ready to evaluate.
+
+    Raises:
+        UnfitError: it has no such tower.
+        CheckpointError: its weights are not its network's.
+    """
     streams = list(checkpoint.towers) if stream is None else [stream]
     if missing := [s for s in streams if s not in checkpoint.towers]:
-        raise CheckpointError(
+        raise UnfitError(
             f"the checkpoint was trained on {' and '.join(checkpoint.towers)}, not on {missing[0]}"
         )
     try:
@@ -148,21 +153,19 @@ def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, Towe
 def initialise(towers: Mapping[str, Tower], checkpoint: Checkpoint, classes: tuple[str, ...]) -> list[str]:
     """Starts `towers` from a checkpoint's weights; where the classes differ, the last layer stays fresh.
 
-    Returns the names of the weights left fresh. Raises CheckpointError for another network or stream.
+    Returns the names of the weights left fresh. Raises UnfitError for another network or stream.
     """
     fresh: list[str] = []
     for stream, tower in towers.items():
         if stream not in checkpoint.towers:
-            raise CheckpointError(
-                f"--init: the checkpoint has no {stream} tower, only {set(checkpoint.towers)}"
-            )
+            raise UnfitError(f"--init: the checkpoint has no {stream} tower, only {set(checkpoint.towers)}")
         given, own = checkpoint.towers[stream], tower.network.state_dict()
         if given.keys() != own.keys():
-            raise CheckpointError(f"--init: the checkpoint is of {checkpoint.network} with other layers")
+            raise UnfitError(f"--init: the checkpoint is of {checkpoint.network} with other layers")
         same = checkpoint.classes == classes
         last = set() if same else last_layers(checkpoint.network, checkpoint.options, stream)
         if other := [n for n in own if n not in last and given[n].shape != own[n].shape]:
-            raise CheckpointError(
+            raise UnfitError(
                 f"--init: the checkpoint's {other[0]} is {tuple(given[other[0]].shape)}, this network's "
                 f"{tuple(own[other[0]].shape)}: take the options of its [network]"
             )

@@ -74,6 +74,8 @@ def train(job: Job) -> Path:
 
     Raises ConfigurationError, CheckpointError, TrainingError, RowsError, TooManyFailures.
     """
+    if job.output.is_file():
+        raise ConfigurationError(f"--output {job.output} is a file: name a folder")
     with distributed.join() as group, recording.Interrupt() as interrupt:
         while _go(job, set_up(job, group), interrupt):
             job = replace(job, resume="auto")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.outcome import Failed, FailureClass
+from pipeline.outcome import CallError, Failed, FailureClass
 from pipeline.recipe import FetchRecipe
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _OURS = {
 """Options of yt-dlp that are not the user's to set, and what is for the user instead."""
 
 
-class SourceError(ValueError):
+class SourceError(CallError, ValueError):
     """A source or an option of fetching that makes no sense: one sentence with the remedy."""
 
 

@@ -281,7 +281,7 @@ def test_a_worker_that_is_killed_ends_the_job_with_a_sentence(videos, list_file,
 def test_an_output_that_cannot_be_written_gives_one_sentence(videos, list_file, tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = prepare(list_file, videos, tmp_path / "file" / "root")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert (tmp_path / "file").read_text() == "in the way"
 

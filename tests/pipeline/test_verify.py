@@ -186,7 +186,6 @@ def test_an_edited_dataset_json_is_found(root, change):
 @pytest.mark.parametrize(
     "name",
     [
-        "dataset.json",
         "README.md",
         "index/val-00000.parquet",
         "outcomes/00000.parquet",
@@ -196,6 +195,12 @@ def test_an_edited_dataset_json_is_found(root, change):
 def test_a_file_that_is_gone_or_renamed_is_found(root, name):
     (root / name).rename(root / f"{name}.old")
     assert "is absent" in _breaches(root)
+
+
+def test_a_folder_without_dataset_json_is_no_data_set_to_check(root):
+    (root / "dataset.json").unlink()
+    with pytest.raises(dataset.NoDatasetError, match="no data set is published there"):
+        verify(root)
 
 
 def test_two_shards_that_changed_places_are_found(root):

@@ -71,8 +71,8 @@ def test_what_comes_out_different_is_not_kept(tmp_path, monkeypatch, capsys):
     ("arguments", "code", "said"),
     [
         (["{rgb}", "--output", "m.pth"], 2, "name it .pt2 or .onnx"),
-        (["{rgb}", "--output", "m.pt2", "--stream", "flow"], 1, "trained on rgb, not on flow"),
-        (["absent", "--output", "m.pt2"], 1, "absent is not there"),
+        (["{rgb}", "--output", "m.pt2", "--stream", "flow"], 2, "trained on rgb, not on flow"),
+        (["absent", "--output", "m.pt2"], 2, "absent is not there"),
     ],
 )
 def test_what_cannot_be_exported_is_a_sentence(tmp_path, monkeypatch, capsys, arguments, code, said):

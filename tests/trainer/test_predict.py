@@ -178,8 +178,13 @@ def test_without_a_checkpoint_it_says_where_there_are_some(videos, capsys):
     said = capsys.readouterr().err
     assert "github.com/google-deepmind/kinetics-i3d" in said
     assert "python -m trainer import" in said
-    assert main(["predict", str(videos / "one.mp4"), "--rgb", "absent"]) == 1
+    assert main(["predict", str(videos / "one.mp4"), "--rgb", "absent"]) == 2
     assert "absent is not there" in capsys.readouterr().err
+
+
+def test_a_video_that_is_not_there_is_a_wrong_call_and_nothing_is_seen_before(videos, rgb, capsys):
+    assert main(["predict", str(videos / "one.mp4"), "nope.mp4", "--rgb", str(rgb)]) == 2
+    assert capsys.readouterr() == ("", "nope.mp4 is no file, address or YouTube id: name a video\n")
 
 
 def test_real_footage_is_recognised_as_something(real_clips, rgb, capsys):

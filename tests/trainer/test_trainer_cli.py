@@ -49,13 +49,20 @@ def test_networks_prints_every_network_with_its_published_figures(capsys):
         (["train", "--data", "none", "--output", "run", "--crop", "300"], 2, "does not fit"),
         (["train", "--data", "none", "--output", "run", "--config", "none.toml"], 2, "cannot be read"),
         (["train", "--data", "none", "--output", "run"], 2, "none"),
-        (["evaluate", "--data", "none", "--checkpoint", "absent"], 1, "absent is not there"),
+        (["train", "--data", "file", "--output", "run"], 2, "a file is in the place of its folder"),
+        (["train", "--data", "none", "--output", "file"], 2, "file is a file: name a folder"),
+        (["import", "absent", "--output", "c.pt"], 2, "absent is no file: name one of weights"),
+        (["import", "file", "--output", "c.pt"], 1, "damaged"),
+        (["evaluate", "--data", "none", "--checkpoint", "absent"], 2, "absent is not there"),
+        (["evaluate", "--data", "none", "--checkpoint", "."], 2, "holds no checkpoint"),
+        (["evaluate", "--data", "none", "--checkpoint", "file"], 1, "no checkpoint of this trainer"),
         (["evaluate", "--data", "none"], 2, "--checkpoint"),
         (["evaluate", "--data", "none", "--checkpoint", "a", "--rgb", "b"], 2, "either"),
     ],
 )
 def test_a_wrong_call_ends_with_its_code_and_one_sentence(tmp_path, monkeypatch, capsys, call, code, said):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder, and no checkpoint")
     assert main(call) == code
     error = capsys.readouterr().err
     assert said in error

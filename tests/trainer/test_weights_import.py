@@ -118,7 +118,7 @@ def test_the_names_of_kinetics_are_those_of_the_lists():
         (["rgb", "few"], 2, "are of different networks"),
         (["rgb", "--network", "s3d"], 1, "it is of i3d"),
         (["rgb", "--format", "hassony2"], 1, "it has no conv3d_1a_7x7.conv3d.weight"),
-        (["none"], 1, "is no file"),
+        (["none"], 2, "is no file"),
     ],
 )
 def test_what_cannot_be_imported_is_a_sentence(deepmind, tmp_path, capsys, arguments, code, said):

@@ -17,13 +17,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.storage import CallError
+
 GIB = 1 << 30
 _ROOM = 0.1  # share of the limit that is made free at a time, so that the folder is seldom gone through
 _NAME = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
 
-class CacheError(ValueError):
+class CacheError(CallError, ValueError):
     """The cache cannot be had there, or so small; one sentence with the remedy."""
 
 

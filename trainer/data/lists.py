@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipeline.dataset import id_of
+from pipeline.storage import CallError
 
 
-class ListError(ValueError):
+class ListError(CallError, ValueError):
     """A file that is no such list; one sentence with the remedy."""
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import dataset
 from pipeline.dataset import Dataset, DatasetError
-from pipeline.storage import Failed
+from pipeline.storage import CallError, Failed, Misplaced
 from trainer.data.batch import Input
 from trainer.data.lists import Listed
 
@@ -69,7 +69,7 @@ class Rows:
         return digest.hexdigest()
 
 
-class RowsError(ValueError):
+class RowsError(CallError, ValueError):
     """The data sets cannot feed this run; one sentence with the remedy."""
 
 
@@ -101,6 +101,8 @@ def open_rows(
         opened = [dataset.open(root) for root in roots]
         for data in opened:
             _check_shards(data, splits)
+    except Misplaced as error:
+        raise RowsError(error.reason) from None
     except Failed as error:
         raise DamagedError(error.reason) from None
     except DatasetError as error:

@@ -47,7 +47,7 @@ def load(
         check(state_dict, description)
     except WeightsError as error:
         said = str(error)
-        raise WeightsError(said if str(path) in said else f"{path}: {said}") from None
+        raise type(error)(said if str(path) in said else f"{path}: {said}") from None
     return state_dict, description
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.weights.keys import WeightsError
+from trainer.weights.keys import AbsentError, WeightsError
 
 _INSIDE = ("state_dict", "model_state")
 """Under which a training program's file has its weights."""
@@ -20,11 +20,11 @@ _PARALLEL = "module."
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The state dict in `path`, also inside a training program's file and of a DataParallel, on the CPU.
 
-    Raises WeightsError for what is absent, damaged, or more than tensors and plain values, and for a tensor
-    that is sparse, quantised or without values.
+    Raises AbsentError where there is none, WeightsError for what is damaged or more than tensors and plain
+    values, and for a tensor that is sparse, quantised or without values.
     """
     if path.is_dir() or not path.exists():
-        raise WeightsError(f"{path} is no file: name one of weights")
+        raise AbsentError(f"{path} is no file: name one of weights")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

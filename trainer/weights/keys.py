@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.storage import CallError
 from trainer import networks
 
 
 class WeightsError(RuntimeError):
     """A file of weights that cannot be read, or not into this network; one sentence with the remedy."""
+
+
+class AbsentError(WeightsError, CallError):
+    """The file that was named is not there."""
 
 
 @dataclass(frozen=True)

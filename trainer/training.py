@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,10 +73,12 @@ class Training:
         epoch, step = self.start  # the epochs before may have been of fewer clips
         left = ((run.epochs or 0) - epoch) * self.steps_per_epoch - step
         self.steps = run.steps or self.done + left
-        if (warmup := self.configuration.optimisation.warmup) >= self.steps > self.done:
-            raise ConfigurationError(
-                f"the rate would rise over {warmup:,} steps and the run has {self.steps:,}: "
-                "give --warmup a part of them or 0, or take --config quick for a short run"
+        warmup = self.configuration.optimisation.warmup
+        if self.group.first and warmup >= self.steps > self.done:
+            print(
+                f"The rate rises over {warmup:,} steps and the run has {self.steps:,}, so that little is "
+                "learned: give --warmup a part of them or 0, or take --config quick for a short run.",
+                file=sys.stderr,
             )
         self.objectives = {s: self.group.wrap(towers.Objective(t)) for s, t in self.towers.items()}
         self.optimiser = sgd(self.towers.values(), self.configuration.optimisation)

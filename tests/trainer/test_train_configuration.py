@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -127,9 +129,13 @@ def test_a_networks_rate_is_the_published_one(name, rates):
 def test_a_hara_network_is_trained_as_published():
     settings = resolve(None, {"network": {"name": "hara-r3d-34"}})
     assert (settings.input.mean, settings.input.deviation) == (hara.OLD["mean"], hara.OLD["deviation"])
-    own = settings.optimisation
+    own, steps = settings.optimisation, 200 * 240_000 // 128
+    assert (settings.run.batch_size, settings.run.steps) == (128, steps)
+    assert [learning_rate(s, steps, own) for s in (0, steps // 2, steps - 1)] == pytest.approx(
+        [0.01, 0.001, 1e-4]
+    )
+    own = replace(own, schedule="plateau")
     assert [learning_rate(0, 1, own, [1.0] * n) for n in (11, 12)] == pytest.approx([0.01, 0.001])
-    assert (settings.run.batch_size, settings.run.epochs, settings.run.evaluate_every) == (128, 200, 1)
 
 
 def test_a_rank_on_its_own_never_takes_a_large_batch_at_once():

@@ -77,11 +77,14 @@ def test_a_warm_up_rises_in_a_line_and_a_cosine_falls_to_nothing():
     assert [learning_rate(s, 9, constant) for s in (0, 3, 4, 8)] == pytest.approx([0.1, 0.4, 0.4, 0.4])
 
 
-def test_a_run_that_would_end_in_its_warm_up_is_refused(root, tmp_path):
-    with pytest.raises(ConfigurationError, match="rise over 4 steps and the run has 4: give --warmup a part"):
-        train(root, tmp_path / "run", small(optimisation={"warmup": 4}, epochs=2))
-    assert not (tmp_path / "run").exists()
-    assert train(root, tmp_path / "run", small(optimisation={"warmup": 3}, epochs=2)).steps == 4
+def test_a_run_that_ends_in_its_warm_up_says_so(root, tmp_path, capsys):
+    assert train(root, tmp_path / "run", small(optimisation={"warmup": 4}, epochs=2)).steps == 4
+    assert (
+        "rises over 4 steps and the run has 4, so that little is learned: give --warmup"
+        in capsys.readouterr().err
+    )
+    train(root, tmp_path / "other", small(optimisation={"warmup": 3}, epochs=2))
+    assert "--warmup" not in capsys.readouterr().err
 
 
 def test_a_plateau_without_evaluations_is_refused():

@@ -33,6 +33,7 @@ from pipeline import (
     purge,
     reconciliation,
     rehearsal,
+    scratch,
     shards,
 )
 from pipeline.due import CampaignError
@@ -192,6 +193,8 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         scratch=settings.scratch and os.path.abspath(settings.scratch),
         local=prepare.is_local(options),
     )
+    if job.scratch and job.local:
+        scratch.check(job.scratch)
     planned = make_plan(settings)
     choose = functools.partial(
         due.choose,
@@ -243,7 +246,7 @@ def compact(settings: Settings, target: str) -> Summary:
     Raises:
         CampaignError: ROOT is not finished, or of other lists; else as `pipeline.compact.compact`.
     """
-    from pipeline import compact, scratch
+    from pipeline import compact
 
     scratch.use(settings.scratch)
     root = Storage(settings.output)

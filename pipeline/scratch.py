@@ -16,22 +16,34 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.outcome import Failed, FailureClass
+from pipeline.outcome import Failed, FailureClass, Misplaced
 from pipeline.storage import Busy, lock_file
 
 _LOCK = re.compile(r"quovadis-[0-9a-f]{16}\.lock")
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _FULL = re.compile(r"no space left|quota exceeded|file too large|read-only file system", re.IGNORECASE)
 
 
 def use(place: str | None) -> None:
     """Let this process and its children have their temporary files in `place`; None for the machine's own
-    folder for them. Sweeps there. Raises Failed with class storage."""
+    folder for them. Sweeps there. Raises as `check`."""
     if place is not None:
-        with _as_failed(place):
-            os.makedirs(place, exist_ok=True)
+        check(place)
         tempfile.tempdir = os.environ["TMPDIR"] = place
     sweep()
+
+
+def check(place: str) -> None:
+    """Make the folder `place`, and prove that it takes a file.
+
+    Raises:
+        Failed: class storage, with the place and the remedy; Misplaced where no folder can be.
+    """
+    with _as_failed(place, made=True):
+        os.makedirs(place, exist_ok=True)
+        lock, descriptor = _claim(Path(place))
+        lock.unlink()
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -42,9 +54,10 @@ def folder() -> Iterator[Path]:
         Failed: class storage, where nothing can be written, with the place and the remedy.
     """
     base = tempfile.gettempdir()
-    with _as_failed(base):
+    with _as_failed(base, made=True):
         lock, descriptor = _claim(Path(base))
-        path = lock.with_suffix("")
+    path = lock.with_suffix("")
+    with _as_failed(base):
         try:
             path.mkdir(mode=0o700)
             yield path
@@ -87,15 +100,18 @@ def is_full(failure: Failed) -> bool:
 
 
 @contextlib.contextmanager
-def _as_failed(place: str) -> Iterator[None]:
+def _as_failed(place: str, made: bool = False) -> Iterator[None]:
+    """OSErrors that `place` is the cause of as sentences: all of them where it is only `made`."""
     remedy = "give another folder with --scratch"
     free = f"free some space in {place}, or {remedy}"
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if not made and error.errno not in _REFUSED:
             raise
-        why = f"{error.filename or place} could not be written: {os.strerror(error.errno).lower()}"
+        why = f"{error.filename or place} could not be written: {os.strerror(error.errno or 0).lower()}"
+        if error.errno not in _REFUSED:
+            raise Misplaced(f"{why}; {remedy}") from error
         said = free if error.errno in (errno.ENOSPC, errno.EDQUOT) else remedy
         raise Failed(FailureClass.STORAGE, f"{why}; {said}") from error
     except Failed as failure:

@@ -88,8 +88,9 @@ class _Process(beam.DoFn):
         self._job = job
 
     def setup(self) -> None:
-        scratch.use(self._job.scratch)
         self._store = WorkStore(self._job.work)
+        with stages.stop_on_failure(self._store, self._job):
+            scratch.use(self._job.scratch)
         self._lane = Lane(self._job.pressure, self._store.storage)
         self._tally = tally(self._store.storage, self._job.generation, self._job.local)
         if not self._job.rehearsed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,12 @@ import pytest
 from campaigns import make_list, make_videos, pipeline
 
 from pipeline import scratch
-from pipeline.outcome import Failed, FailureClass
+from pipeline.outcome import CallError, Failed, FailureClass
+from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
+from pipeline.sources import FetchOptions
+from pipeline.stages import Job, stop_reason
+from pipeline.transforms import _Process
+from pipeline.work import WorkStore
 
 _HOLD = """
 import os, sys, time
@@ -66,12 +72,40 @@ def test_what_a_killed_worker_left_is_swept_and_what_a_living_one_has_is_not(pla
     assert set(os.listdir(place)) == mine
 
 
-def test_a_place_that_cannot_be_is_one_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("{here}/file/x", "not a directory"),
+        ("{here}/file", "file exists"),
+        ("{here}/" + "x" * 300, "file name too long"),
+        ("/proc/nope", "no such file or directory"),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_sentence(tmp_path, place, why):
     (tmp_path / "file").touch()
+    place = place.format(here=tmp_path)
+    sentence = f"^{place} could not be written: {why}; give another folder with --scratch$"
+    with pytest.raises(CallError) as caught:
+        scratch.use(place)
+    assert re.match(sentence, str(getattr(caught.value, "reason", "")))
+
+
+def test_a_folder_that_takes_no_file_is_found_before_anything_is_done(place):
     with pytest.raises(
-        Failed, match=r"file/x could not be written: not a directory; give another folder with --scratch"
+        CallError, match=r"storage: /proc/quovadis-\w+.lock could not be written: .*--scratch$"
     ):
-        scratch.use(str(tmp_path / "file" / "x"))
+        scratch.use("/proc")
+    assert tempfile.gettempdir() == str(place)
+    assert os.listdir(place) == []
+
+
+def test_a_scratch_that_a_worker_cannot_have_stops_the_job_with_its_sentence(tmp_path):
+    store = WorkStore(tmp_path)
+    recipe = Recipe(FetchRecipe(), EncodeRecipe(encoder="test"), None)
+    job = Job("root", str(tmp_path), ("dir:x",), recipe, FetchOptions(), None, "0", False, scratch="/proc/x")
+    with pytest.raises(Failed):
+        _Process(job).setup()
+    assert "give another folder with --scratch" in (stop_reason(store, "0") or "")
 
 
 def test_a_failure_that_says_its_own_remedy_keeps_it(place):

@@ -41,6 +41,7 @@ def here(tmp_path, monkeypatch) -> Path:
         (["remove", "damaged", *REMOVE], 1, "is not JSON"),
         ([*PREPARE, "--output", "root", "--ffmpeg", "nope"], 2, "--ffmpeg nope does not run"),
         ([*PREPARE, "--output", "root", "--ffmpeg", "/bin/true"], 2, "--ffmpeg /bin/true is no ffmpeg"),
+        ([*PREPARE, "--output", "root", "--scratch", "/proc/nope"], 2, "another folder with --scratch"),
         ([*PREPARE, "--output", "file"], 2, "a file is in the place of its folder"),
         ([*PREPARE, "--output", "file/root"], 2, "a file is in the place of its folder"),
         ([*PREPARE, "--output", "empty", "--work", "file"], 2, "a file is in the place of its folder"),

@@ -232,13 +232,13 @@ def test_inputs_that_fail_are_listed_with_their_reason_and_the_others_are_done(
     ("arguments", "code", "said"),
     [
         (["{videos}"], 2, "data/checkpoints"),
-        (["{videos}", "--flow", "{rgb}"], 1, "trained on rgb, not on flow"),
+        (["{videos}", "--flow", "{rgb}"], 2, "trained on rgb, not on flow"),
         (["{videos}", "--rgb", "{rgb}", "--window", "0"], 2, "--window must be at least 1"),
         (["{videos}/one.mp4", "{videos}", "--rgb", "{rgb}"], 2, "would both be written to one.npy"),
         (["absent", "--rgb", "{rgb}"], 2, "absent is not there"),
         (["{empty}", "--rgb", "{rgb}"], 2, "holds no video"),
         (["{root}", "--checkpoint", "{bound}"], 2, "stores flow up to 20.0 pixels"),
-        (["{videos}", "--rgb", "{rgb}", "--flow", "{slow}"], 1, "frames a second"),
+        (["{videos}", "--rgb", "{rgb}", "--flow", "{slow}"], 2, "frames a second"),
         (["{videos}", "--rgb", "{tsn}", "--window", "4"], 2, "snippets of 5 frames, not 4): give --window"),
     ],
 )

@@ -117,7 +117,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         names = location.expand(pattern)
         if not names:
-            raise ManifestError(f"{_printable(pattern)}: no such file; check the name given with --manifest.")
+            raise ManifestError(f"{_printable(pattern)}: no such file; check the name given.")
         for name in names:
             found.setdefault(name if location.is_url(name) else os.path.realpath(name), name)
     return list(found.values())

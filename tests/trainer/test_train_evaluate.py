@@ -228,7 +228,6 @@ def test_what_looks_at_a_run_that_goes_on_takes_one_checkpoint_of_it_and_names_t
     going.joinpath("checkpoint-000000002.pt").unlink()
     monkeypatch.setattr(ensemble, "restore", meanwhile)
     found = ensemble.load(((str(going), "rgb"), (str(going), "flow")))
-    assert set(found.files.values()) == {first}
     assert set(found.digests.values()) == {digest}
 
 

@@ -23,6 +23,7 @@ from pipeline.outcome import Failed, FailureClass
 from pipeline.probe import SourceInfo, probe
 from pipeline.recipe import EncodeRecipe
 from pipeline.sources.directory import SUFFIXES as SUFFIXES
+from pipeline.sources.directory import walk as walk
 from pipeline.streaming import Pass
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from trainer.optimisation import Optimisation
 FOLDER = Path(__file__).parent / "configurations"
 FREE = {f"run.{n}" for n in ("workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures")}
 FREE |= {"input.test_views"}
-"""Settings that change nothing in what is learned: a resume may have others."""
+"""Settings that a resume may have others of: they change nothing in what is learned, save `micro_batch`, over
+which batch normalisation takes its statistics; of that a run keeps its own unless the call names one."""
 FED = ("mean", "deviation", "rate", "stride")
 """Settings of the input that weights are made for: they go with the weights, unless a call names others."""
 
@@ -209,32 +210,39 @@ def difference(mine: Configuration, theirs: Sections) -> Difference | None:
     """The first setting in which a resume would not be the run it resumes, of the record `theirs`; else None.
 
     A longer run is the same run where the rate does not depend on the length. What `theirs` does not know, a
-    setting that came later, it had at its default.
+    setting that came later, it had at its default. The remedy is of all settings that a file can mend.
     """
     free = _free(mine)
+    settled = {*mine.own, "run.epochs", "run.steps", "input.flow_bound"}  # the last by the data set
+    found: list[tuple[str, Any, Any]] = []
     for section, values in mine.as_dict().items():
         default = _defaults(section)
         values, other = {**default, **values}, {**default, **theirs.get(section, {})}
         for name in dict.fromkeys([*values, *other]):
-            setting, was = f"{section}.{name}", other.get(name)
-            if setting in free or values.get(name) == was:
-                continue
-            settled = {*mine.own, "run.epochs", "run.steps", "input.flow_bound"}  # the last by the data set
-            file = f"set {setting} = {json.dumps(was)} in a --config file of your own to go on with it"
-            return Difference(
-                f"{setting} is {values.get(name)!r}, the run's is {was!r}",
-                None if was is None or setting in settled else file,
-            )
-    return None
+            setting, now, was = f"{section}.{name}", values.get(name), other.get(name)
+            if setting not in free and now != was:
+                found.append((setting, now, was))
+    if not found:
+        return None
+    setting, now, was = found[0]
+    mended = [
+        f"{name} = {json.dumps(own)}" for name, _, own in found if own is not None and name not in settled
+    ]
+    remedy = f"set {', '.join(mended)} in a --config file of your own to go on with it"
+    possible = was is not None and setting not in settled
+    return Difference(f"{setting} is {now!r}, the run's is {was!r}", remedy if possible else None)
 
 
 def as_begun(mine: Configuration, theirs: Sections) -> Configuration:
     """The same settings for going on with a run of the record `theirs`, which may be of an earlier version.
 
     What it does not know, a setting that came later, it had at its default; there it stays, and stays
-    unknown, unless the call names it or it is free. Raises ConfigurationError where the rest forbids that.
+    unknown, unless the call names it or it is free. Its micro-batch stays too, unless the call names one.
+    Raises ConfigurationError where the rest forbids that.
     """
     sections, kept = mine.as_dict(), {*mine.own, *_free(mine)}
+    if "run.micro_batch" not in mine.own:
+        sections["run"]["micro_batch"] = theirs.get("run", {}).get("micro_batch", mine.run.micro_batch)
     later = [
         (section, name)
         for section, values in sections.items()

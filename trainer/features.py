@@ -146,9 +146,9 @@ def _raw(name: str, towers: Ensemble) -> Iterator[Source]:
         return lambda folder, threads: footage.of_file(video.local_file(path, folder), views, threads)
 
     if os.path.isdir(name):
-        below = Path(name)
-        for path in sorted(p for p in below.rglob("*") if p.suffix.lower() in video.SUFFIXES and p.is_file()):
-            yield Source(str(path.relative_to(below).with_suffix("")), str(path), opener(str(path)))
+        found = sorted(Path(path) for path in video.walk(name))
+        for path in (p for p in found if p.suffix.lower() in video.SUFFIXES and p.is_file()):
+            yield Source(str(path.relative_to(name).with_suffix("")), str(path), opener(str(path)))
     elif os.path.exists(name) or video.source_of(name):
         yield Source(video.title(name), name, opener(name))
     else:

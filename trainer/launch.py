@@ -18,7 +18,7 @@ from trainer.recording import LAUNCH, write_json
 _TORCHRUN = re.compile(
     rb"""([^\0]*/)? (torchrun | python[^\0/]*\0           # a program of that name, or Python, whose
     (-[^\0]*\0 | (?<=-[WX]\0)[^\0]*\0)*                 # options come before
-    (([^\0]*/)?torchrun | torch\.distributed\.run)) \0  # the script, or the module after -m
+    (([^\0]*/)?torchrun | torch\.distributed\.(run|launch))) \0  # the script, or the module after -m
     """,
     re.VERBOSE,
 )

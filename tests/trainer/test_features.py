@@ -34,10 +34,11 @@ BOTH = {**RGB, "flow": Input(stream="flow", frames=9, short_side=40, crop=32)}
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
-    """Three of two seconds: 50 frames each at 25 a second."""
+    """Three of two seconds, 50 frames each at 25 a second, the third behind a link; and a hidden file."""
     folder = make_videos(tmp_path_factory.mktemp("videos"), ["one", "two", "three"], seconds=2)
-    (folder / "inner").mkdir()
+    (folder / "inner").symlink_to(tmp_path_factory.mktemp("elsewhere"))
     (folder / "three.mp4").rename(folder / "inner" / "three.mp4")
+    (folder / ".hidden.mp4").write_bytes((folder / "one.mp4").read_bytes())
     return folder
 
 

@@ -102,6 +102,7 @@ def test_a_launch_without_an_id_is_the_same_in_every_shell_that_its_agent_starts
         (("/env/bin/torchrun", "-m", "trainer"), True),
         (("/usr/bin/python3.11", "/env/bin/torchrun", "-m", "trainer"), True),
         (("python3", "-u", "-W", "ignore", "-m", "torch.distributed.run", "-m", "trainer"), True),
+        (("python", "-m", "torch.distributed.launch", "-m", "trainer"), True),
         (("bash", "-c", "torchrun -m trainer"), False),
         (("tini", "--", "torchrun"), False),
         (("python", "-m", "pytest", "-k", "torchrun"), False),

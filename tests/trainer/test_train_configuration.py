@@ -203,6 +203,17 @@ def test_a_setting_of_the_run_that_a_file_can_give_is_told_as_one_to_paste(tmp_p
     file.write_text(line)
     found = difference(as_begun(resolve(str(file), {"run": {"seed": 5}}), old), old)
     assert (found.phrase, found.remedy) == ("run.seed is 5, the run's is 3", None)  # a flag wins over a file
+    old["optimisation"]["lr"] = 0.5
+    found = difference(as_begun(resolve(None, {}), old), old)
+    assert found.remedy.startswith(f"set {line}, optimisation.lr = 0.5, run.seed = 3 in a --config file")
+
+
+def test_a_run_keeps_its_micro_batch_unless_the_call_names_one():
+    old = before("i3d")
+    old["run"]["micro_batch"] = 0
+    assert as_begun(resolve(None, {}), old).run.micro_batch == 0
+    named = as_begun(resolve(None, {"run": {"micro_batch": 3}}), old)
+    assert (named.run.micro_batch, difference(named, old)) == (3, None)
 
 
 def test_one_cycle_is_torchs():

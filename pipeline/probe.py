@@ -74,6 +74,11 @@ class SourceInfo:
     origin: float = 0.0  # seconds: the time stamp that the clip's clock counts from
 
     @property
+    def moved(self) -> float:
+        """Seconds by which the clip's clock counts from later than the container's, as it is trimmed."""
+        return self.origin - (self.start if self.container in _OWN_ZERO else 0.0)
+
+    @property
     def shown_size(self) -> tuple[Fraction, Fraction]:
         """Width and height of the upright picture in square pixels of the stored height."""
         across, down = self.sar.split(":")

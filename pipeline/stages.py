@@ -194,17 +194,21 @@ def _known(store: WorkStore, job: Job, wanted: Clip) -> dict | None:
 def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) -> dict:
     """Encode and flow of one clip out of its piece, in one pass; the record of the clip that is ready.
 
-    A clip that was encoded before, for another flow, is only decoded again; without flow not even that.
+    A clip that was encoded before, for another flow, is only decoded again; without flow not even that. What
+    was encoded by another clock, by a version that had no other for trimmed files, is made anew.
     """
     recipe, encode_hash = job.recipe, stage_hash(job.recipe.fetch, job.recipe.encode)
     encoded = store.read_record("encode", encode_hash, wanted.key)
     video_file = folder / f"{wanted.key}.mp4"
     if encoded is None or recipe.flow is not None:
         cut = _cut(piece, job, video_file if encoded is None else None)
+        if encoded is not None and encoded.get("moved", 0.0) != cut.source.moved:
+            encoded, cut = None, _cut(piece, job, video_file)
     if encoded is None:
         stored = store.put_file("encode", encode_hash, wanted.key, ".mp4", video_file)
         video_file.unlink()
-        encoded = {"files": {"mp4": stored.as_dict()}, "meta": _describe(wanted, piece, cut)}
+        about = {"meta": _describe(wanted, piece, cut), "moved": cut.source.moved}
+        encoded = {"files": {"mp4": stored.as_dict()}, **about}
         store.write_record("encode", encode_hash, wanted.key, encoded)
     files, meta = dict(encoded["files"]), dict(encoded["meta"])
     if recipe.flow is not None:

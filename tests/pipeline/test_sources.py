@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -9,17 +10,18 @@ from pathlib import Path
 import pytest
 import timestamped
 
-from pipeline import fetch, sources
-from pipeline.clip import decode, encoder_version, ffmpeg_binary
+from pipeline import fetch, sources, stages
+from pipeline.clip import Cut, decode, encoder_version, ffmpeg_binary
+from pipeline.clip import cut as cut_clip
 from pipeline.manifest import Clip
 from pipeline.outcome import Failed, FailureClass
 from pipeline.pressure import Lane, Pressure
-from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
+from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.sources import FetchOptions, Piece, SourceError, Video
 from pipeline.sources.addresses import Guard, host_and_port, is_public
 from pipeline.sources.directory import index, walk
 from pipeline.sources.web import section
-from pipeline.stages import Job, Task, process
+from pipeline.stages import ClipResult, Job, Task
 from pipeline.work import WorkStore
 
 ID = "-ab_c0123_4"
@@ -110,19 +112,62 @@ def test_videos_behind_links_to_folders_are_seen_and_a_circle_of_links_comes_to_
     assert pieces[clip().key].path == tmp_path / "data" / "train" / "class" / f"{ID}.mp4"
 
 
+def make(work: Path, videos: Path, wanted: Clip, flow: bool = False) -> tuple[ClipResult, WorkStore]:
+    """Bring a clip to its outcome in a campaign over a folder of videos."""
+    encoder, pressure, store = encoder_version(ffmpeg_binary()), Pressure(), WorkStore(work)
+    made = FlowRecipe(encoder=encoder) if flow else None
+    recipe, chosen = Recipe(FetchRecipe(), EncodeRecipe(encoder=encoder), made), (f"dir:{videos}",)
+    job = Job(str(work), str(work), chosen, recipe, FetchOptions(), None, "00000", False, pressure)
+    task = Task(Video(wanted.youtube_id, (wanted,)), (0,), (None,))
+    (result,) = stages.process(task, job, store, Lane(pressure, store.storage))
+    return result, store
+
+
 def test_a_trimmed_clip_that_kept_its_clock_is_its_own_pictures(tmp_path):
     wanted = clip(start=5, end=8)
     path = touch(tmp_path / "videos" / f"{wanted.key}.mkv")
     source = timestamped.write(path, timestamped.constant(25, 3, start=5))
-    recipe = Recipe(FetchRecipe(), EncodeRecipe(encoder=encoder_version(ffmpeg_binary())), None)
-    work, pressure = str(tmp_path / "work"), Pressure()
-    job = Job(work, work, (f"dir:{path.parent}",), recipe, FetchOptions(), None, "00000", False, pressure)
-    task, store = Task(Video(ID, (wanted,)), (0,), (None,)), WorkStore(tmp_path / "work")
-    (result,) = process(task, job, store, Lane(pressure, store.storage))
+    result, store = make(tmp_path / "work", path.parent, wanted)
     assert (result.outcome, result.meta["frames"], result.meta["note"]) == ("ready", 75, None)
     assert result.meta["source"]["duration"] == 3
     mp4 = store.storage.read_bytes(result.files["mp4"]["path"])
     assert source.worst_error(decode(mp4), 5) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "anew"),
+    [("{key}.mkv", True), ("{key}.ts", False), ("{id}.mkv", False)],
+    ids=["trimmed", "trimmed-broadcast", "whole"],
+)
+def test_a_clip_encoded_by_another_clock_than_its_flows_is_encoded_anew(tmp_path, monkeypatch, name, anew):
+    wanted = clip(start=0, end=2)
+    path = touch(tmp_path / "videos" / name.format(key=wanted.key, id=wanted.youtube_id))
+    timestamped.write(path, timestamped.constant(25, 1.52, start=0.48))
+    cuts, flows = [], []
+
+    def cut(*given, **how) -> Cut:
+        cuts.append(given[4])
+        return cut_clip(*given, **how | ({"trimmed": False} if len(cuts) == 1 else {}))
+
+    def write_flow(gray, frames, recipe, out, job) -> float:
+        flows.append(frames)
+        out.write_bytes(b"flow")
+        return 0.0
+
+    monkeypatch.setattr(stages.clip, "cut", cut)
+    monkeypatch.setattr(stages, "write_flow", write_flow)
+    _, store = make(tmp_path / "work", path.parent, wanted)
+    (record,) = (tmp_path / "work" / "encode").rglob("*.json")
+    old = json.loads(record.read_text())
+    old.pop("moved", None)  # as versions left it that knew no other clock for trimmed files
+    record.write_text(json.dumps(old))
+    result, _ = make(tmp_path / "work", path.parent, wanted, flow=True)
+    mp4 = store.storage.read_bytes(result.files["mp4"]["path"])
+    assert [len(decode(mp4))] == flows == [result.meta["frames"]]
+    assert len(cuts) == 2 + anew
+    again, _ = make(tmp_path / "work", path.parent, wanted)
+    assert len(cuts) == 2 + anew
+    assert again.files["mp4"] == result.files["mp4"]
 
 
 def test_times_with_fractions_are_found_as_they_are_written(tmp_path):

@@ -67,7 +67,9 @@ class DirectorySource:
         try:
             files = index(self.pattern)
         except OSError as error:
-            failure = Failed(FailureClass.STORAGE, f"{self.pattern} cannot be listed: {error.strerror}.")
+            why = f"{error.filename} cannot be listed: {(error.strerror or str(error)).lower()}"
+            remedy = "see that every worker can read it, and repeat the command"
+            failure = Failed(FailureClass.STORAGE, f"{why}; {remedy}")
             return Fetched(all_failed(video, failure), requests=0, whole=False, tool="")
         pieces = {clip.key: self._piece(clip, files) for clip in video.clips}
         paths = {None if isinstance(p, Failed) or p.trimmed else p.path for p in pieces.values()}
@@ -122,27 +124,38 @@ def _files(pattern: str) -> Iterator[str]:
     places = [pattern] if os.path.exists(pattern) else glob.iglob(pattern, recursive=True)
     for place in places:
         if os.path.isdir(place):
-            yield from walk(place)
+            yield from walk(place, strict=True)
         else:
             yield place
 
 
-def walk(folder: str) -> Iterator[str]:
+def walk(folder: str, strict: bool = False) -> Iterator[str]:
     """Every file below `folder` that is not hidden, in folders that links lead to as well; each folder once,
-    by the first path to it in alphabetical order, so that a circle of links comes to an end."""
-    waiting, seen = [folder], set()
+    by the first path to it in alphabetical order, so that a circle of links comes to an end.
+
+    What a link leads to is passed over where it cannot be listed, and so is a folder that this user may not
+    read, unless the walk is `strict`; else OSError.
+    """
+    waiting, seen = [(folder, False)], set()
     while waiting:
-        place = waiting.pop()
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(place) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+        place, linked = waiting.pop()
+        try:
+            status = os.stat(place)
+            identity = status.st_dev, status.st_ino
+            if identity in seen:
+                continue
+            with os.scandir(place) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if linked or (isinstance(error, PermissionError) and not strict):
+                continue
+            raise
+        seen.add(identity)
         folders = []
         for entry in found:
-            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-                folders.append(entry.path)
+            link = entry.is_symlink()
+            if entry.is_dir(follow_symlinks=False) or (link and os.path.isdir(entry.path)):
+                folders.append((entry.path, linked or link))
             elif not entry.name.startswith("."):
                 yield entry.path
         waiting.extend(reversed(folders))

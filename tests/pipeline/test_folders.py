@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import campaigns
@@ -47,6 +50,22 @@ def test_videos_behind_links_are_listed_as_they_are_found(published, tmp_path):
     (tmp_path / "links" / "Archery" / "part").symlink_to(published / "Archery")
     (tmp_path / "links" / "brush_hair").symlink_to(published / "brush_hair")
     assert folders.write(tmp_path / "links", tmp_path / "list.csv") == 4
+
+
+def test_folders_that_may_not_be_read_are_passed_over(published, tmp_path, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path="."):
+        if os.path.basename(path) in ("closed", "locked"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path)
+
+    for label in ("Archery", "brush_hair"):
+        shutil.copytree(published / label, tmp_path / "videos" / label)
+    (tmp_path / "videos" / "Archery" / "closed").mkdir()
+    (tmp_path / "videos" / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert folders.write(tmp_path / "videos", tmp_path / "list.csv") == 4
 
 
 def test_the_source_finds_each_by_its_id(published, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -110,6 +111,40 @@ def test_videos_behind_links_to_folders_are_seen_and_a_circle_of_links_comes_to_
     assert files == [f"{tmp_path}/data/train/self", f"{tmp_path}/data/train/class/{ID}.mp4"]
     pieces = look(f"dir:{tmp_path}/data", clip())
     assert pieces[clip().key].path == tmp_path / "data" / "train" / "class" / f"{ID}.mp4"
+
+
+@pytest.fixture
+def closed(tmp_path, monkeypatch) -> Path:
+    """A folder that nobody may read, in tmp_path/disk beside one that all may."""
+    folder, listed = tmp_path / "disk" / "closed", os.scandir
+    folder.mkdir(parents=True)
+    touch(tmp_path / "disk" / "open" / f"{ID}.mp4")
+
+    def scandir(path):
+        if os.path.realpath(path) == str(folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return folder
+
+
+def test_what_a_link_leads_to_may_be_unreadable(tmp_path, closed):
+    data = touch(tmp_path / "data" / f"{ID}.mp4").parent
+    (data / "a").symlink_to(closed)
+    (data / "b").symlink_to(closed.parent)
+    assert [*walk(str(data), strict=True)] == [f"{data}/{ID}.mp4", f"{data}/b/open/{ID}.mp4"]
+    assert look(f"dir:{data}", clip())[clip().key].path == data / f"{ID}.mp4"
+
+
+def test_a_folder_that_may_not_be_read_is_named_with_the_remedy_though_a_link_came_first(tmp_path, closed):
+    (tmp_path / "disk" / "a").symlink_to(closed)
+    for place in (tmp_path / "disk", closed):
+        failure = look(f"dir:{place}", clip())[clip().key]
+        assert failure.failure_class is FailureClass.STORAGE
+        remedy = "see that every worker can read it, and repeat the command"
+        assert failure.reason == f"{closed} cannot be listed: permission denied; {remedy}"
+    assert [*walk(str(tmp_path / "disk"))] == [f"{tmp_path}/disk/open/{ID}.mp4"]
 
 
 def make(work: Path, videos: Path, wanted: Clip, flow: bool = False) -> tuple[ClipResult, WorkStore]:

@@ -21,6 +21,7 @@ from pipeline.storage import Busy, lock_file
 
 _LOCK = re.compile(r"quovadis-[0-9a-f]{16}\.lock")
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP)
 _FULL = re.compile(r"no space left|quota exceeded|file too large|read-only file system", re.IGNORECASE)
 
 
@@ -110,9 +111,16 @@ def _as_failed(place: str, made: bool = False) -> Iterator[None]:
         if not made and error.errno not in _REFUSED:
             raise
         why = f"{error.filename or place} could not be written: {os.strerror(error.errno or 0).lower()}"
-        if error.errno not in _REFUSED:
+        if error.errno in _NO_FOLDER:
             raise Misplaced(f"{why}; {remedy}") from error
-        said = free if error.errno in (errno.ENOSPC, errno.EDQUOT) else remedy
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            said = free
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            said = "raise the limit on open files (ulimit -n), and repeat the command"
+        elif error.errno in _REFUSED:
+            said = remedy
+        else:
+            said = f"repeat the command when it answers again, or {remedy}"
         raise Failed(FailureClass.STORAGE, f"{why}; {said}") from error
     except Failed as failure:
         if not is_full(failure) or "; " in failure.reason:  # the work store says its own remedy

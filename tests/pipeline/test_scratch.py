@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -78,11 +79,13 @@ def test_what_a_killed_worker_left_is_swept_and_what_a_living_one_has_is_not(pla
         ("{here}/file/x", "not a directory"),
         ("{here}/file", "file exists"),
         ("{here}/" + "x" * 300, "file name too long"),
+        ("{here}/loop/x", "too many levels of symbolic links"),
         ("/proc/nope", "no such file or directory"),
     ],
 )
 def test_a_place_that_cannot_be_is_one_sentence(tmp_path, place, why):
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
     place = place.format(here=tmp_path)
     sentence = f"^{place} could not be written: {why}; give another folder with --scratch$"
     with pytest.raises(CallError) as caught:
@@ -97,6 +100,28 @@ def test_a_folder_that_takes_no_file_is_found_before_anything_is_done(place):
         scratch.use("/proc")
     assert tempfile.gettempdir() == str(place)
     assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, "raise the limit on open files (ulimit -n), and repeat the command"),
+        (errno.EIO, "repeat the command when it answers again, or give another folder with --scratch"),
+        (errno.EACCES, "give another folder with --scratch"),
+    ],
+)
+def test_a_place_that_takes_no_file_now_is_no_wrong_call(place, monkeypatch, number, remedy):
+    def lock_file(path, wait):
+        raise OSError(number, os.strerror(number), str(place))
+
+    monkeypatch.setattr(scratch, "lock_file", lock_file)
+    for need in (lambda: scratch.check(str(place)), lambda: scratch.folder().__enter__()):
+        with pytest.raises(Failed) as caught:
+            need()
+        assert not isinstance(caught.value, CallError)
+        why = f"{place} could not be written: {os.strerror(number).lower()}"
+        assert caught.value.failure_class is FailureClass.STORAGE
+        assert caught.value.reason == f"{why}; {remedy}"
 
 
 def test_a_scratch_that_a_worker_cannot_have_stops_the_job_with_its_sentence(tmp_path):

@@ -110,7 +110,8 @@ def as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[
     if np.any(place < 0) or len(np.unique(place)) < len(place):
         raise CampaignError(
             f"{root.url} was made from other lists or with another choice of rows (--manifest, --exclude, "
-            "--unique, --limit); give the same ones, or another --output."
+            "--unique, --limit), or by a version that passed over rows of --exclude without a known split; "
+            "give the same ones and leave such rows out, or give another --output."
         )
     names = np.asarray(planned["manifest"], object)
     for new, at in ours.items():

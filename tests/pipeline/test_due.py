@@ -99,6 +99,18 @@ def test_other_lists_are_refused(tmp_path, given, sentence):
         named(planned(*(path[name] for name in given)), outcomes)
 
 
+def test_rows_to_exclude_that_were_passed_over_for_their_split_are_to_be_left_out(tmp_path):
+    (train,) = lists(tmp_path, train=["x", "y"])
+    withdrawn = tmp_path / "withdrawn.csv"
+    withdrawn.write_text("youtube_id,time_start,time_end,split\nx,0,10,holdout\n")
+    settings = campaign.Settings((str(train),), str(tmp_path / "root"), exclude=(str(withdrawn),))
+    outcomes = published(planned(train), [0, 1])  # by a version that knew no split of that name
+    with pytest.raises(due.CampaignError, match="without a known split; give the same ones and leave such"):
+        named(campaign.make_plan(settings), outcomes)
+    withdrawn.write_text("youtube_id,time_start,time_end,split\n")
+    assert named(campaign.make_plan(settings), outcomes) == ([str(train)] * 2, [0, 1])
+
+
 def test_one_list_is_not_taken_for_two(tmp_path):
     both = lists(tmp_path, train=["!"], train_more=["!"])
     outcomes = published(planned(*both), [0, 1])

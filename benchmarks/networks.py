@@ -288,7 +288,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_title(
         f"Eight motions, {base:,} clips seen by each network, {LONGER} times as many where x{LONGER}"
     )
-    axes.legend(fontsize=8, loc="center right")
+    axes.legend(fontsize=8, loc="center left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

@@ -353,3 +353,17 @@ def test_3d_fusion_sees_the_rgb_frame_that_each_ten_of_flow_begin_with():
             other = rgb.clone()
             other[:, :, frame] += 1
             assert torch.equal(network(other, flow), logits) != seen
+
+
+@pytest.mark.parametrize(("name", "alike"), [("smallbig-r50", True), ("r3d-18", False)])
+def test_smallbig_cannot_tell_a_clip_from_its_reverse(name, alike):
+    """It brings frames together by symmetric pooling alone, and averages over time."""
+    torch.manual_seed(0)
+    network = networks.build(name, num_classes=8).double().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.constant_(module.weight, 0.2)  # not the nothing that some branches start as
+    clip = torch.randn(1, 3, 8, 32, 32, dtype=torch.double)
+    with torch.no_grad():
+        forward, backward = network(clip), network(clip.flip(2))
+    assert torch.allclose(forward, backward, rtol=1e-9) == alike

@@ -225,9 +225,7 @@ def difference(mine: Configuration, theirs: Sections) -> Difference | None:
     if not found:
         return None
     setting, now, was = found[0]
-    mended = [
-        f"{name} = {json.dumps(own)}" for name, _, own in found if own is not None and name not in settled
-    ]
+    mended = [f"{s} = {json.dumps(w)}" for s, _, w in found if w is not None and s not in settled]
     remedy = f"set {', '.join(mended)} in a --config file of your own to go on with it"
     possible = was is not None and setting not in settled
     return Difference(f"{setting} is {now!r}, the run's is {was!r}", remedy if possible else None)

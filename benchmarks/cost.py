@@ -1,8 +1,8 @@
-"""The table of docs/cost.md: ``python benchmarks/cost.py``, computed by `pipeline.cost` and nothing else."""
+"""The table of docs/cost.md, by `pipeline.lists.cost`: ``python benchmarks/cost.py``."""
 
 from __future__ import annotations
 
-from pipeline.cost import Costs, of
+from pipeline.lists.cost import Costs, of
 
 SECONDS = 10.0  # a clip
 EDITIONS = {  # clips as their papers count them; nearly every one is of a video of its own

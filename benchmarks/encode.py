@@ -1,4 +1,5 @@
-"""Core seconds of `pipeline.clip.cut` beside the bare ffmpeg command for the same 10 s, one thread each.
+"""Core seconds of `pipeline.media.clip.cut` beside the bare ffmpeg command for the same 10 s, one thread
+each.
 
     python benchmarks/encode.py VIDEO... [--runs 7] [--json]
 
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.clip import cut, ffmpeg_binary, probe
+from pipeline.media.clip import cut, ffmpeg_binary, probe
 from pipeline.recipe import EncodeRecipe
 
 

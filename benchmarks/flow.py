@@ -172,7 +172,7 @@ def print_synthetic() -> None:
 
 def print_coding(clips: list[Path], count: int) -> None:
     """Flow as H.264, as pairs of JPEG (quality 95) and as PNG: size, error added, time."""
-    from pipeline.clip import ffmpeg_binary
+    from pipeline.media.clip import ffmpeg_binary
 
     print(f"\nflow stored, {count} frames a clip scaled to 250: MB, endpoint error added (px), ms a frame")
     print(f"{'clip':<24}{'H.264':>22}{'JPEG pairs':>22}{'PNG pairs':>22}")

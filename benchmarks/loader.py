@@ -28,9 +28,9 @@ import webdataset
 from pipeline import dataset
 from trainer.data.augmentation import random_cut
 from trainer.data.loader import Input, TrainBatches
-from trainer.data.order import AUGMENTATION, Draws, epoch_order
 from trainer.data.reading import Reader
 from trainer.data.rows import open_rows
+from trainer.data.sampler import AUGMENTATION, Draws, epoch_order
 
 T = TypeVar("T")
 

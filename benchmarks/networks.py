@@ -33,12 +33,12 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, configuration, distributed, evaluate, networks, recording, validation
+from trainer import checkpoint, configuration, distributed, evaluate, networks, run_log, validation
 from trainer.configuration import Configuration
 from trainer.data.loader import EvaluationBatches, TrainBatches
 from trainer.data.rows import open_rows
 from trainer.optimisation import Optimisation
-from trainer.towers import Tower, restore
+from trainer.stream_models import Tower, restore
 from trainer.train import Job, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,7 +65,7 @@ class Reduced:
     frames: int = 8
     stride: int = 2
     side: int = 32
-    segments: int = 0  # 0: frames of one window; else as `trainer.data.batch.Input` has them
+    segments: int = 0  # 0: frames of one window; else as `trainer.data.batches.Input` has them
 
 
 # What halves space five times leaves a square of 32 one place, at which eight clips are too few to normalise.
@@ -324,7 +324,7 @@ def main() -> int:
                 print(f"\n{key}", file=sys.stderr, flush=True)
                 done[key] = measure(name, stream, root, times)
                 options.output.parent.mkdir(parents=True, exist_ok=True)
-                recording.write_json(options.output, done)
+                run_log.write_json(options.output, done)
     keys = [key_of(name, stream, times) for times in (1, LONGER) for name, stream in every]
     rows = [done[key] for key in keys if key in done]
     print(table(rows))

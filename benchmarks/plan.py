@@ -64,7 +64,7 @@ def peak_mib() -> int:
 def measure(paths: list[str]) -> dict:
     """Reads and plans in this process: seconds, peak MiB of the process, and what was decided."""
     started = time.perf_counter()
-    from pipeline import cost, manifest, plan
+    from pipeline.lists import cost, manifest, plan
 
     tables = [manifest.read(path) for path in paths]
     after_read = peak_mib()

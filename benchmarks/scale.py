@@ -36,7 +36,7 @@ ROLES = (  # by what stands in the command line; the first that fits
     ("executor", "CoarseGrainedExecutorBackend"),
     ("job server", "SparkJobServerDriver"),
     ("", "org.apache.spark.deploy"),  # master and workers: Spark's own, whatever runs
-    ("worker", "pipeline.local_worker"),
+    ("worker", "pipeline.job.local_workers"),
     ("worker", "worker.py"),
     ("launcher", "pipeline prepare"),
 )

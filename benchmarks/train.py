@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from trainer import networks
-from trainer.data.batch import Input
+from trainer.data.batches import Input
 from trainer.data.loader import TrainBatches
 from trainer.data.rows import open_rows
-from trainer.towers import autocast
+from trainer.stream_models import autocast
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(HERE.parent))  # the demo is no installed package
 
 from demo import synthesis  # noqa: E402
 from demo.synthesis import Motion  # noqa: E402
-from trainer import recording  # noqa: E402
+from trainer import run_log  # noqa: E402
 
 RESULTS = HERE / "results" / "transfer.json"
 DATA = Path(".demo/seed-0/dataset")
@@ -232,7 +232,7 @@ def main() -> int:
         prepare(videos, folder / name)
         for row in rows(name, folder, {split: files[split] for split in range(1, options.splits + 1)}):
             scores.append(row)
-            recording.write_json(options.output, scores)
+            run_log.write_json(options.output, scores)
     print("\n".join(table(scores)))
     return 0
 

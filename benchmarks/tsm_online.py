@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import configuration, footage, networks, recording
+from trainer import configuration, frame_stream, networks, run_log
 
 RESULTS = Path(__file__).parent / "results" / "tsm_online.json"
 WINDOW = 8
@@ -41,7 +41,7 @@ def measure(mode: str, path: Path, frames: int) -> dict[str, Any]:
     torch.manual_seed(0)
     seen = configuration.resolve(None, {"network": {"name": "tsm-r50"}}).input
     network = networks.build("tsm-r50", online=mode == "online").eval()
-    pictures = footage.of_file(path, {"rgb": seen}).frames
+    pictures = frame_stream.of_file(path, {"rgb": seen}).frames
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     reading, answering, state, given, logits = [], [], None, [], []
     with torch.inference_mode():
@@ -78,7 +78,7 @@ def measure(mode: str, path: Path, frames: int) -> dict[str, Any]:
 def difference(network: torch.nn.Module, path: Path, logits: Tensor) -> float:
     """How far `logits` (S, num_classes), frame by frame, are from the clip's of S frames at once."""
     seen = configuration.resolve(None, {"network": {"name": "tsm-r50"}}).input
-    frames = [frame["rgb"] for frame in islice(footage.of_file(path, {"rgb": seen}).frames, len(logits))]
+    frames = [frame["rgb"] for frame in islice(frame_stream.of_file(path, {"rgb": seen}).frames, len(logits))]
     clip = torch.stack([torch.from_numpy(frame) for frame in frames], dim=1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         return (network.logits_over_time(clip)[0] - logits).abs().max().item()
@@ -103,7 +103,7 @@ def main() -> int:
         rows[mode] = json.loads(child.stdout)
     for name in rows["online"]:
         print(f"{name:>38}", *(f"{rows[mode].get(name, float('nan')):12.4g}" for mode in rows))
-    recording.write_json(RESULTS, {"clip": path.name, **rows})
+    run_log.write_json(RESULTS, {"clip": path.name, **rows})
     return 0
 
 

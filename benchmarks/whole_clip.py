@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import clip
 from pipeline.flow import coding, tvl1_pairs
+from pipeline.media import clip
 from pipeline.recipe import EncodeRecipe
 
 SECONDS = 10.0  # of a clip

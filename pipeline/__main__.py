@@ -37,8 +37,8 @@ def _stop(signum: int, frame: object) -> None:
     os.write(
         sys.stderr.fileno(), b"\npipeline: stopped; nothing is lost, repeat the same command to go on.\n"
     )
-    if "pipeline.object_store" in sys.modules:
-        sys.modules["pipeline.object_store"].release_locks()
+    if "pipeline.storage.object_store" in sys.modules:
+        sys.modules["pipeline.storage.object_store"].release_locks()
     os._exit(EXIT_FAILED)
 
 
@@ -61,12 +61,13 @@ def _sentence(error: Exception) -> str:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from pipeline import campaign, cost, manifest, plan
+    from pipeline.job import run
+    from pipeline.lists import cost, manifest, plan
     from pipeline.outcome import READY
     from pipeline.sources import FetchOptions, check_ytdlp, parse
 
     check_ytdlp(name for name, _ in arguments.yt_dlp)
-    settings = campaign.Settings(
+    settings = run.Settings(
         manifests=tuple(arguments.manifest),
         output=arguments.output,
         sources=("rehearsal",) if arguments.rehearse else tuple(arguments.source or ["youtube"]),
@@ -103,11 +104,11 @@ def _prepare(arguments: argparse.Namespace) -> int:
     if not arguments.debug:
         logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
     # A misspelt option stops --plan and --compact too.
-    options = campaign.beam_options(arguments.beam) if arguments.beam else None
+    options = run.beam_options(arguments.beam) if arguments.beam else None
     if arguments.plan:
         network = any(parse(spec).network for spec in settings.sources)
         found = cost.estimate(
-            campaign.make_plan(settings),
+            run.make_plan(settings),
             budget=settings.rate,
             flow=settings.flow != "none",
             network=network,
@@ -116,20 +117,20 @@ def _prepare(arguments: argparse.Namespace) -> int:
         print(json.dumps(found) if arguments.json else cost.describe(found))
         return EXIT_DONE
     if arguments.compact:
-        summary = campaign.compact(settings, arguments.compact)
-        print(json.dumps(vars(summary)) if arguments.json else campaign.text(summary, arguments.compact))
+        summary = run.compact(settings, arguments.compact)
+        print(json.dumps(vars(summary)) if arguments.json else run.text(summary, arguments.compact))
         return EXIT_DONE
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    summary = campaign.run(settings, options or campaign.beam_options([]))
-    print(json.dumps(vars(summary)) if arguments.json else campaign.text(summary, settings.output))
+    summary = run.run(settings, options or run.beam_options([]))
+    print(json.dumps(vars(summary)) if arguments.json else run.text(summary, settings.output))
     if not summary.counts.get(READY):
         return _say(f"no clip is ready; the commonest cause: {summary.example}", EXIT_FAILED)
     return EXIT_FAILED if arguments.strict and summary.failures else EXIT_DONE
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from pipeline.verify import verify
+    from pipeline.maintenance.verify import verify
 
     report = verify(arguments.root, sample=arguments.sample)
     if arguments.json:
@@ -140,9 +141,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from pipeline import folders
+    from pipeline.sources import class_folders
 
-    count = folders.write(arguments.folder, arguments.output)
+    count = class_folders.write(arguments.folder, arguments.output)
     print(json.dumps({"videos": count}) if arguments.json else f"{count} videos listed in {arguments.output}")
     return EXIT_DONE
 
@@ -156,7 +157,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
-    from pipeline import remove
+    from pipeline.maintenance import remove
 
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)

@@ -22,7 +22,7 @@ from pipeline.storage import AlreadyExists
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.work import WorkStore
+    from pipeline.storage.work_store import WorkStore
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class FetchRecipe:
 
 @dataclass(frozen=True)
 class EncodeRecipe:
-    """The clip: see facts of the one ffmpeg pass in `pipeline.clip`."""
+    """The clip: see facts of the one ffmpeg pass in `pipeline.media.clip`."""
 
     rate: int = 25  # frames a second
     short_side: int = 256  # pixels
     crf: int = 18
     preset: str = "fast"
     keyframe_interval: int = 16  # frames
-    encoder: str = ""  # first line of `ffmpeg -version`; filled in by `pipeline.clip.encoder_version`
+    encoder: str = ""  # first line of `ffmpeg -version`; filled in by `pipeline.media.clip.encoder_version`
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
     """What this machine makes of a fixed second of video and a fixed pair of frames: sha256 by stage."""
     import numpy as np
 
-    from pipeline import child, clip, scratch
     from pipeline.flow import tvl1_clip
+    from pipeline.media import clip, subprocesses
+    from pipeline.storage import scratch
 
     frames = _canary_frames()
     found = {}
@@ -90,7 +91,7 @@ def canary(recipe: Recipe, ffmpeg: str) -> dict[str, str]:
         source, out = folder / "canary.mkv", folder / "canary.mp4"
         height, width = frames.shape[1:]
         given = ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{width}x{height}", "-r", "30", "-i", "-"]
-        made = child.run(
+        made = subprocesses.run(
             [ffmpeg, "-v", "error", *given, "-pix_fmt", "yuv420p", "-c:v", "ffv1", str(source)],
             timeout=60,
             stdin=[frames.tobytes()],
@@ -129,8 +130,8 @@ def check_canary(recipe: Recipe, ffmpeg: str, store: WorkStore) -> None:
 
 def _check_kind(recipe: Recipe, ffmpeg: str) -> None:
     """Raise `Failed` where the recipe, made by the launching machine, names what this machine has not."""
-    from pipeline import clip
     from pipeline.flow import device_class
+    from pipeline.media import clip
 
     here = os.uname().nodename
     encoder = clip.encoder_version(ffmpeg)

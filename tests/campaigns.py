@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.clip import ffmpeg_binary
+from pipeline.media.clip import ffmpeg_binary
 
 HEADER = "label,youtube_id,time_start,time_end,split,is_cc"
 SIZES = ("320x256", "256x340", "340x256")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import fetch, sources
-from pipeline.manifest import Clip
-from pipeline.sources import Fetched, FetchOptions, Video
+from pipeline import sources
+from pipeline.lists.manifest import Clip
+from pipeline.sources import Fetched, FetchOptions, Video, retrying
 
 PLUGIN = '''
 import json
@@ -59,4 +59,4 @@ def clip(youtube_id: str, start: float, end: float, label: str | None = "label")
 
 def get(source: str, folder: Path, options: FetchOptions, *clips: Clip) -> Fetched:
     """Fetch `clips` of one video from `source` into `folder`."""
-    return fetch.fetch(Video(clips[0].youtube_id, clips), (sources.parse(source),), folder, options)
+    return retrying.fetch(Video(clips[0].youtube_id, clips), (sources.parse(source),), folder, options)

@@ -15,12 +15,12 @@ from pathlib import Path
 import imageio_ffmpeg
 import pyarrow as pa
 
-from pipeline import publish, shards
-from pipeline.layout import OUTCOME_SCHEMA, ShardInfo, shard_path
-from pipeline.plan import SCHEMA as PLAN_SCHEMA
+from pipeline.dataset import publish, shards
+from pipeline.dataset.schema import OUTCOME_SCHEMA, ShardInfo, shard_path
+from pipeline.lists.plan import SCHEMA as PLAN_SCHEMA
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.storage import Storage
-from pipeline.work import WorkStore
+from pipeline.storage.work_store import WorkStore
 
 SECONDS = 2
 CLASSES = ["jump", "walk"]

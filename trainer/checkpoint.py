@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.storage import CallError
-from trainer.data.batch import Input
+from trainer.data.batches import Input
 
 FORMAT = 2
 KEPT = 2  # of a run: the newest and the one before it

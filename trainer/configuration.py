@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pipeline.storage import CallError
 from trainer import networks
 from trainer.choices import PRECISIONS
-from trainer.data.batch import Input
+from trainer.data.batches import Input
 from trainer.optimisation import Optimisation
 
 FOLDER = Path(__file__).parent / "configurations"

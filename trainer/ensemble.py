@@ -1,7 +1,7 @@
 """Trained towers that look at the same videos: which, on what, and what they say together.
 
 Owns what ``evaluate``, ``predict``, ``features`` and ``export`` ask of several checkpoints at once; a tower
-itself is `trainer.towers`'s.
+itself is `trainer.stream_models`'s.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from trainer import checkpoint as checkpoints
 from trainer import networks
 from trainer.checkpoint import Checkpoint, UnfitError
 from trainer.configuration import ConfigurationError
-from trainer.data.batch import STREAMS, Batch, Input
-from trainer.footage import numbers
-from trainer.towers import Pictures, Tower, autocast, build, restore
+from trainer.data.batches import STREAMS, Batch, Input
+from trainer.frame_stream import numbers
+from trainer.stream_models import Pictures, Tower, autocast, build, restore
 
 Named = Sequence[tuple[str, str | None]]
 """Checkpoints by path, each with the stream whose tower is wanted, or None for all it has."""

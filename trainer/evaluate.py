@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint as checkpoints
-from trainer import distributed, recording
+from trainer import distributed, run_log
 from trainer.checkpoint import Checkpoint, CheckpointError, UnfitError
 from trainer.configuration import ConfigurationError
 from trainer.data.cache import Cache
@@ -19,7 +19,7 @@ from trainer.data.lists import Lists
 from trainer.data.loader import EvaluationBatches
 from trainer.data.rows import Rows, open_rows
 from trainer.ensemble import refusal
-from trainer.towers import Pictures, Tower, autocast, precision_for, restore
+from trainer.stream_models import Pictures, Tower, autocast, precision_for, restore
 
 STREAMS = ("rgb", "flow", "joint")
 
@@ -212,7 +212,7 @@ def main(job: Job, output: Path | None) -> dict[str, Any]:
             path.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours
         scores = evaluate(job, group)
         if group.first:
-            recording.write_json(path, scores)
+            run_log.write_json(path, scores)
     return scores
 
 

@@ -1,7 +1,7 @@
 """Trained towers as programs of their own: torch.export (.pt2) or ONNX (.onnx), held against ours.
 
-A program takes what `trainer.data.batch.Batch.inputs` gives and says what ``evaluate`` says; its classes and
-how its input is made stand inside, as JSON.
+A program takes what `trainer.data.batches.Batch.inputs` gives and says what ``evaluate`` says; its classes
+and how its input is made stand inside, as JSON.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch.export import Dim, ExportedProgram
 from trainer import ensemble, networks
 from trainer.configuration import ConfigurationError
 from trainer.ensemble import Ensemble, Named
-from trainer.footage import numbers
-from trainer.towers import Tower
+from trainer.frame_stream import numbers
+from trainer.stream_models import Tower
 
 METADATA = "metadata.json"
 """The JSON inside: an extra file of .pt2, a metadata property of .onnx."""

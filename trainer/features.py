@@ -1,6 +1,6 @@
 """Features of whole videos for temporal localisation: sliding windows, many videos at once, one file each.
 
-A video's file does not depend on which others shared its batches. Reading is `trainer.footage`'s.
+A video's file does not depend on which others shared its batches. Reading is `trainer.frame_stream`'s.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from pipeline import dataset, video
+from pipeline import dataset
+from pipeline.media import whole_video
 from pipeline.storage import Failed, Storage
-from trainer import ensemble, footage
+from trainer import ensemble, frame_stream
 from trainer.configuration import ConfigurationError
 from trainer.data.decoding import Undecodable
 from trainer.data.reading import Reader, SampleError
 from trainer.data.rows import Rows, check_input, open_rows
 from trainer.ensemble import Clip, Ensemble, Named
-from trainer.footage import Footage
-from trainer.towers import precision_for
+from trainer.frame_stream import Footage
+from trainer.stream_models import precision_for
 
 SETTINGS, FAILED = "features.json", "failed.jsonl"
 """What all files of a folder were made with, and the inputs that came to nothing in its last run."""
@@ -143,14 +144,16 @@ def _raw(name: str, towers: Ensemble) -> Iterator[Source]:
     views = towers.views
 
     def opener(path: str) -> Callable[[Path, int], Footage]:
-        return lambda folder, threads: footage.of_file(video.local_file(path, folder), views, threads)
+        return lambda folder, threads: frame_stream.of_file(
+            whole_video.local_file(path, folder), views, threads
+        )
 
     if os.path.isdir(name):
-        found = sorted(Path(path) for path in video.walk(name))
-        for path in (p for p in found if p.suffix.lower() in video.SUFFIXES and p.is_file()):
+        found = sorted(Path(path) for path in whole_video.walk(name))
+        for path in (p for p in found if p.suffix.lower() in whole_video.SUFFIXES and p.is_file()):
             yield Source(str(path.relative_to(name).with_suffix("")), str(path), opener(str(path)))
-    elif os.path.exists(name) or video.source_of(name):
-        yield Source(video.title(name), name, opener(name))
+    elif os.path.exists(name) or whole_video.source_of(name):
+        yield Source(whole_video.title(name), name, opener(name))
     else:
         raise ConfigurationError(f"{name} is not there: name a video, a folder of them or a data set")
 
@@ -169,7 +172,7 @@ def _in_root(root: str, towers: Ensemble) -> Iterator[Source]:
 
 def _opener(rows: Rows, row: int, reader: Reader, views) -> Callable[[Path, int], Footage]:
     size = int(rows.width[row]), int(rows.height[row])
-    return lambda folder, threads: footage.of_sample(
+    return lambda folder, threads: frame_stream.of_sample(
         reader.read(row), int(rows.frames[row]), size, rows.rate, views
     )
 
@@ -216,7 +219,7 @@ def _windows(sources: Sequence[Source], job: Job, towers: Ensemble) -> Iterator[
         with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
             try:
                 shown = source.open(Path(folder), max(1, cores // readers))
-                for clip in footage.windows(shown.frames, job.window, job.stride, towers.views):
+                for clip in frame_stream.windows(shown.frames, job.window, job.stride, towers.views):
                     hand_over(_Item(source, clip, shown.scale))
             except Failed as error:
                 if str(error.failure_class) in _MACHINE:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.recording import LAUNCH, write_json
+from trainer.run_log import LAUNCH, write_json
 
 _TORCHRUN = re.compile(
     rb"""([^\0]*/)? (torchrun | python[^\0/]*\0           # a program of that name, or Python, whose

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import video
+from pipeline.media import whole_video
 from pipeline.storage import Failed
-from trainer import annotation, ensemble, footage
+from trainer import annotation, ensemble, frame_stream
 from trainer.configuration import ConfigurationError
 from trainer.ensemble import Clip, Ensemble, Named
-from trainer.footage import Frame
-from trainer.towers import precision_for
+from trainer.frame_stream import Frame
+from trainer.stream_models import precision_for
 
 PIECE = 250
 """Frames that are seen at once: ten seconds, a Kinetics clip. A longer video's logits are averaged."""
@@ -77,7 +77,7 @@ def predict(job: Job) -> Iterator[Prediction | str]:
     Raises CheckpointError, ConfigurationError; that too where a video is not there.
     """
     for name in job.videos:
-        if video.source_of(name) is None and not Path(name).is_file():
+        if whole_video.source_of(name) is None and not Path(name).is_file():
             raise ConfigurationError(f"{name} is no file, address or YouTube id: name a video")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     towers = ensemble.load(job.checkpoints).to(device)
@@ -85,7 +85,7 @@ def predict(job: Job) -> Iterator[Prediction | str]:
     for name in job.videos:
         try:
             with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
-                path = video.local_file(name, Path(folder))
+                path = whole_video.local_file(name, Path(folder))
                 prediction = look.at(name, path)
                 if job.annotate:
                     write_annotated(path, job.annotate, prediction)
@@ -106,7 +106,7 @@ class _Look:
         self.moment = min(max(towers.span, LEAST), PIECE)  # frames
 
     def at(self, name: str, path: Path) -> Prediction:
-        shown = footage.of_file(path, self.towers.views, self.job.threads)
+        shown = frame_stream.of_file(path, self.towers.views, self.job.threads)
         total, frames = np.zeros(len(self.towers.classes)), 0
         held: list[Frame] = []
         moments: list[np.ndarray] = []
@@ -120,7 +120,7 @@ class _Look:
                         moments.append(self._logits(held, shown.scale))
                         held.clear()
 
-        for piece in footage.pieces(with_moments(), PIECE, LEAST):
+        for piece in frame_stream.pieces(with_moments(), PIECE, LEAST):
             total += len(piece) * self._logits(piece, shown.scale)
             frames += len(piece)
         if held and (len(held) >= LEAST or not moments):
@@ -136,9 +136,9 @@ class _Look:
         """The mean logits of a run of frames, float32 (num_classes,)."""
         views, span = self.towers.views, self.towers.span
         if self.whole:
-            clips: list[Clip] = [next(footage.windows(iter(frames), max(LEAST, len(frames)), 1, views))]
+            clips: list[Clip] = [next(frame_stream.windows(iter(frames), max(LEAST, len(frames)), 1, views))]
         else:
-            clips = list(footage.windows(iter(frames), span, span, views))
+            clips = list(frame_stream.windows(iter(frames), span, span, views))
         scales = np.full((1, 2), scale, np.float32)
         each = [self.towers.logits([clip], scales, self.device, self.precision) for clip in clips]
         return np.concatenate(each).mean(axis=0)
@@ -159,7 +159,7 @@ def write_annotated(path: Path, out: Path, prediction: Prediction) -> None:
         for span, classes in prediction.moments:
             yield annotation.label((width, height), span, classes)
 
-    video.annotate(path, out, labels, spans[1][0] if len(spans) > 1 else spans[0][1])
+    whole_video.annotate(path, out, labels, spans[1][0] if len(spans) > 1 else spans[0][1])
 
 
 def _plain(classes: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer import distributed, recording, towers, weights
+from trainer import distributed, run_log, stream_models, weights
+from trainer import initial_weights as origins
 from trainer import launch as launches
-from trainer import origin as origins
 from trainer.checkpoint import Checkpoint
 from trainer.configuration import (
     FED,
@@ -30,14 +30,14 @@ from trainer.configuration import (
     fed_as,
     with_flow_bound,
 )
-from trainer.data import order
-from trainer.data.batch import by_step
+from trainer.data import sampler
+from trainer.data.batches import by_step
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
 from trainer.data.rows import Rows, open_rows
 from trainer.evaluate import Stopped
+from trainer.initial_weights import Origin
 from trainer.networks import CHANNELS
-from trainer.origin import Origin
 from trainer.training import Training, TrainingError
 
 __all__ = ["Interrupted", "Job", "Training", "TrainingError", "set_up", "train"]
@@ -76,16 +76,16 @@ def train(job: Job) -> Path:
     """
     if job.output.is_file():
         raise ConfigurationError(f"--output {job.output} is a file: name a folder")
-    with distributed.join() as group, recording.Interrupt() as interrupt:
+    with distributed.join() as group, run_log.Interrupt() as interrupt:
         while _go(job, set_up(job, group), interrupt):
             job = replace(job, resume="auto")
         return checkpoints.find(job.output)
 
 
-def _go(job: Job, training: Training, interrupt: recording.Interrupt) -> bool:
+def _go(job: Job, training: Training, interrupt: run_log.Interrupt) -> bool:
     """Trains to the run's length; or to the end of an epoch, and True, where new clips are to join."""
     group, run = training.group, training.configuration.run
-    recorder = recording.Recorder(job.output, training.done, training.steps) if group.first else None
+    recorder = run_log.Recorder(job.output, training.done, training.steps) if group.first else None
 
     def told() -> bool:
         return interrupt.requested
@@ -171,7 +171,7 @@ def set_up(job: Job, group: distributed.Group) -> Training:
     if configuration.optimisation.freeze:
         for stream, tower in built.items():
             tower.freeze(
-                towers.last_layers(configuration.network.name, configuration.network.options, stream)
+                stream_models.last_layers(configuration.network.name, configuration.network.options, stream)
             )
     optimiser = before.optimiser or {} if before else {}
     training = Training(
@@ -205,15 +205,15 @@ def _settle(job: Job, training: Training, damage: str | None) -> None:
             checkpoints.set_aside(job.output, training.done)
         if job.resume == "none":
             checkpoints.clear(job.output)
-            recording.clear(job.output)
+            run_log.clear(job.output)
             launches.record(job.output, _call(job), launch)
-        recording.write_json(job.output / recording.CONFIGURATION, training.settings)
+        run_log.write_json(job.output / run_log.CONFIGURATION, training.settings)
     group.wait()
 
 
 def _call(job: Job) -> str:
     """What a repetition of a call has the same."""
-    lists = job.lists and [order.digest(sorted(listed.ids)) for listed in job.lists]
+    lists = job.lists and [sampler.digest(sorted(listed.ids)) for listed in job.lists]
     return repr((job.configuration, job.data, job.init, lists))
 
 
@@ -238,7 +238,7 @@ def _initialise(
     origin: Origin | None,
     given: Checkpoint | None,
     configuration: Configuration,
-    built: dict[str, towers.Tower],
+    built: dict[str, stream_models.Tower],
     rows: Rows,
     first: bool,
 ) -> None:
@@ -247,7 +247,7 @@ def _initialise(
         raise ConfigurationError("--freeze learns the last layer alone: name the rest's weights with --init")
     told: list[str] = []
     if given:
-        fresh = towers.initialise(built, given, rows.classes)
+        fresh = stream_models.initialise(built, given, rows.classes)
         told = [f"left fresh, the classes being others: {', '.join(fresh)}"] if fresh else []
         fed, default = configuration.input, job.configuration.input
         taken = [f"{n} {getattr(fed, n)}" for n in FED if getattr(fed, n) != getattr(default, n)]
@@ -258,7 +258,7 @@ def _initialise(
         print("".join(f"--init: {sentence}\n" for sentence in told), end="", file=sys.stderr)
 
 
-def _built(configuration: Configuration, classes: int) -> dict[str, towers.Tower]:
+def _built(configuration: Configuration, classes: int) -> dict[str, stream_models.Tower]:
     """Fresh towers, once their input has gone through them without values.
 
     Raises ConfigurationError for options or an input that the network does not take.
@@ -266,21 +266,23 @@ def _built(configuration: Configuration, classes: int) -> dict[str, towers.Tower
     network, input = configuration.network, configuration.input
     try:
         with torch.device("meta"):
-            empty = towers.build(network.name, network.options, configuration.towers, classes, input=input)
+            empty = stream_models.build(
+                network.name, network.options, configuration.towers, classes, input=input
+            )
             size = (input.frames, input.crop, input.crop)
             rgb, flow = (torch.empty(1, CHANNELS[stream], *size) for stream in ("rgb", "flow"))
             for tower in empty.values():
                 tower.eval()((rgb, flow))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{network.name} cannot be trained so: {error}") from None
-    return towers.build(
+    return stream_models.build(
         network.name, network.options, configuration.towers, classes, configuration.run.seed, input
     )
 
 
 def _on_record(job: Job, before: Checkpoint | None) -> Sections | None:
     """What the run in the folder is set to, of which `before` is the newest checkpoint; None for no run."""
-    path = job.output / recording.CONFIGURATION
+    path = job.output / run_log.CONFIGURATION
     if job.resume == "none" or (before is None and not path.exists()):
         return None
     return before.configuration if before else json.loads(path.read_text(encoding="utf-8"))

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from trainer import checkpoint as checkpoints
-from trainer import distributed, recording, towers, validation
+from trainer import distributed, run_log, stream_models, validation
 from trainer.checkpoint import Checkpoint
 from trainer.configuration import Configuration, ConfigurationError
-from trainer.data import order
-from trainer.data.batch import Batch
+from trainer.data import sampler
+from trainer.data.batches import Batch
 from trainer.data.cache import Cache
 from trainer.data.loader import EvaluationBatches, TrainBatches
 from trainer.data.rows import Rows
@@ -56,7 +56,7 @@ class Training:
     group: distributed.Group
     rows: Rows
     held_out: Rows | None  # where the run evaluates
-    towers: dict[str, towers.Tower]
+    towers: dict[str, stream_models.Tower]
     done: int  # steps taken
     start: tuple[int, int]  # epoch and step within it of the next batch
     history: list[dict[str, Any]]  # what each evaluation gave
@@ -66,8 +66,8 @@ class Training:
     def __post_init__(self) -> None:
         run = self.configuration.run
         try:
-            places = order.places(self.rows.target, run.balanced)
-            self.steps_per_epoch = order.steps_per_epoch(places, run.batch_size)
+            places = sampler.places(self.rows.target, run.balanced)
+            self.steps_per_epoch = sampler.steps_per_epoch(places, run.batch_size)
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
         epoch, step = self.start  # the epochs before may have been of fewer clips
@@ -80,9 +80,9 @@ class Training:
                 "learned: give --warmup a part of them or 0, or take --config quick for a short run.",
                 file=sys.stderr,
             )
-        self.objectives = {s: self.group.wrap(towers.Objective(t)) for s, t in self.towers.items()}
+        self.objectives = {s: self.group.wrap(stream_models.Objective(t)) for s, t in self.towers.items()}
         self.optimiser = sgd(self.towers.values(), self.configuration.optimisation)
-        self.precision = towers.precision_for(self.group.device, run.precision)
+        self.precision = stream_models.precision_for(self.group.device, run.precision)
         self.scaler = torch.amp.GradScaler(self.group.device.type, enabled=self.precision == "fp16")
 
     @property
@@ -148,7 +148,7 @@ class Training:
             "epoch": batch.epoch,
             "loss": sum(losses) / len(losses),
             "lr": rate,
-            "order": order.digest(batch.keys),
+            "order": sampler.digest(batch.keys),
             "replaced": replaced,
             **each,
         }
@@ -165,15 +165,15 @@ class Training:
         sums = torch.zeros(len(self.objectives) + 1, 2, device=group.device)
         self.optimiser.zero_grad(set_to_none=True)
         for part in parts:
-            mine = order.share(np.array(part.keys), group.rank, group.world)[part.first :]
-            towers.seed_batch(self.towers.values(), run.seed, part.epoch, mine[: len(part.target)])
+            mine = sampler.share(np.array(part.keys), group.rank, group.world)[part.first :]
+            stream_models.seed_batch(self.towers.values(), run.seed, part.epoch, mine[: len(part.target)])
             total = max(part.total_weight, 1.0)
             sums[-1, 0] += len(part.failures)
             pictures = part.inputs(group.device)
             target, weight = part.target.to(group.device), part.weight.to(group.device)
             for number, objective in enumerate(self.objectives.values()):
                 with group.alone(objective, not part.last):
-                    with towers.autocast(group.device, self.precision):
+                    with stream_models.autocast(group.device, self.precision):
                         loss, correct = objective(pictures, target, weight)
                     self.scaler.scale(loss * group.world / total).backward()
                 sums[number] += torch.stack([loss.detach(), correct])
@@ -229,7 +229,7 @@ class Training:
             validation.reestimate(self.towers, batches, self.group.device)
 
     def evaluate(
-        self, output: Path, recorder: recording.Recorder | None, stop: Callable[[], bool] | None = None
+        self, output: Path, recorder: run_log.Recorder | None, stop: Callable[[], bool] | None = None
     ) -> None:
         """Scores what was just saved, from which each rank goes on, on the validation split; keeps the best.
 

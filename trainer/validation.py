@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import distributed, evaluate
-from trainer.data.batch import Batch
+from trainer.data.batches import Batch
 from trainer.data.loader import EvaluationBatches
-from trainer.towers import Tower
+from trainer.stream_models import Tower
 
 
 def scores(

@@ -17,7 +17,7 @@ from apache_beam.portability.api import beam_provision_api_pb2 as messages
 from apache_beam.portability.api import beam_provision_api_pb2_grpc as services
 from google.protobuf import json_format, text_format
 
-from pipeline import local_worker
+from pipeline.job import local_workers
 
 PROVISION_SECONDS = 60.0
 
@@ -47,7 +47,7 @@ def main() -> None:
     arguments, _ = parser.parse_known_args()  # the others of Beam's contract say the same again
     os.environ |= provision(arguments.provision_endpoint, arguments.id)
     os.dup2(2, 1)  # nobody reads a worker's standard output: once the pipe were full, it would hang
-    local_worker.main(["worker", str(os.getppid())])
+    local_workers.main(["worker", str(os.getppid())])
 
 
 if __name__ == "__main__":

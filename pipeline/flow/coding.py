@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import child
 from pipeline.flow.parameters import FlowCoding
+from pipeline.media import subprocesses
 from pipeline.outcome import Failed, FailureClass
 
 _ZERO, _STEPS = 128, 127
@@ -141,8 +141,8 @@ def _pictures(flows: Iterable[np.ndarray], shape: tuple[int, ...], coding: FlowC
 
 def _run(argv: list[str], pictures: Iterable[bytes], timeout: float) -> None:
     try:
-        finished = child.run(argv, timeout=timeout, stdin=pictures)
-    except child.ChildTimeout as error:
+        finished = subprocesses.run(argv, timeout=timeout, stdin=pictures)
+    except subprocesses.ChildTimeout as error:
         raise Failed(
             FailureClass.TOO_LARGE, f"the flow was not solved and encoded within {timeout:g} s"
         ) from error
@@ -178,7 +178,7 @@ def decode(
     """
     import av
 
-    from pipeline.probe import reader_options
+    from pipeline.media.probe import reader_options
 
     source = io.BytesIO(data) if isinstance(data, bytes) else f"file:{Path(data).absolute()}"
     try:
@@ -197,7 +197,7 @@ def decode(
 
 def _lumas(container, frames: range | None, threads: int) -> Iterator[np.ndarray]:
     """Luma planes, uint8 (2H, W) each, of the wanted frames."""
-    from pipeline.probe import pictures
+    from pipeline.media.probe import pictures
 
     for picture in pictures(container, frames, threads):
         plane = picture.planes[0]

@@ -6,7 +6,7 @@ import html
 import json
 from typing import Any
 
-from pipeline.reconciliation import FILE
+from pipeline.maintenance.reconciliation import FILE
 from pipeline.storage import Storage
 
 _KINDS = {

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 
-from pipeline import child, clip
 from pipeline.dataset import Dataset, Sample, decode_flow
 from pipeline.flow import coding
+from pipeline.media import clip, subprocesses
 from pipeline.outcome import Failed, FailureClass
 from pipeline.report.colours import code_table, colour, legend
 
@@ -180,7 +180,7 @@ def _video(path: Path, sample: Sample, longest: float) -> None:
             codes = coding.quantise(frame)
             yield shown[codes[..., 1], codes[..., 0]].tobytes()
 
-    done = child.run(command, timeout=_ENCODE_SECONDS, stdin=pictures())
+    done = subprocesses.run(command, timeout=_ENCODE_SECONDS, stdin=pictures())
     if done.returncode:
         words = done.stderr.strip()[-300:] or f"exit status {done.returncode}"
         raise Failed(FailureClass.ENVIRONMENT, f"ffmpeg could not write {path.name}: {words}")

@@ -1,7 +1,8 @@
 """Where a video comes from: the site, a URL template, a folder, archives; and what a source hands over.
 
 Owns the specifications users write after ``--source`` and the types that travel between sources,
-`pipeline.fetch` and the stages. Retrying and the order of several sources are for `pipeline.fetch`.
+`pipeline.sources.retrying` and the stages. Retrying and the order of several sources are for
+`pipeline.sources.retrying`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.outcome import CallError, Failed, FailureClass
 from pipeline.recipe import FetchRecipe
 
 if TYPE_CHECKING:
-    from pipeline.manifest import Clip
+    from pipeline.lists.manifest import Clip
 
 GIB = 1 << 30
 
@@ -199,9 +200,9 @@ def parse(spec: str) -> Source:
     Raises:
         SourceError: with one sentence that says what would do.
     """
-    from pipeline.rehearsal import RehearsalSource
     from pipeline.sources.archive import ArchiveSource
     from pipeline.sources.directory import DirectorySource
+    from pipeline.sources.rehearsal import RehearsalSource
     from pipeline.sources.web import UrlSource, YoutubeSource
 
     if spec == "rehearsal":  # prepare --rehearse

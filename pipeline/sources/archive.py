@@ -23,9 +23,8 @@ from typing import IO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import location
-from pipeline.layout import DatasetError, read_table, write_table
-from pipeline.manifest import Clip
+from pipeline.dataset.schema import DatasetError, read_table, write_table
+from pipeline.lists.manifest import Clip
 from pipeline.sources import (
     Failed,
     FailureClass,
@@ -38,10 +37,10 @@ from pipeline.sources import (
     missing,
     parse,
 )
+from pipeline.sources.archive_index import SCHEMA, UNREADABLE, copy_bytes, is_packed, survey
 from pipeline.sources.directory import trimmed_names
-from pipeline.sources.survey import SCHEMA, UNREADABLE, copy_bytes, is_packed, survey
-from pipeline.storage import Storage
-from pipeline.work import WorkStore
+from pipeline.storage import Storage, location
+from pipeline.storage.work_store import WorkStore
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: Fet
 
     Args:
         specs: sources as written on the command line; others than archives are passed over.
-        plan: rows of `pipeline.plan.SCHEMA`; of those to be processed the videos are wanted.
+        plan: rows of `pipeline.lists.plan.SCHEMA`; of those to be processed the videos are wanted.
         store: the work store.
         options: the limit on a file's size.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.layout import id_of
+from pipeline.dataset.schema import id_of
 from pipeline.sources import (
     Failed,
     FailureClass,
@@ -28,7 +28,7 @@ from pipeline.sources import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.manifest import Clip
+    from pipeline.lists.manifest import Clip
 
 SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".ts", ".flv", ".mpg", ".mpeg", ".3gp", ".3g2",

@@ -1,7 +1,7 @@
 """Videos that are fetched: from YouTube, or from any URL that a template makes of a clip.
 
-Both go through yt-dlp, in a process of its own (`pipeline.sources.worker`). One extraction a video, then one
-range for each clip; the whole file where ranges cannot be had.
+Both go through yt-dlp, in a process of its own (`pipeline.sources.ytdlp.process`). One extraction a video,
+then one range for each clip; the whole file where ranges cannot be had.
 
 What is refused: addresses that are not of the open internet (save those the template or the proxy names),
 schemes other than http and https, playlists. Redirections are followed and checked by us. What is not seen:
@@ -36,11 +36,11 @@ from pipeline.sources import (
     Video,
     all_failed,
 )
-from pipeline.sources import worker as workers
-from pipeline.sources.classify import FailedForNow
+from pipeline.sources.ytdlp import process as workers
+from pipeline.sources.ytdlp.failures import FailedForNow
 
 if TYPE_CHECKING:
-    from pipeline.manifest import Clip
+    from pipeline.lists.manifest import Clip
 
 _FIELDS = ("youtube_id", "key", "start", "end", "label")
 _PER_CLIP = {"key", "start", "end"}
@@ -171,7 +171,7 @@ def _fetch(
     """Ask for each address in turn, within one time limit, and gather what came."""
     from time import monotonic
 
-    from pipeline.clip import ffmpeg_binary
+    from pipeline.media.clip import ffmpeg_binary
 
     deadline = monotonic() + options.timeout
     ffmpeg = ffmpeg_binary(options.ffmpeg)

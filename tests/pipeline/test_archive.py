@@ -19,12 +19,12 @@ import pytest
 from archives import member, noise, write
 
 from pipeline import sources
-from pipeline.manifest import Clip
+from pipeline.lists.manifest import Clip
+from pipeline.lists.plan import SCHEMA as PLAN_SCHEMA
 from pipeline.outcome import Failed, FailureClass
-from pipeline.plan import SCHEMA as PLAN_SCHEMA
 from pipeline.sources import FetchOptions, Piece, SourceError, Video, archive
-from pipeline.sources.survey import survey
-from pipeline.work import WorkStore
+from pipeline.sources.archive_index import survey
+from pipeline.storage.work_store import WorkStore
 
 ID = "-ab_c0123_4"
 OPENED: list[str] = []
@@ -180,7 +180,7 @@ def test_a_header_that_promises_the_earth_costs_neither_memory_nor_time(tmp_path
     (tmp_path / "backwards.tar").write_bytes(bytes(backwards) * 3 + bytes(1024))
     program = textwrap.dedent("""
         import sys
-        from pipeline.sources.survey import survey
+        from pipeline.sources.archive_index import survey
         for path in sys.argv[1:]:
             table = survey(path)
             print(table.num_rows, table["refused"].to_pylist(), table.schema.metadata[b"problem"].decode())

@@ -87,7 +87,7 @@ def test_the_report_holds_the_lists_against_the_archives(roots):
 
 
 def test_a_removed_clip_does_not_come_back_by_a_later_prepare(roots, tmp_path):
-    from pipeline import remove
+    from pipeline.maintenance import remove
 
     folder = roots["plain"].parent
     root = shutil.copytree(roots["plain"], tmp_path / "root")
@@ -117,7 +117,7 @@ def test_a_removed_clip_does_not_come_back_by_a_later_prepare(roots, tmp_path):
 
 
 def test_a_takedown_forgets_what_was_read_of_the_archives(roots, tmp_path):
-    from pipeline import remove
+    from pipeline.maintenance import remove
 
     root = shutil.copytree(roots["packed"], tmp_path / "root")
     (root / "work" / "archive" / "0123.videos").write_bytes(b"laid out by a run that was killed")

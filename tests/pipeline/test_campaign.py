@@ -8,26 +8,25 @@ import pytest
 from campaigns import make_list
 from published import Row, prepare
 
-from pipeline import campaign, plan
-from pipeline.pressure import Pressure
+from pipeline.job import run
+from pipeline.lists import plan
+from pipeline.sources.rate_limit import Pressure
 from pipeline.storage import Storage
 
 
 @pytest.mark.parametrize("runner", [[], ["--runner=DirectRunner"], ["--runner", "DataflowRunner"]])
 @pytest.mark.parametrize("misspelt", [["--buget", "5"], ["--no-keep-source"], ["wave", "1000"]])
 def test_an_option_that_nobody_knows_is_refused(runner, misspelt):
-    with pytest.raises(campaign.CallError, match=f"unknown option {misspelt[0]}; see"):
-        campaign.beam_options([*runner, *misspelt])
+    with pytest.raises(run.CallError, match=f"unknown option {misspelt[0]}; see"):
+        run.beam_options([*runner, *misspelt])
 
 
 def test_a_job_server_may_know_more_and_what_it_gets_unread_is_told(capsys):
-    campaign.beam_options(["--runner=SparkRunner", "--buget", "5", "--spark_version=3"])
+    run.beam_options(["--runner=SparkRunner", "--buget", "5", "--spark_version=3"])
     assert capsys.readouterr().err == "prepare: --buget 5 unknown here, passed on to SparkRunner unread\n"
-    with pytest.raises(campaign.CallError, match="unknown option wave; see"):
-        campaign.beam_options(["--runner=SparkRunner", "wave", "1000", "--spark_version=3"])
-    campaign.beam_options(
-        ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"]
-    )
+    with pytest.raises(run.CallError, match="unknown option wave; see"):
+        run.beam_options(["--runner=SparkRunner", "wave", "1000", "--spark_version=3"])
+    run.beam_options(["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"])
     assert capsys.readouterr().err == ""
 
 
@@ -40,9 +39,9 @@ def test_what_is_left_after_a_wave_counts_every_video_with_a_row_to_come(tmp_pat
         for name in ("aaaaaaaaaa1", "bbbbbbbbbb2")
     ]
     moved = make_list(tmp_path / "moved.csv", rows)
-    settings = campaign.Settings((str(moved),), str(root), plan=plan.PlanOptions(unique="clip"))
-    planned = campaign.make_plan(settings)
-    said = campaign._remaining(planned, Storage(root), Pressure(budget=2))
+    settings = run.Settings((str(moved),), str(root), plan=plan.PlanOptions(unique="clip"))
+    planned = run.make_plan(settings)
+    said = run._remaining(planned, Storage(root), Pressure(budget=2))
     assert said.endswith("; 2 rows of 2 videos are left, about 60 min at this budget")
 
 
@@ -53,8 +52,8 @@ def test_a_list_of_videos_to_exclude_need_not_tell_their_split(tmp_path: Path):
         header = f"youtube_id,time_start,time_end,{'split,' * (name == 'ours')}\n"
         (tmp_path / f"{name}.csv").write_text(header + "".join(rows))
     given = {name: str(tmp_path / f"{name}.csv") for name in lists}
-    settings = campaign.Settings(
+    settings = run.Settings(
         (given["train"],), str(tmp_path / "root"), exclude=(given["withdrawn"], given["ours"])
     )
-    planned = campaign.make_plan(settings)
+    planned = run.make_plan(settings)
     assert planned["excluded_for"].to_pylist() == ["listed", "listed", None]

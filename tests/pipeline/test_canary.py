@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from test_flow import TARGETS
 
-from pipeline.clip import ffmpeg_binary
+from pipeline.media.clip import ffmpeg_binary
 
 WORKER = """
 import sys
-from pipeline import campaign, clip
+from pipeline.job import run
+from pipeline.media import clip
 from pipeline.outcome import Failed
 from pipeline.recipe import check_canary
-from pipeline.work import WorkStore
-settings = campaign.Settings(("list.csv",), "root", flow=sys.argv[2])
-recipe = campaign.make_recipe(settings, sys.argv[3])
+from pipeline.storage.work_store import WorkStore
+settings = run.Settings(("list.csv",), "root", flow=sys.argv[2])
+recipe = run.make_recipe(settings, sys.argv[3])
 try:
     check_canary(recipe, clip.ffmpeg_binary(), WorkStore(sys.argv[1]))
 except Failed as failure:

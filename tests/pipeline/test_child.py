@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import child
+from pipeline.media import subprocesses
 
 
 def is_alive(pid: int) -> bool:
@@ -29,7 +29,9 @@ def dies(pid: int, seconds: float = 5.0) -> bool:
 
 
 def test_output_errors_and_status_come_back():
-    finished = child.run(["sh", "-c", "cat; echo said >&2; exit 3"], timeout=20, stdin=[b"one ", b"two"])
+    finished = subprocesses.run(
+        ["sh", "-c", "cat; echo said >&2; exit 3"], timeout=20, stdin=[b"one ", b"two"]
+    )
     assert (finished.returncode, finished.stdout, finished.stderr) == (3, b"one two", "said\n")
 
 
@@ -37,8 +39,8 @@ def test_a_stalled_child_is_killed_at_its_limit_with_its_grandchildren(tmp_path)
     pids = tmp_path / "pids"
     script = f"sleep 300 & echo $! > {pids}; echo $$ >> {pids}; sleep 300"
     before = time.monotonic()
-    with pytest.raises(child.ChildTimeout):
-        child.run(["sh", "-c", script], timeout=0.7)
+    with pytest.raises(subprocesses.ChildTimeout):
+        subprocesses.run(["sh", "-c", script], timeout=0.7)
     assert time.monotonic() - before < 5
     assert all(dies(int(pid)) for pid in pids.read_text().split())
 
@@ -48,8 +50,8 @@ def test_a_grandchild_that_left_the_group_and_holds_the_pipe_does_not_hold_us(tm
     script = f"setsid sh -c 'echo $$ > {pid}; exec sleep 30' & sleep 300"
     before = time.monotonic()
     try:
-        with pytest.raises(child.ChildTimeout):
-            child.run(["sh", "-c", script], timeout=0.7)
+        with pytest.raises(subprocesses.ChildTimeout):
+            subprocesses.run(["sh", "-c", script], timeout=0.7)
         assert time.monotonic() - before < 10
     finally:
         os.kill(int(pid.read_text()), 9)
@@ -57,17 +59,19 @@ def test_a_grandchild_that_left_the_group_and_holds_the_pipe_does_not_hold_us(tm
 
 def test_a_child_that_drips_output_is_killed_too():
     script = "import time\nwhile True: print('x', flush=True); time.sleep(.05)"
-    with pytest.raises(child.ChildTimeout):
-        child.run([sys.executable, "-c", script], timeout=1.0)
+    with pytest.raises(subprocesses.ChildTimeout):
+        subprocesses.run([sys.executable, "-c", script], timeout=1.0)
 
 
 def test_a_child_that_writes_too_much_is_killed():
-    with pytest.raises(child.ChildOutputTooLarge):
-        child.run(["sh", "-c", "yes"], timeout=20, max_stdout=1 << 20)
+    with pytest.raises(subprocesses.ChildOutputTooLarge):
+        subprocesses.run(["sh", "-c", "yes"], timeout=20, max_stdout=1 << 20)
 
 
 def test_a_child_that_stops_reading_its_input_ends_by_itself():
-    finished = child.run(["sh", "-c", "head -c 1"], timeout=20, stdin=(b"x" * 65536 for _ in range(100)))
+    finished = subprocesses.run(
+        ["sh", "-c", "head -c 1"], timeout=20, stdin=(b"x" * 65536 for _ in range(100))
+    )
     assert finished.stdout == b"x"
 
 
@@ -82,18 +86,18 @@ def test_an_error_of_the_input_kills_the_child(tmp_path):
         yield b""
 
     with pytest.raises(KeyError, match="no more frames"):
-        child.run(["sh", "-c", f"echo $$ > {pid}; sleep 300"], timeout=20, stdin=broken())
+        subprocesses.run(["sh", "-c", f"echo $$ > {pid}; sleep 300"], timeout=20, stdin=broken())
     assert dies(int(pid.read_text()))
 
 
 def test_what_a_child_left_running_ends_with_it(tmp_path):
     pid = tmp_path / "pid"
-    child.run(["sh", "-c", f"sleep 300 > /dev/null 2>&1 & echo $! > {pid}"], timeout=20)
+    subprocesses.run(["sh", "-c", f"sleep 300 > /dev/null 2>&1 & echo $! > {pid}"], timeout=20)
     assert dies(int(pid.read_text()))
 
 
 def test_the_last_of_a_flood_of_errors_is_kept():
     script = "import sys; sys.stderr.write('x' * 2_000_000 + 'the end')"
-    stderr = child.run([sys.executable, "-c", script], timeout=20).stderr
+    stderr = subprocesses.run([sys.executable, "-c", script], timeout=20).stderr
     assert stderr.endswith("the end")
     assert len(stderr) <= 256 * 1024

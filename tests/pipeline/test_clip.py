@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import timestamped
 
-from pipeline.clip import Cut, cut, decode, ffmpeg_binary, gray, probe, read
-from pipeline.damage import Damage, judge
+from pipeline.media.clip import Cut, cut, decode, ffmpeg_binary, gray, probe, read
+from pipeline.media.corruption import Damage, judge
 from pipeline.outcome import Failed, FailureClass
 from pipeline.recipe import EncodeRecipe
 
@@ -275,6 +275,6 @@ def test_the_judgement_of_what_came():
 
 
 def probe_of(end: float):
-    from pipeline.probe import SourceInfo
+    from pipeline.media.probe import SourceInfo
 
     return SourceInfo("mov", "h264", 340, 256, "1:1", 0, 30.0, 30.0, end, 0.0, 0.0, end, True, None, None)

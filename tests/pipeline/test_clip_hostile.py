@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import timestamped
 
-from pipeline.clip import command, cut, decode, encoder_version, ffmpeg_binary, probe
+from pipeline.media.clip import command, cut, decode, encoder_version, ffmpeg_binary, probe
 from pipeline.outcome import Failed, FailureClass
 from pipeline.recipe import EncodeRecipe
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import timestamped
 
-from pipeline import video
-from pipeline.clip import cut, decode, ffmpeg_binary, gray
+from pipeline.media import whole_video
+from pipeline.media.clip import cut, decode, ffmpeg_binary, gray
+from pipeline.media.probe import probe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.probe import probe
 from pipeline.recipe import EncodeRecipe
 
 FFMPEG = ffmpeg_binary()
@@ -91,7 +91,7 @@ def test_a_program_streams_clock_begins_with_its_pictures(tmp_path, suffix, offs
     piece = make(old, 1, 9)
     assert (piece.frames, piece.note) == (125, "the source ends at 6 s: 125 of 200 frames")
     assert np.abs(timestamped.read_times(piece.planes) - 1 - np.arange(125) / 25).max() < 0.05
-    assert sum(1 for _ in video.frames(old)) == 150
+    assert sum(1 for _ in whole_video.frames(old)) == 150
 
 
 def test_sixty_frames_a_second_are_met_within_half_a_frame_of_ours(tmp_path):

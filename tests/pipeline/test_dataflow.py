@@ -15,11 +15,11 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from pipeline import campaign, prepare
-from pipeline.campaign import MOST_PARTS
+from pipeline.job import graph, run
+from pipeline.job.run import MOST_PARTS
+from pipeline.job.stages import Job
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.sources import FetchOptions
-from pipeline.stages import Job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "deploy" / "dataflow" / "README.md"
@@ -50,8 +50,8 @@ def _graph(parts: int, flags: Iterable[str] = FLAGS, source: str = "youtube") ->
         generation="00000",
         keep_sources=True,
     )
-    root = prepare.pipeline(campaign.beam_options(flags))
-    prepare.build(root, job, [f"plan/00000/{number:05d}.parquet" for number in range(parts)])
+    root = graph.pipeline(run.beam_options(flags))
+    graph.build(root, job, [f"plan/00000/{number:05d}.parquet" for number in range(parts)])
     return root
 
 
@@ -173,4 +173,4 @@ def test_setup_file_s_archive_holds_all_that_a_worker_needs(tmp_path):
     with tarfile.open(Stager._build_setup_package(str(copy / "setup.py"), str(out))) as tar:
         held = {name.partition("/")[2] for name in tar.getnames()}
     assert {name for name in there if name.startswith("pipeline/")} <= held
-    assert {"pipeline/transforms.py", "pipeline/report/page.html", "setup.py", "README.md"} <= held
+    assert {"pipeline/job/transforms.py", "pipeline/report/page.html", "setup.py", "README.md"} <= held

@@ -14,7 +14,7 @@ from published import CLASSES, ROWS, Row, key, prepare, video
 
 from pipeline import dataset
 from pipeline.dataset import DatasetError
-from pipeline.layout import INDEX_SCHEMA, OUTCOME_SCHEMA, outcome_path
+from pipeline.dataset.schema import INDEX_SCHEMA, OUTCOME_SCHEMA, outcome_path
 from pipeline.storage import Storage
 
 

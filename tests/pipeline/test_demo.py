@@ -14,8 +14,8 @@ import pytest
 from demo import synthesis
 from demo.__main__ import LISTS, accuracy_table, outcome_table, verdict
 from demo.synthesis import CLASSES, RATES, draw, motion, texture
-from pipeline import manifest, plan
 from pipeline.flow import tvl1
+from pipeline.lists import manifest, plan
 
 SIDE = 96
 

@@ -11,8 +11,10 @@ import pytest
 from campaigns import make_list
 from test_remove_waves import rehearse
 
-from pipeline import campaign, dataset, due, manifest, plan
-from pipeline.layout import OUTCOME_SCHEMA
+from pipeline import dataset
+from pipeline.dataset.schema import OUTCOME_SCHEMA
+from pipeline.job import pending_rows, run
+from pipeline.lists import manifest, plan
 from pipeline.storage import Storage
 
 
@@ -42,7 +44,7 @@ def published(table: pa.Table, rows: list[int], **names: str) -> pa.Table:
 
 
 def named(table: pa.Table, outcomes: pa.Table) -> tuple[list[str], list[int]]:
-    found, place = due.as_published(table, outcomes, Storage("root"))
+    found, place = pending_rows.as_published(table, outcomes, Storage("root"))
     return found["manifest"].to_pylist(), place.tolist()
 
 
@@ -95,7 +97,7 @@ def test_other_lists_are_refused(tmp_path, given, sentence):
     path = {p.stem: p for p in made}
     table = planned(path["train"], path["val"])
     outcomes = published(table, [1, 2], train=str(path["train_less"]))
-    with pytest.raises(due.CampaignError, match=sentence):
+    with pytest.raises(pending_rows.CampaignError, match=sentence):
         named(planned(*(path[name] for name in given)), outcomes)
 
 
@@ -103,18 +105,20 @@ def test_rows_to_exclude_that_were_passed_over_for_their_split_are_to_be_left_ou
     (train,) = lists(tmp_path, train=["x", "y"])
     withdrawn = tmp_path / "withdrawn.csv"
     withdrawn.write_text("youtube_id,time_start,time_end,split\nx,0,10,holdout\n")
-    settings = campaign.Settings((str(train),), str(tmp_path / "root"), exclude=(str(withdrawn),))
+    settings = run.Settings((str(train),), str(tmp_path / "root"), exclude=(str(withdrawn),))
     outcomes = published(planned(train), [0, 1])  # by a version that knew no split of that name
-    with pytest.raises(due.CampaignError, match="without a known split; give the same ones and leave such"):
-        named(campaign.make_plan(settings), outcomes)
+    with pytest.raises(
+        pending_rows.CampaignError, match="without a known split; give the same ones and leave such"
+    ):
+        named(run.make_plan(settings), outcomes)
     withdrawn.write_text("youtube_id,time_start,time_end,split\n")
-    assert named(campaign.make_plan(settings), outcomes) == ([str(train)] * 2, [0, 1])
+    assert named(run.make_plan(settings), outcomes) == ([str(train)] * 2, [0, 1])
 
 
 def test_one_list_is_not_taken_for_two(tmp_path):
     both = lists(tmp_path, train=["!"], train_more=["!"])
     outcomes = published(planned(*both), [0, 1])
-    with pytest.raises(due.CampaignError, match="made from other lists"):
+    with pytest.raises(pending_rows.CampaignError, match="made from other lists"):
         named(planned(both[0]), outcomes)
 
 
@@ -126,9 +130,9 @@ def test_a_campaign_goes_on_and_is_compacted_however_its_list_is_spelt(tmp_path,
     (tmp_path / "copy").mkdir()
     shutil.copy("list.csv", "copy")
     here, copy = (replace(settings, manifests=(name,), wave=2) for name in ("list.csv", "copy/list.csv"))
-    options = campaign.beam_options(["--direct_num_workers=1"])
-    assert campaign.run(here, options).counts == {"ready": 3}
+    options = run.beam_options(["--direct_num_workers=1"])
+    assert run.run(here, options).counts == {"ready": 3}
     assert set(dataset.open(root).outcomes()["manifest"].to_pylist()) == {str(tmp_path / "list.csv")}
     for call in (settings, here, copy):
-        assert campaign.run(call, options).generation is None
-    assert campaign.compact(copy, str(tmp_path / "compact")).counts == {"ready": 3}
+        assert run.run(call, options).generation is None
+    assert run.compact(copy, str(tmp_path / "compact")).counts == {"ready": 3}

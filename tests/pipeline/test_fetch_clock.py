@@ -10,7 +10,7 @@ import timestamped
 from fetch_fixtures import clip, get
 
 from demo.site import Site
-from pipeline import clip as clips
+from pipeline.media import clip as clips
 from pipeline.recipe import EncodeRecipe
 from pipeline.sources import FetchOptions, Piece
 

@@ -14,9 +14,10 @@ from fetch_fixtures import clip, get
 
 from demo.site import Site
 from pipeline.outcome import Failed, FailureClass
-from pipeline.sources import FetchOptions, Piece, SourceError, check_ytdlp, worker
-from pipeline.sources.addresses import Guard
-from pipeline.sources.ytdlp import Downloader
+from pipeline.sources import FetchOptions, Piece, SourceError, check_ytdlp
+from pipeline.sources.ytdlp import process
+from pipeline.sources.ytdlp.client import Downloader
+from pipeline.sources.ytdlp.network_guard import Guard
 
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -132,10 +133,10 @@ def test_ffmpeg_goes_the_way_that_yt_dlp_does(footage, tmp_path, monkeypatch, ho
     with Site(footage) as site:
         for name, value in environment.items():
             monkeypatch.setenv(name, value.replace("SITE", site.url))
-        worker.close()  # it has the environment that it was started in
+        process.close()  # it has the environment that it was started in
         source = f"{host.replace('SITE', site.url)}/{{youtube_id}}.mp4"
         got = get(source, tmp_path, FetchOptions(timeout=60, attempts=1), wanted)
-        worker.close()
+        process.close()
     assert isinstance(got.pieces[wanted.key], Piece), got.pieces
     assert got.fallbacks == ()
     assert not got.whole

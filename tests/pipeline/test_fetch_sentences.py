@@ -15,8 +15,9 @@ from fetch_fixtures import clip, get, install_plugin
 
 from demo.site import Behaviour, Site
 from pipeline.outcome import RETRY_AFTER, Failed, FailureClass
-from pipeline.sources import FetchOptions, Piece, worker
-from pipeline.sources.classify import classify, classify_ffmpeg, retry_after
+from pipeline.sources import FetchOptions, Piece
+from pipeline.sources.ytdlp import process
+from pipeline.sources.ytdlp.failures import classify, classify_ffmpeg, retry_after
 
 NOWHERE = "http://192.0.2.1"  # an address for documents: nothing is there, and it is not public
 HINT = (
@@ -142,9 +143,9 @@ def youtube(tmp_path_factory):
             patch.delenv(name, raising=False)
         patch.setenv("PYTHONPATH", str(install_plugin(folder)))
         patch.setenv("SCRIPTED_VIDEOS", str(script))
-        worker.close()
+        process.close()
         yield lambda videos: script.write_text(json.dumps({as_id(k): v for k, v in videos.items()}), "utf-8")
-        worker.close()
+        process.close()
 
 
 def fetched(name: str, folder: Path, *clips, **options):
@@ -377,10 +378,10 @@ def test_an_installation_without_ytdlp_says_so(tmp_path, monkeypatch):
     broken = tmp_path / "broken" / "yt_dlp"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('yt_dlp is broken here')")
-    monkeypatch.setattr(worker.Path, "resolve", lambda self: tmp_path / "broken" / "a" / "b" / "c")
-    worker.close()
+    monkeypatch.setattr(process.Path, "resolve", lambda self: tmp_path / "broken" / "a" / "b" / "c" / "d")
+    process.close()
     with pytest.raises(Failed, match="pip install") as caught:
-        worker.Worker()
+        process.Worker()
     assert caught.value.failure_class is FailureClass.ENVIRONMENT
 
 

@@ -16,9 +16,10 @@ import timestamped
 from fetch_fixtures import clip, get
 
 from demo.site import Behaviour, Site
-from pipeline import child
+from pipeline.media import subprocesses
 from pipeline.outcome import Failed, FailureClass
-from pipeline.sources import FetchOptions, Piece, worker
+from pipeline.sources import FetchOptions, Piece
+from pipeline.sources.ytdlp import process
 
 VIDEO = {"Content-Type": "video/mp4"}
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
@@ -159,7 +160,7 @@ def test_what_was_killed_at_the_limit_leaves_no_process(footage, tmp_path):
 
 
 def _processes() -> list[str]:
-    return child.run(["ps", "-eo", "args"], timeout=20).stdout.decode("utf-8", "replace").splitlines()
+    return subprocesses.run(["ps", "-eo", "args"], timeout=20).stdout.decode("utf-8", "replace").splitlines()
 
 
 def test_a_time_that_the_site_names_is_kept(footage, tmp_path):
@@ -262,10 +263,10 @@ def test_processes_are_started_once_and_a_crashed_one_is_replaced(footage, tmp_p
     with Site(footage) as site:
         template = f"{site.url}/{{youtube_id}}.mp4"
         get(template, tmp_path, QUICK, *two("good"))
-        first = worker._take()
+        first = process._take()
         assert first is not None
         asked = first.asked
-        worker._idle.append(first)
+        process._idle.append(first)
         get(template, tmp_path, QUICK, *two("good"))
         assert first.asked == asked + 1
         first.kill()
@@ -281,7 +282,7 @@ def test_many_threads_fetch_at_once_each_through_a_process_of_its_own(footage, t
 
         pieces = list(pool.map(one, range(12)))
     assert len({p.path for p in pieces if isinstance(p, Piece)}) == 12
-    assert len(worker._idle) <= 4
+    assert len(process._idle) <= 4
 
 
 @pytest.mark.slow
@@ -308,10 +309,10 @@ def test_five_hundred_videos_that_misbehave_each_end_in_the_one_right_outcome(fo
 
 def test_a_process_whose_parent_is_gone_ends_with_all_it_started(footage, tmp_path):
     program = (
-        "import os; from pipeline.sources import worker; w = worker.Worker();"
+        "import os; from pipeline.sources.ytdlp import process; w = process.Worker();"
         "print(w._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    finished = child.run([sys.executable, "-c", program], timeout=60)
+    finished = subprocesses.run([sys.executable, "-c", program], timeout=60)
     pid = int(finished.stdout)
     deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}/stat").exists() and time.monotonic() < deadline:

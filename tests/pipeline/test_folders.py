@@ -10,10 +10,11 @@ from pathlib import Path
 import campaigns
 import pytest
 
-from pipeline import folders, layout, manifest
 from pipeline.__main__ import main
-from pipeline.manifest import Clip, ManifestError
-from pipeline.sources import FetchOptions, Video, parse
+from pipeline.dataset import schema
+from pipeline.lists import manifest
+from pipeline.lists.manifest import Clip, ManifestError
+from pipeline.sources import FetchOptions, Video, class_folders, parse
 
 ODD = "AdvancedBakingTips!(HD)&more_" + "x" * 60
 
@@ -38,7 +39,7 @@ def test_every_video_is_a_row_with_its_length_and_its_folder_as_label(published,
     assert [(r["youtube_id"], r["label"]) for r in rows] == [
         ("v_Archery_g01_c01", "Archery"),
         ("v_Archery_g01_c02", "Archery"),
-        (layout.id_of(ODD), "brush_hair"),
+        (schema.id_of(ODD), "brush_hair"),
         ("broken", "brush_hair"),
     ]
     assert rows[0]["time_end"] == pytest.approx(1.2, abs=0.05)
@@ -49,7 +50,7 @@ def test_videos_behind_links_are_listed_as_they_are_found(published, tmp_path):
     (tmp_path / "links" / "Archery").mkdir(parents=True)
     (tmp_path / "links" / "Archery" / "part").symlink_to(published / "Archery")
     (tmp_path / "links" / "brush_hair").symlink_to(published / "brush_hair")
-    assert folders.write(tmp_path / "links", tmp_path / "list.csv") == 4
+    assert class_folders.write(tmp_path / "links", tmp_path / "list.csv") == 4
 
 
 def test_folders_that_may_not_be_read_are_passed_over(published, tmp_path, monkeypatch):
@@ -65,23 +66,23 @@ def test_folders_that_may_not_be_read_are_passed_over(published, tmp_path, monke
     (tmp_path / "videos" / "Archery" / "closed").mkdir()
     (tmp_path / "videos" / "locked").mkdir()
     monkeypatch.setattr(os, "scandir", scandir)
-    assert folders.write(tmp_path / "videos", tmp_path / "list.csv") == 4
+    assert class_folders.write(tmp_path / "videos", tmp_path / "list.csv") == 4
 
 
 def test_the_source_finds_each_by_its_id(published, tmp_path):
-    folders.write(published, tmp_path / "list.csv")
+    class_folders.write(published, tmp_path / "list.csv")
     source = parse(f"dir:{published}")
     for row in manifest.read(tmp_path / "list.csv").to_pylist():
         clip = Clip("list.csv", row["row"], row["youtube_id"], 0.0, row["time_end"], row["label"], "train")
         fetched = source.fetch(Video(clip.youtube_id, (clip,)), tmp_path, FetchOptions())
         path = fetched.pieces[clip.key].path
-        assert layout.id_of(path.stem) == row["youtube_id"]
+        assert schema.id_of(path.stem) == row["youtube_id"]
         assert path.parent.name == row["label"]
 
 
 def test_an_id_is_the_name_where_that_is_plain_and_else_tells_names_apart():
-    assert layout.id_of("v_Archery_g01_c01") == "v_Archery_g01_c01"
-    odd = {layout.id_of(name) for name in (ODD, ODD + "y", "a!b", "a#b", "a b", "ä", "", "x" * 65)}
+    assert schema.id_of("v_Archery_g01_c01") == "v_Archery_g01_c01"
+    odd = {schema.id_of(name) for name in (ODD, ODD + "y", "a!b", "a#b", "a b", "ä", "", "x" * 65)}
     assert len(odd) == 8
     assert all(manifest._NAME.fullmatch(name) for name in odd)
 
@@ -95,4 +96,4 @@ def test_what_is_no_folder_of_class_folders_is_refused_in_a_sentence(published, 
         (twice / label).mkdir(parents=True)
         (twice / label / "same.avi").write_bytes(b"")
     with pytest.raises(ManifestError, match="have one name"):
-        folders.write(twice, tmp_path / "list.csv")
+        class_folders.write(twice, tmp_path / "list.csv")

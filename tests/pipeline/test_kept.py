@@ -11,14 +11,15 @@ import pytest
 from campaigns import make_videos
 from fetch_fixtures import clip
 
-from pipeline import progress, sources, stages, transforms
-from pipeline.clip import encoder_version, ffmpeg_binary
+from pipeline import sources
+from pipeline.job import progress, stages, transforms
+from pipeline.job.stages import Job, Task
+from pipeline.media.clip import encoder_version, ffmpeg_binary
 from pipeline.outcome import Failed, FailureClass
-from pipeline.pressure import Lane, Pressure
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe, stage_hash
 from pipeline.sources import Fetched, FetchOptions, Piece, Video
-from pipeline.stages import Job, Task
-from pipeline.work import WorkStore
+from pipeline.sources.rate_limit import Lane, Pressure
+from pipeline.storage.work_store import WorkStore
 
 CLIP = clip("good", 0, 2)
 TASK = Task(Video("good", (CLIP,)), (0,), (None,))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import manifest
+from pipeline.lists import manifest
 
 HEADER = b"label,youtube_id,time_start,time_end,split,is_cc\n"
 PUBLISHED = Path(__file__).parents[2] / "manifests"

@@ -18,13 +18,14 @@ import pytest
 from object_store import BUCKET, Store, serve
 from published import ROWS, prepare
 
-from pipeline import dataset, location, manifest
-from pipeline.object_store import PART, release_locks
+from pipeline import dataset
+from pipeline.dataset.publish import PublishError
+from pipeline.lists import manifest
+from pipeline.maintenance.verify import verify
 from pipeline.outcome import Failed
-from pipeline.publish import PublishError
-from pipeline.storage import AlreadyExists, Busy, Changed, Storage
-from pipeline.verify import verify
-from pipeline.work import WorkStore
+from pipeline.storage import AlreadyExists, Busy, Changed, Storage, location
+from pipeline.storage.object_store import PART, release_locks
+from pipeline.storage.work_store import WorkStore
 
 ATTEMPTS = 3
 _WRITE = "import sys; from pipeline.storage import Storage; Storage(sys.argv[1]).write(sys.argv[2], b'')"

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import packing, shards, stages
-from pipeline.launch import _stderr_to
-from pipeline.manifest import Clip
+from pipeline.dataset import shards
+from pipeline.job import packing, stages
+from pipeline.job.launch import _stderr_to
+from pipeline.job.stages import ClipResult, Job
+from pipeline.lists.manifest import Clip
 from pipeline.outcome import FAILED, READY, Failed
 from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
 from pipeline.sources import FetchOptions
-from pipeline.stages import ClipResult, Job
-from pipeline.work import WorkStore
+from pipeline.storage.work_store import WorkStore
 
 SHARD = ("train", 0)
 

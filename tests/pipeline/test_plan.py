@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import cost, manifest, plan
+from pipeline.lists import cost, manifest, plan
 from pipeline.storage import Storage
 
 ROOT = Path(__file__).parents[2]

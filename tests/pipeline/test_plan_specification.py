@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import cost, manifest, plan
+from pipeline.lists import cost, manifest, plan
 
 RANK = {"val": 0, "test": 1, "train": 2}
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from campaigns import make_list, make_videos, pipeline, published_bytes, wait_for_workers, workers_of
 
-from pipeline import dataset, layout
+from pipeline import dataset
+from pipeline.dataset import schema
 
 IDS = ["aaaaaaaaaa1", "-bbbbbbbbb2", "cccc_cccc_3", "ddddddddd-4", "eeeeeeeeee5", "ffffffffff6"]
 
@@ -245,7 +246,7 @@ def test_a_full_disk_gives_one_sentence_and_nothing_half_published(videos, list_
 
 
 def test_a_failure_that_the_log_cannot_take_still_ends_the_job(videos, list_file, tmp_path):
-    log = tmp_path / "root" / "work" / "log" / f"{layout.generation_name(0)}.txt"
+    log = tmp_path / "root" / "work" / "log" / f"{schema.generation_name(0)}.txt"
     log.parent.mkdir(parents=True)
     log.symlink_to("/dev/full")
     done = prepare(list_file, videos, tmp_path / "root", preexec_fn=limit_file_size, timeout=90)
@@ -267,7 +268,9 @@ def test_a_worker_that_is_killed_ends_the_job_with_a_sentence(videos, list_file,
         called = {
             int(pid): Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in workers_of(root)
         }
-        workers = [pid for pid, words in called.items() if words[1:3] == [b"-m", b"pipeline.local_worker"]]
+        workers = [
+            pid for pid, words in called.items() if words[1:3] == [b"-m", b"pipeline.job.local_workers"]
+        ]
         os.kill(min(workers), signal.SIGKILL)  # the oldest: the others may be about to become its ffmpeg
         said = launcher.communicate(timeout=90)[1]
     assert launcher.returncode == 1

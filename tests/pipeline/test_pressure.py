@@ -16,7 +16,7 @@ from campaigns import make_list, make_videos, pipeline, published_bytes
 from demo.site import Behaviour, Site
 from pipeline import dataset
 from pipeline.outcome import Failed, FailureClass
-from pipeline.pressure import Lane, Pressure, _take_turn, forget_turns, paused_until
+from pipeline.sources.rate_limit import Lane, Pressure, _take_turn, forget_turns, paused_until
 from pipeline.storage import Storage
 
 IDS = [f"video-{number:03d}" for number in range(8)]

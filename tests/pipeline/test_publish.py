@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 import pytest
 from published import CLASSES, RECIPE, ROWS, Row, key, prepare
 
-from pipeline import dataset, publish
-from pipeline.layout import OUTCOME_SCHEMA
+from pipeline import dataset
+from pipeline.dataset import publish
+from pipeline.dataset.publish import PublishError
+from pipeline.dataset.schema import OUTCOME_SCHEMA
+from pipeline.maintenance.verify import verify
 from pipeline.outcome import Failed
-from pipeline.publish import PublishError
 from pipeline.storage import Storage
-from pipeline.verify import verify
 
 
 def _published(root: Path) -> dict[str, str]:

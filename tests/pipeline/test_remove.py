@@ -18,14 +18,16 @@ import webdataset
 from campaigns import pipeline
 from published import ROWS, Row, key, prepare, video
 
-from pipeline import campaign, dataset, due, publish, removal_log, remove, report
-from pipeline.dataset import DatasetError
-from pipeline.plan import PlanOptions
-from pipeline.publish import PublishError
-from pipeline.remove import IdsError, RemoveError
+from pipeline import dataset, report
+from pipeline.dataset import DatasetError, publish, removal_log
+from pipeline.dataset.publish import PublishError
+from pipeline.job import pending_rows, run
+from pipeline.lists.plan import PlanOptions
+from pipeline.maintenance import remove
+from pipeline.maintenance.remove import IdsError, RemoveError
+from pipeline.maintenance.verify import verify
 from pipeline.storage import Storage
-from pipeline.verify import verify
-from pipeline.work import WorkStore
+from pipeline.storage.work_store import WorkStore
 
 GONE = ROWS[1]  # a clip of train
 SOURCE = "source"
@@ -177,7 +179,7 @@ def test_all_clips_of_a_video_go_by_its_id_and_a_whole_shard_may_be_empty(tmp_pa
 
 KILLED = textwrap.dedent("""
     import os, signal, sys
-    from pipeline import remove
+    from pipeline.maintenance import remove
     left = int(sys.argv[2])
     def count(event, arguments):
         global left
@@ -307,7 +309,7 @@ def test_a_removed_clip_is_not_taken_up_by_a_later_run(root, tmp_path):
     remove.remove(root, ["ffffffffff6", GONE.name], "reason")
     outcomes = dataset.open(root).outcomes()
     for retry in ("transient", "all"):
-        assert outcomes.filter(due.again(outcomes, retry))["row"].to_pylist() == []
+        assert outcomes.filter(pending_rows.again(outcomes, retry))["row"].to_pylist() == []
     later = prepare(root, (Row("ffffffffff6"),), generation="00001", first_row=8)
     with pytest.raises(PublishError, match="was removed and is decided again"):
         later.publish()
@@ -332,8 +334,8 @@ def test_what_the_log_names_is_left_out_of_every_later_plan(root, tmp_path):
         "youtube_id,time_start,time_end,label,split\n"
         f"a_new_video,0,10,walk,train\n{GONE.name},1,3,jump,train\nzzzzzzzzzz9,0,10,walk,train\n"
     )
-    settings = campaign.Settings(manifests=(str(csv),), output=str(root), plan=PlanOptions())
-    planned = campaign.make_plan(settings)
+    settings = run.Settings(manifests=(str(csv),), output=str(root), plan=PlanOptions())
+    planned = run.make_plan(settings)
     plan = removal_log.withhold(planned, Storage(root))
     assert plan.schema.equals(planned.schema, check_metadata=True)
     assert [(p["decision"], p["excluded_for"], p["reason"]) for p in plan.to_pylist()] == [
@@ -363,7 +365,7 @@ def test_verify_names_a_clip_that_is_there_though_it_is_on_record(root):
 def test_while_a_campaign_is_at_work_nothing_is_removed(root):
     before = state(root)
     with (
-        campaign._only_campaign(Storage(root), Storage(root / "work")),
+        run._only_campaign(Storage(root), Storage(root / "work")),
         pytest.raises(RemoveError, match=r"stop it \(nothing is lost\)"),
     ):
         remove.remove(root, [GONE.name], "reason")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from published import Row, key, prepare
 
-from pipeline import dataset, remove
+from pipeline import dataset
+from pipeline.maintenance import remove
 
 ROWS = tuple(Row(f"video_{i:05d}", label=("jump", "walk")[i % 2]) for i in range(6))
 
@@ -60,7 +61,7 @@ def test_plain_webdataset_reads_on_through_a_takedown(root):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_in_the_middle_of_an_epoch_reads_on_through_a_takedown(root, workers):
     pytest.importorskip("torch")
-    from trainer.data.batch import Input
+    from trainer.data.batches import Input
     from trainer.data.loader import EvaluationBatches, TrainBatches
     from trainer.data.rows import open_rows
 

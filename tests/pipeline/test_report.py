@@ -19,14 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import clip, layout, manifest, plan, publish, report, shards
+from pipeline import report
 from pipeline.dataset import open as open_dataset
+from pipeline.dataset import publish, schema, shards
 from pipeline.flow import coding
+from pipeline.lists import manifest, plan
+from pipeline.media import clip
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.report.colours import colour, wheel
 from pipeline.report.counts import count
 from pipeline.storage import Storage
-from pipeline.work import WorkStore
+from pipeline.storage.work_store import WorkStore
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&amp; $style"
 LABELS = ("arm wrestling", "zooming in", HOSTILE)
@@ -60,7 +63,7 @@ def _members(work: WorkStore, key: str, label: str, folder: Path, flow: bool) ->
 
 
 def _result(row: dict, outcome: str, failure: str | None = None, reason: str | None = None) -> dict:
-    fields = {name: row.get(name) for name in layout.OUTCOME_SCHEMA.names}
+    fields = {name: row.get(name) for name in schema.OUTCOME_SCHEMA.names}
     due = datetime(2026, 11, 22, 6, tzinfo=UTC) if failure == "network" else None
     return fields | {
         "outcome": outcome, "failure_class": failure, "reason": reason, "attempts": 1, "retry_after": due,
@@ -100,13 +103,13 @@ def make_root(root: Path, scratch: Path, flow: bool = True) -> Path:
             samples[row["split"]].append(sample)
     packed = []
     for split, found in samples.items():
-        path = layout.shard_path(split, "00000", 0)
+        path = schema.shard_path(split, "00000", 0)
         info, rows = shards.pack(found, work.storage, storage, path)
-        packed.append((info, pa.Table.from_pylist(rows, schema=layout.INDEX_SCHEMA)))
+        packed.append((info, pa.Table.from_pylist(rows, schema=schema.INDEX_SCHEMA)))
     publish.publish(
         storage,
         plan=table,
-        outcomes=[pa.Table.from_pylist(outcomes, schema=layout.OUTCOME_SCHEMA)],
+        outcomes=[pa.Table.from_pylist(outcomes, schema=schema.OUTCOME_SCHEMA)],
         packed=packed,
         recipe=Recipe(FetchRecipe(), EncodeRecipe(), FlowRecipe() if flow else None).as_dict(),
         classes=plan.classes(table),

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from campaigns import make_list, make_videos, pipeline
 
-from pipeline import scratch
+from pipeline.job.stages import Job, stop_reason
+from pipeline.job.transforms import _Process
 from pipeline.outcome import CallError, Failed, FailureClass
 from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
 from pipeline.sources import FetchOptions
-from pipeline.stages import Job, stop_reason
-from pipeline.transforms import _Process
-from pipeline.work import WorkStore
+from pipeline.storage import scratch
+from pipeline.storage.work_store import WorkStore
 
 _HOLD = """
 import os, sys, time

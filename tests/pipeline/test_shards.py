@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 from published import Row, key, sample, video
 
-from pipeline import shards
-from pipeline.layout import shard_path
+from pipeline.dataset import shards
+from pipeline.dataset.schema import shard_path
 from pipeline.outcome import Failed
 from pipeline.storage import Storage
-from pipeline.work import WorkStore
+from pipeline.storage.work_store import WorkStore
 
 PATH = shard_path("train", "00000", 0)
 NAMES = ("aaaaaaaaaa1", "bbbbbbbbbb2", "-cccccccc_3")

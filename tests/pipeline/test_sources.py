@@ -11,19 +11,20 @@ from pathlib import Path
 import pytest
 import timestamped
 
-from pipeline import fetch, sources, stages
-from pipeline.clip import Cut, decode, encoder_version, ffmpeg_binary
-from pipeline.clip import cut as cut_clip
-from pipeline.manifest import Clip
+from pipeline import sources
+from pipeline.job import stages
+from pipeline.job.stages import ClipResult, Job, Task
+from pipeline.lists.manifest import Clip
+from pipeline.media.clip import Cut, decode, encoder_version, ffmpeg_binary
+from pipeline.media.clip import cut as cut_clip
 from pipeline.outcome import Failed, FailureClass
-from pipeline.pressure import Lane, Pressure
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
-from pipeline.sources import FetchOptions, Piece, SourceError, Video
-from pipeline.sources.addresses import Guard, host_and_port, is_public
+from pipeline.sources import FetchOptions, Piece, SourceError, Video, retrying
 from pipeline.sources.directory import index, walk
+from pipeline.sources.rate_limit import Lane, Pressure
 from pipeline.sources.web import section
-from pipeline.stages import ClipResult, Job, Task
-from pipeline.work import WorkStore
+from pipeline.sources.ytdlp.network_guard import Guard, host_and_port, is_public
+from pipeline.storage.work_store import WorkStore
 
 ID = "-ab_c0123_4"
 
@@ -33,7 +34,7 @@ def clip(youtube_id: str = ID, start: float = 10, end: float = 20, label: str | 
 
 
 def look(spec: str, *clips: Clip, folder: Path = Path()) -> dict:
-    return fetch.fetch(
+    return retrying.fetch(
         Video(clips[0].youtube_id, clips), (sources.parse(spec),), folder, FetchOptions()
     ).pieces
 
@@ -291,12 +292,12 @@ def test_the_next_source_is_tried_and_the_most_telling_failure_is_kept(tmp_path)
     touch(tmp_path / "one" / f"{ID}_10_20.mp4")
     touch(tmp_path / "two" / f"{ID}.mp4")
     chain = tuple(sources.parse(f"dir:{tmp_path}/{name}") for name in ("one", "two"))
-    fetched = fetch.fetch(Video(ID, (clip(), clip(end=30))), chain, tmp_path, FetchOptions())
+    fetched = retrying.fetch(Video(ID, (clip(), clip(end=30))), chain, tmp_path, FetchOptions())
     assert [p.trimmed for p in fetched.pieces.values()] == [True, False]
     assert not fetched.whole
     chain = (sources.parse(f"dir:{tmp_path}/one"), sources.parse("youtube"))
     odd = clip("no id")
-    failure = fetch.fetch(Video("no id", (odd,)), chain, tmp_path, FetchOptions()).pieces[odd.key]
+    failure = retrying.fetch(Video("no id", (odd,)), chain, tmp_path, FetchOptions()).pieces[odd.key]
     assert failure.failure_class is FailureClass.MANIFEST
 
 

@@ -20,7 +20,7 @@ from test_flow import TARGETS, _has_avx512
 from demo.site import Site
 from deploy.spark import cluster as spark
 from pipeline import dataset
-from pipeline.clip import ffmpeg_binary
+from pipeline.media.clip import ffmpeg_binary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

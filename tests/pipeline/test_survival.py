@@ -18,7 +18,8 @@ from campaigns import make_list, make_videos, pipeline, published_bytes, start, 
 from test_fetch_site import MISBEHAVIOUR, _scripts
 
 from demo.site import Behaviour, Site
-from pipeline import clip, dataset
+from pipeline import dataset
+from pipeline.media import clip
 from pipeline.outcome import Failed
 from pipeline.recipe import EncodeRecipe
 

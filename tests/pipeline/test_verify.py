@@ -16,11 +16,12 @@ import pytest
 import webdataset
 from published import ROWS, Row, key, prepare, sample, video
 
-from pipeline import dataset, shards
-from pipeline.layout import INDEX_SCHEMA, OUTCOME_SCHEMA
-from pipeline.verify import verify
-from pipeline.verify_media import flow_breaches, inspect, rgb_breaches
-from pipeline.work import WorkStore
+from pipeline import dataset
+from pipeline.dataset import shards
+from pipeline.dataset.schema import INDEX_SCHEMA, OUTCOME_SCHEMA
+from pipeline.maintenance.verify import verify
+from pipeline.maintenance.verify_media import flow_breaches, inspect, rgb_breaches
+from pipeline.storage.work_store import WorkStore
 
 
 @pytest.fixture(scope="module")

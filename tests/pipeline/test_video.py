@@ -15,10 +15,10 @@ import timestamped
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from demo.site import Behaviour, Site
-from pipeline import clip, video
 from pipeline.flow import FlowCoding, coding, tvl1_clip
+from pipeline.media import clip, whole_video
+from pipeline.media.probe import probe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.probe import probe
 
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 SOURCES = {
@@ -49,7 +49,7 @@ def as_rgb(frames) -> np.ndarray:
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_stream_gives_the_frames_of_the_clip_bit_for_bit(sources, name):
     rgb, _ = clip.read(sources / name)
-    assert np.array_equal(as_rgb(video.frames(sources / name)), rgb)
+    assert np.array_equal(as_rgb(whole_video.frames(sources / name)), rgb)
 
 
 def test_the_flow_is_that_of_the_clips_planes_whatever_the_threads(tmp_path):
@@ -58,28 +58,28 @@ def test_the_flow_is_that_of_the_clips_planes_whatever_the_threads(tmp_path):
     want = coding.quantise(tvl1_clip(gray), FlowCoding(bound=10))
     want = np.concatenate([want, want[-1:]])[: len(rgb)]
     for threads in (1, 3):
-        got = np.stack([f.flow for f in video.frames(source, flow_bound=10, threads=threads)])
+        got = np.stack([f.flow for f in whole_video.frames(source, flow_bound=10, threads=threads)])
         assert np.array_equal(got, np.concatenate([want[..., 0], want[..., 1]], axis=1))
 
 
 def test_real_footage_streams_to_the_same_frames(real_clips):
     source = real_clips / "ucf_320x240_mpeg4.avi"
     rgb, _ = clip.read(source)
-    assert np.array_equal(as_rgb(video.frames(source)), rgb)
+    assert np.array_equal(as_rgb(whole_video.frames(source)), rgb)
     with pytest.raises(Failed, match="are damaged"):
-        list(video.frames(real_clips / "corrupted.mp4"))
+        list(whole_video.frames(real_clips / "corrupted.mp4"))
 
 
 def test_what_is_no_video_says_so(tmp_path):
     (tmp_path / "page.mp4").write_text("<html>")
     with pytest.raises(Failed, match="no video file"):
-        next(video.frames(tmp_path / "page.mp4"))
+        next(whole_video.frames(tmp_path / "page.mp4"))
 
 
 @pytest.mark.parametrize(("count", "threads"), [(1, 1), (1, 3), (10, 1)])
 def test_a_video_shorter_than_a_second_gives_the_frames_it_has(tmp_path, count, threads):
     source = timestamped.write(tmp_path / "short.mp4", timestamped.constant(25, count / 25))
-    found = list(video.frames(source.path, flow_bound=10, threads=threads))
+    found = list(whole_video.frames(source.path, flow_bound=10, threads=threads))
     assert len(found) == count
     assert source.worst_error(as_rgb(found), 0) == 0
     assert (found[0].flow != 128).any() == (count > 1)
@@ -88,8 +88,9 @@ def test_a_video_shorter_than_a_second_gives_the_frames_it_has(tmp_path, count, 
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from pipeline import video
-count = sum(1 for _ in video.frames(Path(sys.argv[1]), flow_bound=20.0 if sys.argv[2] == "flow" else None))
+from pipeline.media import whole_video
+bound = 20.0 if sys.argv[2] == "flow" else None
+count = sum(1 for _ in whole_video.frames(Path(sys.argv[1]), flow_bound=bound))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -125,7 +126,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path, kind, seconds):
 
 
 def test_a_video_left_half_way_leaves_no_process_behind(tmp_path):
-    frames = video.frames(flat(tmp_path / "a.mp4", 30))
+    frames = whole_video.frames(flat(tmp_path / "a.mp4", 30))
     assert len(list(islice(frames, 3))) == 3
     assert running_ffmpegs()
     frames.close()
@@ -150,22 +151,22 @@ def test_an_ffmpeg_that_stalls_or_is_not_there_is_given_up(sources, tmp_path):
     stuck.chmod(0o755)
     began = time.monotonic()
     with pytest.raises(Failed, match="gave nothing for"):
-        next(video.frames(sources / "plain.mp4", ffmpeg=str(stuck), patience=0.5))
+        next(whole_video.frames(sources / "plain.mp4", ffmpeg=str(stuck), patience=0.5))
     assert time.monotonic() - began < 10
     with pytest.raises(Failed, match="does not run") as absent:
-        next(video.frames(sources / "plain.mp4", ffmpeg=str(tmp_path / "absent")))
+        next(whole_video.frames(sources / "plain.mp4", ffmpeg=str(tmp_path / "absent")))
     assert absent.value.failure_class is FailureClass.ENVIRONMENT
 
 
 def test_a_video_is_had_from_an_address(sources, tmp_path):
     with Site(sources, {"/gone.mp4": Behaviour(status=404)}) as site:
-        file = video.local_file(f"{site.url}/plain.mp4", tmp_path)
+        file = whole_video.local_file(f"{site.url}/plain.mp4", tmp_path)
         assert file.read_bytes() == (sources / "plain.mp4").read_bytes()
         with pytest.raises(Failed, match="404"):
-            video.local_file(f"{site.url}/gone.mp4", tmp_path)
-    assert video.local_file(str(sources / "plain.mp4"), tmp_path) == sources / "plain.mp4"
+            whole_video.local_file(f"{site.url}/gone.mp4", tmp_path)
+    assert whole_video.local_file(str(sources / "plain.mp4"), tmp_path) == sources / "plain.mp4"
     with pytest.raises(Failed, match="no file, address or YouTube id"):
-        video.local_file("nonsense", tmp_path)
+        whole_video.local_file("nonsense", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +184,15 @@ def test_a_video_is_had_from_an_address(sources, tmp_path):
     ],
 )
 def test_a_name_says_where_it_is_fetched_from_and_what_its_files_are_called(name, url, title):
-    source = video.source_of(name)
+    source = whole_video.source_of(name)
     assert source.url == url
-    assert video.title(name) == title
+    assert whole_video.title(name) == title
 
 
 def test_a_file_called_like_an_id_is_that_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("0wR5jVB-WPk").touch()
-    assert video.source_of("0wR5jVB-WPk") is None
+    assert whole_video.source_of("0wR5jVB-WPk") is None
 
 
 def test_an_annotated_video_shows_each_picture_in_its_time_upright(tmp_path):
@@ -205,7 +206,7 @@ def test_an_annotated_video_shows_each_picture_in_its_time_upright(tmp_path):
             picture[: height // 4, :, 3] = 255
             yield picture.tobytes()
 
-    video.annotate(tmp_path / "turned.mp4", tmp_path / "out.mp4", colours, 0.8)
+    whole_video.annotate(tmp_path / "turned.mp4", tmp_path / "out.mp4", colours, 0.8)
     info = probe(tmp_path / "out.mp4")
     assert (info.width, info.height, info.rotation, info.duration) == (240, 320, 0, 3.0)
     rgb = clip.decode(tmp_path / "out.mp4")
@@ -213,4 +214,4 @@ def test_an_annotated_video_shows_each_picture_in_its_time_upright(tmp_path):
     assert [int(shown[t]) for t in (2, 17, 22, 37, 42, 70)] == [0, 0, 1, 1, 2, 2]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.mp4", "turned.mp4"]
     with pytest.raises(Failed, match="cannot be written"):
-        video.annotate(tmp_path / "turned.mp4", tmp_path / "no" / "out.mp4", colours, 0.8)
+        whole_video.annotate(tmp_path / "turned.mp4", tmp_path / "no" / "out.mp4", colours, 0.8)

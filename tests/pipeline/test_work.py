@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.storage import Storage
-from pipeline.work import Stored, WorkStore, canonical_json
+from pipeline.storage.work_store import Stored, WorkStore, canonical_json
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.checkpoint import Checkpoint, write
-from trainer.data.batch import STREAMS, Input
+from trainer.data.batches import STREAMS, Input
 from trainer.networks.layers import BatchNorm3d, Conv3dSame, Dropout
 from trainer.networks.registry import names, register
-from trainer.towers import build
+from trainer.stream_models import build
 
 SIZE = {"frames": 9, "short_side": 40, "crop": 32}
 

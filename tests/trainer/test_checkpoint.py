@@ -16,18 +16,19 @@ import small_network  # noqa: F401  (enters its network)
 import tiny_dataset
 import torch
 
-from pipeline import dataset, layout
+from pipeline import dataset
+from pipeline.dataset import schema
 from pipeline.storage import Storage
 from trainer import checkpoint as checkpoints
-from trainer import towers
+from trainer import stream_models
 from trainer.checkpoint import Checkpoint, CheckpointError
-from trainer.data.batch import Input
+from trainer.data.batches import Input
 from trainer.data.rows import open_rows
 
 
 def made(steps: int = 3, stream: str = "both") -> Checkpoint:
     streams = ("rgb", "flow") if stream == "both" else (stream,)
-    built = towers.build("small", {"dropout": 0.2}, streams, classes=3)
+    built = stream_models.build("small", {"dropout": 0.2}, streams, classes=3)
     return Checkpoint(
         network="small",
         options={"dropout": 0.2},
@@ -46,8 +47,8 @@ def test_a_checkpoint_stands_alone(tmp_path):
     after = checkpoints.load(checkpoints.save(tmp_path, before))
     assert replace(after, towers={}) == replace(before, towers={})
     pictures = (torch.randn(2, 3, 9, 32, 32), torch.randn(2, 2, 9, 32, 32))
-    for stream, tower in towers.restore(after).items():
-        original = towers.restore(before, stream)[stream]
+    for stream, tower in stream_models.restore(after).items():
+        original = stream_models.restore(before, stream)[stream]
         assert torch.equal(tower(pictures), original(pictures))
         assert not tower.training
 
@@ -175,10 +176,10 @@ def test_the_fingerprint_is_of_the_clips_and_not_of_where_they_lie(tmp_path):
     first = open_rows([str(here)], "train", ("rgb",)).fingerprint
     there = shutil.move(here, tmp_path / "there")
     assert open_rows([str(there)], "train", ("rgb",)).fingerprint == first
-    index = layout.index_path("train", "00000")
+    index = schema.index_path("train", "00000")
     taken_down = dataset.open(there).index("train").to_pylist()
     taken_down[1]["removed"] = True
-    layout.write_table(Storage(there), index, pa.Table.from_pylist(taken_down, schema=layout.INDEX_SCHEMA))
+    schema.write_table(Storage(there), index, pa.Table.from_pylist(taken_down, schema=schema.INDEX_SCHEMA))
     rows = open_rows([str(there)], "train", ("rgb",))
     assert rows.removed.any()
     assert rows.fingerprint == first
@@ -209,7 +210,7 @@ def test_an_absent_file_and_an_empty_folder_each_say_what_to_name(tmp_path):
 
 def test_a_stream_that_was_not_trained_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="trained on rgb, not on flow"):
-        towers.restore(made(stream="rgb"), "flow")
+        stream_models.restore(made(stream="rgb"), "flow")
 
 
 @pytest.mark.parametrize(
@@ -225,12 +226,12 @@ def test_a_stream_that_was_not_trained_is_refused(tmp_path):
 )
 def test_weights_that_do_not_go_with_their_network_are_refused_in_a_sentence(other):
     with pytest.raises(CheckpointError, match="do not go together") as caught:
-        towers.restore(replace(made(), **other))
+        stream_models.restore(replace(made(), **other))
     assert "\n" not in str(caught.value)
 
 
-def two_stream(classes: tuple[str, ...]) -> tuple[dict[str, towers.Tower], Checkpoint]:
-    built = towers.build("two-stream", {}, ("both",), len(classes), seed=len(classes[0]))
+def two_stream(classes: tuple[str, ...]) -> tuple[dict[str, stream_models.Tower], Checkpoint]:
+    built = stream_models.build("two-stream", {}, ("both",), len(classes), seed=len(classes[0]))
     state = {"both": built["both"].network.state_dict()}
     entry = replace(made(stream="rgb"), network="two-stream", options={}, classes=classes, towers=state)
     return built, entry
@@ -241,7 +242,7 @@ def test_init_leaves_every_last_layer_fresh_where_the_classes_are_others():
     _, given = two_stream(("a", "b"))
     built, _ = two_stream(("one", "two"))
     heads = [f"logits_{stream}.{kind}" for stream in ("rgb", "flow") for kind in ("bias", "weight")]
-    assert sorted(towers.initialise(built, given, ("one", "two"))) == sorted(heads)
+    assert sorted(stream_models.initialise(built, given, ("one", "two"))) == sorted(heads)
     own = built["both"].network.state_dict()
     same = {name for name, value in given.towers["both"].items() if torch.equal(own[name], value)}
     assert same >= own.keys() - set(heads)
@@ -249,12 +250,12 @@ def test_init_leaves_every_last_layer_fresh_where_the_classes_are_others():
 
 
 def test_init_from_another_width_is_refused_in_a_sentence():
-    built = towers.build("r2d-18", {"frames": 4}, ("rgb",), 3)
-    wide = towers.build("r2d-18", {}, ("rgb",), 3)["rgb"].network.state_dict()
+    built = stream_models.build("r2d-18", {"frames": 4}, ("rgb",), 3)
+    wide = stream_models.build("r2d-18", {}, ("rgb",), 3)["rgb"].network.state_dict()
     given = replace(made(stream="rgb"), network="r2d-18", options={}, towers={"rgb": wide})
     for classes in (("a", "b", "c"), ("d", "e", "f")):
         with pytest.raises(CheckpointError, match=r"--init: .*stem"):
-            towers.initialise(built, given, classes)
+            stream_models.initialise(built, given, classes)
 
 
 def test_rgb_is_fed_with_the_mean_and_deviation_of_the_checkpoint():
@@ -263,7 +264,7 @@ def test_rgb_is_fed_with_the_mean_and_deviation_of_the_checkpoint():
     other = replace(given, input=replace(given.input, mean=mean, deviation=deviation))
     pixels = torch.rand(2, 3, 9, 32, 32)
     pictures = (2 * pixels - 1, torch.randn(2, 2, 9, 32, 32))
-    towers_of = towers.restore(other)
+    towers_of = stream_models.restore(other)
     normalised = torch.stack([(pixels[:, c] - mean[c]) / deviation[c] for c in range(3)], dim=1)
     torch.testing.assert_close(towers_of["rgb"](pictures), towers_of["rgb"].network(normalised))
     assert torch.equal(towers_of["flow"](pictures), towers_of["flow"].network(pictures[1]))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from trainer.data.augmentation import evaluation_cuts, random_cut, resized
-from trainer.data.batch import Input
-from trainer.data.order import AUGMENTATION, Draws
+from trainer.data.batches import Input
+from trainer.data.sampler import AUGMENTATION, Draws
 
 
 def cuts_of(input: Input, frames: int, count: int = 400, size: tuple[int, int] = (340, 256)):

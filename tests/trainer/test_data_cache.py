@@ -17,7 +17,7 @@ import tiny_dataset
 
 from pipeline.outcome import Failed, FailureClass
 from pipeline.storage import Storage
-from trainer.data.batch import Input
+from trainer.data.batches import Input
 from trainer.data.cache import GIB, Cache, CacheError
 from trainer.data.reading import Reader, ReadError, SampleError
 from trainer.data.rows import Rows, open_rows

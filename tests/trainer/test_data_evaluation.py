@@ -10,7 +10,7 @@ import pytest
 import tiny_dataset
 import torch
 
-from trainer.data.batch import Batch, Input
+from trainer.data.batches import Batch, Input
 from trainer.data.loader import EvaluationBatches
 from trainer.data.rows import Rows, RowsError, open_rows
 

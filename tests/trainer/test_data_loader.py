@@ -22,7 +22,7 @@ import pytest
 import tiny_dataset
 import torch
 
-from trainer.data.batch import Batch, Input, by_step
+from trainer.data.batches import Batch, Input, by_step
 from trainer.data.loader import ReadError, TooManyFailures, TrainBatches
 from trainer.data.rows import Rows, RowsError, open_rows
 
@@ -341,7 +341,7 @@ def test_a_spawned_worker_makes_the_same_batches(root, reference):
 def test_workers_end_when_their_trainer_is_killed(root):
     code = f"""
 import multiprocessing, time
-from trainer.data.batch import Input
+from trainer.data.batches import Input
 from trainer.data.loader import TrainBatches
 from trainer.data.rows import open_rows
 input = Input(stream="both", frames=16, short_side=64, crop=48)

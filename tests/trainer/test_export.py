@@ -12,7 +12,7 @@ import torch
 from every_network import FRAMES
 
 from trainer import checkpoint as checkpoints
-from trainer import export, networks, towers
+from trainer import export, networks, stream_models
 from trainer.__main__ import main
 
 
@@ -38,7 +38,7 @@ def test_both_towers_are_one_program_for_any_batch_and_length(tmp_path, capsys):
     assert metadata == json.loads(said.out)
     assert metadata["classes"] == list(small_network.CLASSES)
     assert metadata["networks"] == {"rgb": "small", "flow": "small"}
-    built = towers.restore(checkpoints.load(both))
+    built = stream_models.restore(checkpoints.load(both))
     for clips, frames in ((1, 9), (3, 4), (2, 31)):
         seen = pictures(clips, frames, 3), pictures(clips, frames, 2)
         with torch.no_grad():
@@ -55,7 +55,7 @@ def test_one_stream_alone_where_it_is_asked_for(tmp_path):
     program, _ = loaded(made.path)
     seen = pictures(1, 12, 2)
     with torch.no_grad():
-        want = towers.restore(checkpoints.load(both), "flow")["flow"]((None, seen))
+        want = stream_models.restore(checkpoints.load(both), "flow")["flow"]((None, seen))
         torch.testing.assert_close(program(seen), want, rtol=1e-4, atol=1e-5)
 
 
@@ -103,7 +103,7 @@ def test_onnx_says_the_same_and_what_it_is(tmp_path):
         ("flow", "batch", "time"),
     ]
     assert json.loads(session.get_modelmeta().custom_metadata_map[export.METADATA]) == made.metadata
-    built = towers.restore(checkpoints.load(both))
+    built = stream_models.restore(checkpoints.load(both))
     seen = pictures(3, 21, 3), pictures(3, 21, 2)
     (found,) = session.run(None, {"rgb": seen[0].numpy(), "flow": seen[1].numpy()})
     with torch.no_grad():

@@ -19,14 +19,14 @@ from campaigns import make_videos
 from every_network import FAMILIES, FRAMES
 
 from demo.site import Site
-from pipeline import clip
 from pipeline.flow import FlowCoding, coding, tvl1_clip
+from pipeline.media import clip
 from pipeline.recipe import EncodeRecipe
 from trainer import checkpoint as checkpoints
-from trainer import ensemble, features, footage, networks, towers
+from trainer import ensemble, features, frame_stream, networks, stream_models
 from trainer.__main__ import main
-from trainer.data.batch import Input
-from trainer.footage import numbers, pieces, windows
+from trainer.data.batches import Input
+from trainer.frame_stream import numbers, pieces, windows
 
 RGB = {"rgb": Input(stream="rgb", frames=9, short_side=40, crop=32)}
 BOTH = {**RGB, "flow": Input(stream="flow", frames=9, short_side=40, crop=32)}
@@ -87,8 +87,8 @@ def test_a_raw_video_is_the_prepared_clip_and_its_flow_but_for_the_coding(tmp_pa
     flow = np.concatenate([flow, flow[-1:]])[: cut.frames]
     coding.encode(flow, tmp_path / "f.mp4", FlowCoding(), ffmpeg=clip.ffmpeg_binary(), timeout=60)
     members = {"rgb": (tmp_path / "a.mp4").read_bytes(), "flow": (tmp_path / "f.mp4").read_bytes()}
-    raw = footage.of_file(source, BOTH)
-    prepared = footage.of_sample(members, cut.frames, (cut.width, cut.height), 25, BOTH)
+    raw = frame_stream.of_file(source, BOTH)
+    prepared = frame_stream.of_sample(members, cut.frames, (cut.width, cut.height), 25, BOTH)
     assert raw.scale == prepared.scale
     one, two = list(raw.frames), list(prepared.frames)
     assert len(one) == len(two) == 50
@@ -107,9 +107,9 @@ def test_rows_are_the_towers_features_of_each_window_rgb_before_flow(videos, bot
     found, times = np.load(tmp_path / "one.npy"), np.load(tmp_path / "one.times.npy")
     assert (found.shape, found.dtype) == ((5, 64), np.float32)
     assert (times.dtype, times.tolist()) == (np.float64, [0.32, 0.64, 0.96, 1.28, 1.6])
-    built = towers.restore(checkpoints.load(both))
-    frames = list(footage.of_file(videos / "one.mp4", BOTH).frames)
-    scale = footage.of_file(videos / "one.mp4", BOTH).scale
+    built = stream_models.restore(checkpoints.load(both))
+    frames = list(frame_stream.of_file(videos / "one.mp4", BOTH).frames)
+    scale = frame_stream.of_file(videos / "one.mp4", BOTH).scale
     for row, start in zip(found, range(0, 40, 8), strict=True):
         rgb = np.stack([f["rgb"] for f in frames[start : start + 16]], axis=1) / 127.5 - 1
         flow = np.stack([f["flow"] for f in frames[start : start + 16]], axis=1) - 128.0
@@ -125,14 +125,14 @@ def test_a_video_shorter_than_a_window_has_one_row_of_its_last_frame_repeated(bo
         make_videos(tmp_path / "in", [name], seconds)
     call = ["features", str(tmp_path / "in"), "--rgb", str(both), "--flow", str(both)]
     assert main([*call, "--output", str(tmp_path / "out")]) == 0
-    towers = ensemble.load(((str(both), None),))
+    loaded = ensemble.load(((str(both), None),))
     for name, frames in (("frame", 1), ("short", 10)):
-        shown = footage.of_file(tmp_path / "in" / f"{name}.mp4", towers.views)
+        shown = frame_stream.of_file(tmp_path / "in" / f"{name}.mp4", loaded.views)
         kept = list(shown.frames)
         assert len(kept) == frames
-        padded = footage.assembled([*kept, *[kept[-1]] * (16 - frames)], towers.views)
+        padded = frame_stream.assembled([*kept, *[kept[-1]] * (16 - frames)], loaded.views)
         scale = np.full((1, 2), shown.scale, np.float32)
-        rows = towers.features([padded], scale, torch.device("cpu"), "fp32")
+        rows = loaded.features([padded], scale, torch.device("cpu"), "fp32")
         np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), rows, atol=1e-5)
         assert np.load(tmp_path / "out" / f"{name}.times.npy").tolist() == [0.32]
 

@@ -15,7 +15,7 @@ from trainer.networks.resnet_i3d import NonLocal
 from trainer.networks.s3d import LAYERS
 from trainer.networks.slowfast import Lateral
 from trainer.networks.tsm import Shift
-from trainer.towers import Objective, Tower
+from trainer.stream_models import Objective, Tower
 from trainer.weights import torchvision as from_torchvision
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from trainer import networks, validation
-from trainer.data.batch import Batch
+from trainer.data.batches import Batch
 from trainer.networks.recurrent import BatchNormLSTM
-from trainer.towers import Tower
+from trainer.stream_models import Tower
 
 FRAMES = 3
 

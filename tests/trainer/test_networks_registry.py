@@ -23,7 +23,7 @@ from every_network import (
 )
 from torch import nn
 
-from trainer import configuration, networks, towers
+from trainer import configuration, networks, stream_models
 from trainer.distributed import Group
 from trainer.networks.layers import BatchNorm3d, seed_dropout
 
@@ -109,7 +109,7 @@ def test_the_default_configuration_fits_the_network(name, device):
     with torch.device(device), torch.no_grad():
         shape = (seen.frames, seen.crop, seen.crop)
         rgb, flow = (torch.rand(1, networks.CHANNELS[s], *shape) * 2 - 1 for s in ("rgb", "flow"))
-        for tower in towers.build(name, options, settings.towers, 7, input=seen).values():
+        for tower in stream_models.build(name, options, settings.towers, 7, input=seen).values():
             logits = tower.eval()((rgb, flow))
             assert logits.shape == (1, 7)
             assert device == "meta" or logits.isfinite().all()
@@ -223,9 +223,9 @@ def _two_steps_together(group: Group, name: str) -> tuple[str, str]:
     """Digests of the weights before and of the state after two steps, each rank on clips of its own."""
     entry = networks.entry(name)
     stream = entry.streams[0] if not entry.two_towers else "rgb"
-    tower = towers.build(name, {"dropout": 0.1, "bn_momentum": 0.1}, [stream], 3)[stream]
+    tower = stream_models.build(name, {"dropout": 0.1, "bn_momentum": 0.1}, [stream], 3)[stream]
     before = _digest(dict(tower.named_parameters()))
-    objective = group.wrap(towers.Objective(tower)).train()
+    objective = group.wrap(stream_models.Objective(tower)).train()
     optimiser = torch.optim.SGD(tower.parameters(), lr=0.01)
     mine = [clips[2 * group.rank :][:2] for clips in reduced(name, 4)]
     pictures = (mine[0], mine[1] if stream == "both" else None)

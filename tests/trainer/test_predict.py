@@ -12,9 +12,9 @@ import torch
 from campaigns import make_videos
 
 from demo.site import Site
-from pipeline import clip
-from pipeline.probe import probe
-from trainer import annotation, predict, towers
+from pipeline.media import clip
+from pipeline.media.probe import probe
+from trainer import annotation, predict, stream_models
 from trainer import checkpoint as checkpoints
 from trainer.__main__ import main
 from trainer.data.augmentation import evaluation_cuts
@@ -48,7 +48,7 @@ def test_it_is_what_evaluation_says_of_the_clip(videos, rgb, tmp_path, capsys):
     pixels = np.empty((1, 3, cut.frames, 32, 32), np.uint8)
     decode_rgb(mp4.read_bytes(), cuts, size, 25, pixels)
     with torch.no_grad():
-        logits = towers.restore(known)["rgb"]((torch.from_numpy(pixels) / 127.5 - 1, None))[0]
+        logits = stream_models.restore(known)["rgb"]((torch.from_numpy(pixels) / 127.5 - 1, None))[0]
     want = logits.softmax(0).sort(descending=True)
     assert [name for _, name in said] == [known.classes[i] for i in want.indices]
     np.testing.assert_allclose([p for p, _ in said], want.values, atol=6e-5)

@@ -22,7 +22,7 @@ from trainer import checkpoint as checkpoints
 from trainer import configuration as configurations
 from trainer import train as training
 from trainer.configuration import Configuration, ConfigurationError, from_dict, resolve
-from trainer.data import order
+from trainer.data import sampler
 from trainer.data.rows import RowsError, open_rows
 
 PROGRAM = str(Path(small_network.__file__))
@@ -302,8 +302,8 @@ def test_new_generations_join_when_asked_as_an_epoch_begins(tmp_path, monkeypatc
     assert [r["epoch"] for r in lines(run)] == [0] * 3 + [1] * 3 + [2] * 5 + [3] * 5
     assert last.generations == (("00000", "00001"),)
     rows = open_rows([str(data)], "train", ("rgb",))
-    wanted = order.global_batch(order.epoch_order(0, 2, 10), 4, 2)
-    assert lines(run)[10]["order"] == order.digest(rows.keys.take(wanted).to_pylist())
+    wanted = sampler.global_batch(sampler.epoch_order(0, 2, 10), 4, 2)
+    assert lines(run)[10]["order"] == sampler.digest(rows.keys.take(wanted).to_pylist())
     monkeypatch.undo()
     assert train(data, run, settings).steps == 16
     kept = train(data, tmp_path / "kept", tiny(steps=1, batch_size=2))

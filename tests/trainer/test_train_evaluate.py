@@ -31,7 +31,7 @@ from trainer.data.reading import Reader
 from trainer.data.rows import open_rows
 from trainer.ensemble import as_pictures
 from trainer.evaluate import Predictions, merge, score
-from trainer.towers import restore
+from trainer.stream_models import restore
 
 FLAGS = {"network": {"name": "small"}, "input": {"frames": 9, "short_side": 32, "crop": 32}}
 

@@ -11,7 +11,7 @@ import pytest
 import two_nodes
 
 from trainer import checkpoint as checkpoints
-from trainer.data import order
+from trainer.data import sampler
 from trainer.data.rows import open_rows
 
 STEPS, BATCH, CLIPS = 12, 2, 12
@@ -62,8 +62,8 @@ def test_a_training_from_an_object_store_outlives_one_of_its_nodes(prepared, tmp
     wanted = []
     for number in range(STEPS):
         epoch, step = divmod(number, CLIPS // BATCH)
-        batch = order.global_batch(order.epoch_order(0, epoch, CLIPS), step, BATCH)
-        wanted.append(order.digest(rows.keys.take(batch).to_pylist()))
+        batch = sampler.global_batch(sampler.epoch_order(0, epoch, CLIPS), step, BATCH)
+        wanted.append(sampler.digest(rows.keys.take(batch).to_pylist()))
     found = nodes.records(run)
     assert [r["step"] for r in found] == list(range(1, STEPS + 1))
     assert [r["order"] for r in found] == wanted

@@ -17,11 +17,11 @@ from trainer import train as training
 from trainer import validation
 from trainer.__main__ import main
 from trainer.configuration import FOLDER, Configuration, ConfigurationError, fed_as, resolve
-from trainer.data import lists, order
-from trainer.data.batch import Input
+from trainer.data import lists, sampler
+from trainer.data.batches import Input
 from trainer.data.rows import RowsError, open_rows
 from trainer.optimisation import Optimisation, learning_rate, standstills
-from trainer.towers import restore
+from trainer.stream_models import restore
 
 SIZE = {"stream": "rgb", "frames": 9, "short_side": 32, "crop": 32}
 
@@ -205,21 +205,23 @@ def test_a_gradient_is_shortened_to_a_norm_whatever_the_parts_and_the_scale(root
 
 def test_a_balanced_epoch_has_each_class_equally_often_and_over_epochs_each_row():
     target = np.array([0] * 50 + [1] * 7 + [2] + [-1] * 4)
-    assert order.places(target, True) == 57
+    assert sampler.places(target, True) == 57
     seen = np.zeros(62, int)
     for epoch in range(8):
-        rows, turns = order.balanced_order(3, epoch, target)
+        rows, turns = sampler.balanced_order(3, epoch, target)
         assert np.bincount(target[rows]).tolist() == [19, 19, 19]
         assert len({*zip(rows.tolist(), turns.tolist(), strict=True)}) == 57
         np.add.at(seen, rows, 1)
     assert set(seen[:50]) == {3, 4}  # 152 draws of 50
     assert set(seen[50:57]) == {21, 22}
     assert seen[57:].tolist() == [152, 0, 0, 0, 0]
-    assert order.balanced_order(3, 1, target)[0].tolist() != order.balanced_order(4, 1, target)[0].tolist()
+    assert (
+        sampler.balanced_order(3, 1, target)[0].tolist() != sampler.balanced_order(4, 1, target)[0].tolist()
+    )
 
 
 def test_the_balanced_order_never_changes_between_versions_and_platforms():
-    rows, turns = order.balanced_order(0, 1, np.array([0, 0, 0, 1, -1, 1, 1, 1]))
+    rows, turns = sampler.balanced_order(0, 1, np.array([0, 0, 0, 1, -1, 1, 1, 1]))
     assert (rows.tolist(), turns.tolist()) == ([6, 2, 0, 1, 3, 7], [1, 1, 1, 1, 1, 0])
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import checkpoint as checkpoints
-from trainer import networks, towers, weights
+from trainer import networks, stream_models, weights
 from trainer.__main__ import main
 from trainer.weights import WeightsError
 
@@ -81,7 +81,7 @@ def test_tsn_answers_as_the_published_network(tmp_path, stream, trained):
     assert main(["import", str(path), "--output", str(tmp_path / "c.pt")]) == 0
     known = checkpoints.load(tmp_path / "c.pt")
     assert (known.network, known.input.stream, len(known.classes)) == ("tsn-bninception", stream, 7)
-    (tower,) = towers.restore(known).values()
+    (tower,) = stream_models.restore(known).values()
     with torch.no_grad():
         assert (tower(pictures) - wanted).abs().max() <= 1e-3 * wanted.abs().max()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import checkpoint as checkpoints
-from trainer import configuration, networks, towers, weights
+from trainer import configuration, networks, stream_models, weights
 from trainer.__main__ import main
 from trainer.weights import WeightsError
 from trainer.weights import torchvision as from_torchvision
@@ -67,10 +67,10 @@ def test_both_streams_become_one_checkpoint_that_stands_alone(deepmind, tmp_path
         state, _ = weights.load(deepmind / stream)
         assert tower.keys() == state.keys()
         assert all(torch.equal(value, state[name]) for name, value in tower.items())
-    flow = towers.restore(found, "flow")["flow"]
+    flow = stream_models.restore(found, "flow")["flow"]
     with torch.no_grad():
         assert flow((torch.rand(1, 3, 9, 32, 32), torch.rand(1, 2, 9, 32, 32))).shape == (1, 400)
-    assert towers.initialise({"flow": flow}, found, found.classes) == []
+    assert stream_models.initialise({"flow": flow}, found, found.classes) == []
 
 
 def test_one_stream_is_imported_with_what_is_said_of_it(deepmind, tmp_path, capsys):
@@ -155,7 +155,7 @@ def test_torchvisions_networks_answer_as_torchvision_does(name, tmp_path, capsys
     prepare = VideoClassification(crop_size=(size, size), resize_size=(size, size))
     with torch.no_grad():
         wanted = theirs(prepare(pixels))
-        answer = towers.restore(found)["rgb"]((pixels.transpose(1, 2).float() / 127.5 - 1, None))
+        answer = stream_models.restore(found)["rgb"]((pixels.transpose(1, 2).float() / 127.5 - 1, None))
     assert (answer - wanted).abs().max() <= 1e-4 * wanted.abs().max()
     assert found.input.stride == 2
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer import checkpoint as checkpoints
-from trainer import configuration, networks, towers, weights
+from trainer import configuration, networks, stream_models, weights
 from trainer import train as training
 from trainer.networks.layers import Conv3dSame, MaxPool3dSame, same_padding
 from trainer.weights import WeightsError
@@ -228,12 +228,12 @@ def test_what_cannot_be_inflated_is_refused_in_a_sentence(googlenet, name, chang
 
 def test_init_says_what_it_left_fresh_and_where_scales_went(googlenet, tmp_path):
     torch.save(googlenet.state_dict(), tmp_path / "googlenet.pth")
-    built = towers.build("i3d", {"bn_scale": True}, ("rgb", "flow"), 5)
+    built = stream_models.build("i3d", {"bn_scale": True}, ("rgb", "flow"), 5)
     told = weights.initialise((t.network for t in built.values()), tmp_path / "googlenet.pth")
     assert told == ["left fresh, the image network not having them: logits.weight, logits.bias"]
     kernel = built["flow"].network.get_submodule("conv_1a.conv").weight
     torch.testing.assert_close(kernel[:, 1, 3], googlenet.conv1.conv.weight.mean(dim=1) / 7)
-    built = towers.build("i3d", {}, ("rgb",), 5)
+    built = stream_models.build("i3d", {}, ("rgb",), 5)
     told = weights.initialise((t.network for t in built.values()), tmp_path / "googlenet.pth")
     assert "set bn_scale = true" in told[1]
     (tmp_path / "googlenet.pth").write_bytes(b"PK")

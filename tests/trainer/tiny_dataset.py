@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import layout, shards
+from pipeline.dataset import schema, shards
 from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
 from pipeline.storage import Storage
-from pipeline.work import Stored, canonical_json
+from pipeline.storage.work_store import Stored, canonical_json
 
 MOTIONS = ((2, 0), (-2, 0), (0, 2), (0, -2))
 """(u, v) in pixels a frame, by class."""
@@ -72,22 +72,22 @@ def publish(
         rows: list[dict] = []
         for number, first in enumerate(range(0, count, shard_size)):
             part = packed[first : first + shard_size]
-            info, added = shards.pack(part, work, storage, layout.shard_path(split, generation, number))
+            info, added = shards.pack(part, work, storage, schema.shard_path(split, generation, number))
             infos.append(info)
             rows += added
-        table = pa.Table.from_pylist(rows, schema=layout.INDEX_SCHEMA)
-        layout.write_table(storage, layout.index_path(split, generation), table)
-    before = layout.read_meta(storage) if append else None
+        table = pa.Table.from_pylist(rows, schema=schema.INDEX_SCHEMA)
+        schema.write_table(storage, schema.index_path(split, generation), table)
+    before = schema.read_meta(storage) if append else None
     recipe = Recipe(FetchRecipe(), EncodeRecipe(), FlowRecipe() if flow else None)
     meta = {
-        "format": layout.FORMAT,
+        "format": schema.FORMAT,
         "recipe": recipe.as_dict(),
         "classes": [f"motion {c}" for c in range(classes)],
         "counts": {},
         "generations": [*(before["generations"] if before else []), generation],
         "shards": [*(before["shards"] if before else []), *map(asdict, infos)],
     }
-    storage.write(layout.META_FILE, canonical_json(meta))
+    storage.write(schema.META_FILE, canonical_json(meta))
     return root
 
 
@@ -159,7 +159,7 @@ def _sample(
 ) -> shards.PackedSample:
     length, (width, height) = frames[number % len(frames)], size
     moved = MOTIONS[class_index % len(MOTIONS)]
-    seed = number + 1000 * layout.SPLITS.index(split)
+    seed = number + 1000 * schema.SPLITS.index(split)
     clip = [picture(number, t) if picture else moving_texture(seed, t, moved, size) for t in range(length)]
     members = {"mp4": _stored(work, f"{key}.mp4", lambda path: encode(clip, path))}
     if flow:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.data.batch import Input
-from trainer.data.order import Draws
+from trainer.data.batches import Input
+from trainer.data.sampler import Draws
 
 
 @dataclass(frozen=True)

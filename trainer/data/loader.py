@@ -19,9 +19,9 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from trainer.data import order
-from trainer.data.assembly import BatchStream, Evaluation, Job, Stopped, Training
-from trainer.data.batch import Batch, Input
+from trainer.data import sampler
+from trainer.data.batch_worker import BatchStream, Evaluation, Job, Stopped, Training
+from trainer.data.batches import Batch, Input
 from trainer.data.cache import Cache
 from trainer.data.reading import ReadError
 from trainer.data.rows import Rows, RowsError, check_input
@@ -57,7 +57,7 @@ class TrainBatches:
         steps: how many to yield the batches of; None goes on for ever.
         pin: page-locked memory, for copies to a GPU.
         in_flight: reads under way at once in each worker.
-        balanced: every class comes equally often (see `trainer.data.order.balanced_order`).
+        balanced: every class comes equally often (see `trainer.data.sampler.balanced_order`).
         max_failures: share of undecodable clips over which `TooManyFailures` is raised.
         cache: a folder of this machine where members of remote data sets are kept.
 
@@ -98,8 +98,8 @@ class TrainBatches:
         if not usable.any():
             raise RowsError(f"no {rows.split} clip has a label: there is nothing to train on")
         try:
-            places = order.places(rows.target, balanced)
-            self.steps_per_epoch = order.steps_per_epoch(places, batch_size)
+            places = sampler.places(rows.target, balanced)
+            self.steps_per_epoch = sampler.steps_per_epoch(places, batch_size)
         except ValueError as error:
             raise RowsError(str(error)) from None
         self._jobs = _TrainingJobs(
@@ -199,7 +199,7 @@ class _TrainingJobs:
         self._first = start[0] * steps_per_epoch + start[1]
         self._end = None if steps is None else self._first + steps
         self._steps_per_epoch, self._balanced = steps_per_epoch, balanced
-        share = len(order.share(range(batch), rank, world))
+        share = len(sampler.share(range(batch), rank, world))
         self._parts = -(-share // micro_batch) if micro_batch else 1  # of each step
 
     def __call__(self, first: int, every: int) -> Iterator[Job]:
@@ -211,14 +211,14 @@ class _TrainingJobs:
             if epoch != known:
                 known = epoch
                 if self._balanced:
-                    rows, turns = order.balanced_order(self._seed, epoch, self._rows.target)
+                    rows, turns = sampler.balanced_order(self._seed, epoch, self._rows.target)
                 else:
-                    rows = order.epoch_order(self._seed, epoch, len(self._rows))
-            batch = order.global_batch(rows, step, self._batch)
-            places = order.share(range(self._batch), self._rank, self._world)
-            here = order.share(places, part, self._parts)
+                    rows = sampler.epoch_order(self._seed, epoch, len(self._rows))
+            batch = sampler.global_batch(rows, step, self._batch)
+            places = sampler.share(range(self._batch), self._rank, self._world)
+            here = sampler.share(places, part, self._parts)
             mine = batch[here.start : here.stop]
-            turn = None if turns is None else order.global_batch(turns, step, self._batch)
+            turn = None if turns is None else sampler.global_batch(turns, step, self._batch)
             yield Job(
                 epoch,
                 step,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline import dataset
 from pipeline.dataset import Dataset, DatasetError
 from pipeline.storage import CallError, Failed, Misplaced
-from trainer.data.batch import Input
+from trainer.data.batches import Input
 from trainer.data.lists import Listed
 
 MEDIA = {"rgb": "mp4", "flow": "flow.mp4"}

@@ -1,0 +1,248 @@
+"""No row lost, none counted twice: the sums that must hold before anything is published.
+
+Pure functions over whole tables (650,000 rows in seconds); `pipeline.dataset.publish` asks before it writes,
+`pipeline.maintenance.verify` asks again of what was published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset.schema import INDEX_SCHEMA, OUTCOME_SCHEMA, ShardInfo
+from pipeline.outcome import EXCLUDED, FAILED, READY, RETRY_AFTER, FailureClass
+
+PROCESS = "process"  # the plan's decision for a row that a stage must bring to its outcome
+EXCLUDED_FOR = ("duplicate", "leak", "listed", "removed")
+_IDENTITY = ("key", "youtube_id", "time_start", "time_end", "label", "split")
+
+
+class NotConserved(Exception):
+    """Rows were lost, made up or counted twice: one sentence that names the first of them."""
+
+
+def decided(plan: pa.Table, parts: Sequence[pa.Table], generation: str) -> pa.Table:
+    """Every row of the plan with its outcome, in the plan's order.
+
+    Args:
+        plan: one row for each manifest row that this generation decides (columns of `pipeline.lists.plan`).
+        parts: outcomes (`OUTCOME_SCHEMA`) of exactly the rows whose decision is process.
+        generation: its name, which all rows get.
+
+    Raises:
+        NotConserved: a row without outcome or with two, or an outcome of a row not asked for.
+    """
+    process = pc.equal(plan["decision"], PROCESS)
+    by_plan = _by_plan(plan.filter(pc.invert(process)))
+    results = pa.concat_tables([OUTCOME_SCHEMA.empty_table(), *(_select(p) for p in parts)])
+    planned = plan.filter(process)
+    ids, wanted, came = _row_ids(plan, planned, results)
+    _distinct(ids, plan, "the plan")
+    _distinct(came, results, "the outcomes")
+    _same(wanted, planned, came, results)
+    results = results.take(pa.array(_positions(came, wanted)))
+    for name in _IDENTITY:
+        _equal_columns(planned, results, name, "the plan", "the outcomes")
+    table = pa.concat_tables([by_plan, results])
+    (order,) = _row_ids(table)
+    table = table.take(pa.array(_positions(order, _row_ids(plan)[0])))
+    names = pa.array([generation] * table.num_rows, pa.string())
+    return table.set_column(
+        OUTCOME_SCHEMA.get_field_index("generation"), OUTCOME_SCHEMA.field("generation"), names
+    )
+
+
+def check_outcomes(outcomes: pa.Table) -> None:
+    """Each row's fields agree with its outcome, and no (manifest, row) stands twice, else NotConserved."""
+    (ids,) = _row_ids(outcomes)
+    _distinct(ids, outcomes, "the outcomes")
+    kind, failure = outcomes["outcome"], outcomes["failure_class"]
+    failed = pc.equal(kind, FAILED)
+    transient = pc.is_in(failure, pa.array([str(c) for c in RETRY_AFTER]))
+    empty_reason = pc.equal(pc.fill_null(pc.utf8_length(outcomes["reason"]), 0), 0)
+    rules = {
+        "an outcome that is none": pc.invert(pc.is_in(kind, pa.array([READY, EXCLUDED, FAILED]))),
+        "no reason": pc.and_(pc.not_equal(kind, READY), empty_reason),
+        "a failure class that does not go with its outcome": pc.not_equal(failed, pc.is_valid(failure)),
+        "an unknown failure class": pc.and_(
+            pc.is_valid(failure), pc.invert(pc.is_in(failure, pa.array([str(c) for c in FailureClass])))
+        ),
+        "an exclusion that does not go with its outcome": pc.not_equal(
+            pc.equal(kind, EXCLUDED), pc.is_in(outcomes["excluded_for"], pa.array(EXCLUDED_FOR))
+        ),
+        "an exclusion without being excluded": pc.and_(
+            pc.not_equal(kind, EXCLUDED), pc.is_valid(outcomes["excluded_for"])
+        ),
+        "a retry_after though asking again is no use": pc.and_(
+            pc.is_valid(outcomes["retry_after"]), pc.invert(transient)
+        ),
+        "no key though it is ready": pc.and_(pc.equal(kind, READY), pc.is_null(outcomes["key"])),
+    }
+    for rule, broken in rules.items():
+        if pc.any(broken, min_count=0).as_py():
+            raise NotConserved(f"{_name(outcomes.filter(broken))} has {rule}")
+
+
+def check_index(outcomes: pa.Table, index: pa.Table, shards: Sequence[ShardInfo]) -> None:
+    """Ready outcomes, index rows and the shards' sample counts tell of the same clips, else NotConserved.
+
+    Args:
+        outcomes: with the rows that are ready; others are passed over.
+        index: rows of `INDEX_SCHEMA`, of all the shards; removed rows need no ready outcome.
+        shards: those that the rows lie in.
+    """
+    keys = index["key"]
+    if (twice := _first_twice(keys)) is not None:
+        raise NotConserved(f"the index has {twice} twice")
+    ready = outcomes.filter(pc.equal(outcomes["outcome"], READY))
+    if (twice := _first_twice(ready["key"])) is not None:
+        raise NotConserved(f"{twice} is ready twice")
+    present = index.filter(pc.invert(index["removed"]))
+    for left, right, sentence in (
+        (ready, present, "{} is ready but in no shard"),
+        (present, ready, "{} is in a shard but not ready"),
+    ):
+        missing = left.filter(pc.invert(pc.is_in(left["key"], _plain(right["key"]))))
+        if missing.num_rows:
+            more = f" ({missing.num_rows} such clips)" if missing.num_rows > 1 else ""
+            raise NotConserved(sentence.format(missing["key"][0].as_py()) + more)
+    ready, present = ready.sort_by("key"), present.sort_by("key")
+    for name in _IDENTITY[1:]:
+        _equal_columns(ready, present, name, "the outcomes", "the index")
+    counted = dict(
+        zip(*np.unique(index["shard"].to_numpy(zero_copy_only=False), return_counts=True), strict=True)
+    )
+    for shard in shards:
+        if counted.pop(shard.path, 0) != shard.samples:
+            raise NotConserved(f"{shard.path} has {shard.samples} samples, the index lists another number")
+    if counted:
+        raise NotConserved(f"the index names {min(counted)}, which is no shard of this data set")
+
+
+def check_classes(index: pa.Table, classes: Sequence[str]) -> None:
+    """Class indices are the places of the labels in `classes`, null without label, else NotConserved."""
+    place = pc.fill_null(pc.index_in(index["label"], pa.array(classes, pa.string())), -1)
+    unlisted = pc.and_(pc.is_valid(index["label"]), pc.equal(place, -1))
+    wrong = pc.or_(unlisted, pc.not_equal(place, pc.fill_null(index["class_index"], -1)))
+    if pc.any(wrong, min_count=0).as_py():
+        row = index.filter(wrong).slice(0, 1).to_pylist()[0]
+        raise NotConserved(f"{row['key']} has class index {row['class_index']} and label {row['label']!r}")
+
+
+def check_again(earlier: pa.Table, outcomes: pa.Table, index: pa.Table) -> None:
+    """A later generation decides only what was open, of the same manifests, else NotConserved.
+
+    Args:
+        earlier: the latest outcomes published before.
+        outcomes: the new generation's.
+        index: all samples published before.
+    """
+    old, new = _row_ids(earlier, outcomes)
+    again = np.isin(new, old)
+    if not again.any():
+        return
+    now = outcomes.filter(pa.array(again))
+    before = earlier.take(pa.array(_positions(old, new[again])))
+    for name in _IDENTITY:
+        _equal_columns(before, now, name, "the published outcomes", "the manifests given now")
+    removed = pc.fill_null(pc.equal(before["excluded_for"], "removed"), False)
+    removed = pc.and_(removed, pc.not_equal(now["outcome"], EXCLUDED))
+    if pc.any(removed, min_count=0).as_py():
+        raise NotConserved(
+            f"{_name(now.filter(removed))} was removed and is decided again; repeat the command"
+        )
+    published = pc.is_in(now["key"], _plain(index["key"]))
+    twice = pc.and_(published, pc.equal(now["outcome"], READY))
+    if pc.any(twice, min_count=0).as_py():
+        raise NotConserved(f"{_name(now.filter(twice))} is published already")
+    if pc.any(pc.equal(before["outcome"], READY), min_count=0).as_py():
+        raise NotConserved(
+            f"{_name(before.filter(pc.equal(before['outcome'], READY)))} was ready and is decided again"
+        )
+
+
+def counts(outcomes: pa.Table) -> dict[str, dict[str, int]]:
+    """Split -> outcome -> number of rows, sorted by name."""
+    table = outcomes.group_by(["split", "outcome"]).aggregate([("row", "count")])
+    found: dict[str, dict[str, int]] = {}
+    for row in table.sort_by([("split", "ascending"), ("outcome", "ascending")]).to_pylist():
+        found.setdefault(row["split"], {})[row["outcome"]] = row["row_count"]
+    return found
+
+
+def _by_plan(rows: pa.Table) -> pa.Table:
+    columns: dict[str, Any] = {name: rows[name] for name in rows.column_names}
+    columns["outcome"] = rows["decision"]
+    columns["attempts"] = pa.array(np.zeros(rows.num_rows, np.int32))
+    for name in ("retry_after", "generation"):
+        columns[name] = pa.nulls(rows.num_rows)
+    return pa.table([columns[name] for name in OUTCOME_SCHEMA.names], names=OUTCOME_SCHEMA.names).cast(
+        OUTCOME_SCHEMA
+    )
+
+
+def _select(table: pa.Table) -> pa.Table:
+    return table.select(OUTCOME_SCHEMA.names).cast(OUTCOME_SCHEMA)
+
+
+def _row_ids(*tables: pa.Table) -> list[np.ndarray]:
+    """(manifest, row) as one int64 each, the numbering of manifests shared by all tables."""
+    names = pa.chunked_array([c for t in tables for c in t["manifest"].chunks], pa.string()).unique()
+    codes = [pc.index_in(t["manifest"], names).to_numpy().astype(np.int64) for t in tables]
+    return [code << 40 | t["row"].to_numpy() for code, t in zip(codes, tables, strict=True)]
+
+
+def _positions(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of `wanted` stands in `ids`, which has them all."""
+    order = np.argsort(ids, kind="stable")
+    return order[np.searchsorted(ids, wanted, sorter=order)]
+
+
+def _distinct(ids: np.ndarray, table: pa.Table, what: str) -> None:
+    ordered, places = np.sort(ids), np.argsort(ids, kind="stable")
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(twice):
+        raise NotConserved(f"{_name(table.slice(int(places[twice[0]]), 1))} stands in {what} twice")
+
+
+def _same(wanted: np.ndarray, planned: pa.Table, came: np.ndarray, results: pa.Table) -> None:
+    for left, right, table, sentence in (
+        (wanted, came, planned, "{} has no outcome{}: rows would be lost"),
+        (came, wanted, results, "{} has an outcome though nobody asked for it{}"),
+    ):
+        missing = np.flatnonzero(~np.isin(left, right))
+        if len(missing):
+            more = f", nor have {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise NotConserved(sentence.format(_name(table.slice(int(missing[0]), 1)), more))
+
+
+def _equal_columns(left: pa.Table, right: pa.Table, name: str, one: str, other: str) -> None:
+    kind = (INDEX_SCHEMA if name in INDEX_SCHEMA.names else OUTCOME_SCHEMA).field(name).type
+    a, b = _plain(left[name].cast(kind)), _plain(right[name].cast(kind))
+    if a.equals(b):
+        return
+    for number, (x, y) in enumerate(zip(a.to_pylist(), b.to_pylist(), strict=True)):
+        if x != y:
+            where = _name(left.slice(number, 1))
+            raise NotConserved(f"{where} has {name} {x!r} in {one} and {y!r} in {other}")
+
+
+def _first_twice(keys: pa.ChunkedArray) -> str | None:
+    counted = keys.value_counts()
+    twice = counted.filter(pc.greater(counted.field("counts"), 1))
+    return twice.field("values")[0].as_py() if len(twice) else None
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def _name(rows: pa.Table) -> str:
+    row = rows.slice(0, 1).to_pylist()[0]
+    text = f"{row['manifest']}:{row['row']}" if "manifest" in row else ""
+    return " ".join(filter(None, (text, row.get("key"))))

@@ -1,0 +1,248 @@
+"""Publishing a generation: index, outcomes and card, then dataset.json, in one step, last.
+
+Called by the launching process when the job is done; the shards lie in ROOT already and are invisible
+until dataset.json names them. A reader never sees half a data set, published bytes never change, and of
+two publishers one gets a sentence. What the card says is `pipeline.dataset.card`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.dataset import Dataset, DatasetError, card, consistency, latest, removal_log
+from pipeline.dataset.schema import (
+    FORMAT,
+    INDEX_SCHEMA,
+    META_FILE,
+    REMOVING_LOG,
+    SPLITS,
+    ShardInfo,
+    check_index,
+    generation_name,
+    index_path,
+    outcome_path,
+    problem_with,
+    read_meta,
+    write_table,
+)
+from pipeline.storage import AlreadyExists, Busy, Changed, Storage
+from pipeline.storage.work_store import canonical_json
+
+CARD_FILE = "README.md"
+PUBLISH_LOCK = ".publish.lock"
+
+
+class PublishError(Exception):
+    """Nothing was published: one sentence with the remedy."""
+
+
+def next_generation(storage: Storage) -> str:
+    """The name of the generation that a new job makes: five digits, counted from 00000."""
+    meta = read_meta(storage)
+    return generation_name(int(meta["generations"][-1]) + 1 if meta and meta["generations"] else 0)
+
+
+def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any] | None:
+    """Ask before the work starts whether ROOT takes a generation made this way.
+
+    Returns:
+        dataset.json as it is now, None where nothing is published yet.
+
+    Raises:
+        PublishError: it was made by another recipe, or with other classes; a takedown was broken off; or
+            somebody else's README.md lies where the card would.
+        DatasetError: what lies there is no data set of this format.
+    """
+    meta = read_meta(storage)
+    if meta is None:
+        with contextlib.suppress(FileNotFoundError):
+            if storage.read_range(CARD_FILE, 0, len(card.TITLE)) != card.TITLE.encode():
+                raise PublishError(
+                    f"{storage.where(CARD_FILE)} is not ours and would be lost; choose an empty folder"
+                )
+        return None
+    if storage.exists(REMOVING_LOG):
+        raise PublishError(
+            f"a takedown of {storage.url} has not come to its end; repeat its python -m pipeline remove first"
+        )
+    for name, given in (("recipe", _plain(recipe)), ("classes", list(classes))):
+        if meta[name] != given:
+            raise PublishError(
+                f"{storage.url} was made with other {name}{_difference(meta[name], given)}; "
+                "give the same again, or choose another --output"
+            )
+    return meta
+
+
+def publish(
+    storage: Storage,
+    *,
+    plan: pa.Table,
+    outcomes: Sequence[pa.Table],
+    packed: Sequence[tuple[ShardInfo, pa.Table]],
+    recipe: Mapping[str, Any],
+    classes: Sequence[str],
+    generation: str,
+) -> dict[str, Any]:
+    """Publish one generation and return the new dataset.json.
+
+    Args:
+        storage: ROOT, with this generation's shards in it.
+        plan: the rows that this generation decides, with the columns of `pipeline.lists.plan.SCHEMA`: all
+            rows in the first one, those taken up again (or not yet decided) in a later one.
+        outcomes: tables of `OUTCOME_SCHEMA`, together one row for each plan row to be processed; what
+            stands in their generation column is replaced.
+        packed: the shards with their index rows (`pipeline.dataset.shards.read_part`); none where no clip is
+        ready. recipe: `Recipe.as_dict()`.
+        classes: names by class index.
+        generation: its name, from `next_generation`.
+
+    Raises:
+        PublishError: rows are not conserved, another recipe, a shard that is not there whole, a clip that
+            was removed meanwhile, or another publisher was first. Nothing is published then.
+        Failed: class storage. Nothing is published then.
+    """
+    try:
+        with storage.lock(PUBLISH_LOCK):
+            return _publish(storage, plan, outcomes, packed, recipe, classes, generation)
+    except Busy as busy:
+        hint = "" if storage.is_local else f"; if none does, delete {busy}"
+        raise PublishError(
+            f"another run is publishing to {storage.url}; repeat the command when it is done{hint}"
+        ) from None
+    except (AlreadyExists, Changed):
+        raise _was_first(storage, generation) from None
+    except consistency.NotConserved as error:
+        raise PublishError(f"nothing was published: {error}") from None
+
+
+def _publish(
+    storage: Storage,
+    plan: pa.Table,
+    outcome_parts: Sequence[pa.Table],
+    packed: Sequence[tuple[ShardInfo, pa.Table]],
+    recipe: Mapping[str, Any],
+    classes: Sequence[str],
+    generation: str,
+) -> dict[str, Any]:
+    version = storage.version(META_FILE)
+    meta = admit(storage, recipe, classes)
+    if generation in (meta["generations"] if meta else ()):
+        raise _was_first(storage, generation)
+    shards = sorted((info for info, _ in packed), key=lambda info: info.path)
+    index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(rows.cast(INDEX_SCHEMA) for _, rows in packed)])
+    _check_shards(storage, shards, index, generation, classes)
+    outcomes = consistency.decided(plan, outcome_parts, generation)
+    consistency.check_outcomes(outcomes)
+    consistency.check_index(outcomes, index, shards)
+    everything = outcomes
+    if meta is not None:
+        earlier = Dataset(storage, meta)
+        before = earlier.outcomes()
+        published = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(earlier.index(s) for s in SPLITS)])
+        consistency.check_again(before, outcomes, published)
+        everything = latest([before, outcomes])
+        consistency.check_index(
+            everything, pa.concat_tables([published, index]), [*earlier.shards.values(), *shards]
+        )
+    if gone := removal_log.not_gone(outcomes, storage):
+        raise PublishError(
+            f"nothing was published: {gone[0]} was removed meanwhile; repeat the command, which leaves it out"
+        )
+    new = {
+        "format": FORMAT,
+        "recipe": _plain(recipe),
+        "classes": list(classes),
+        "counts": consistency.counts(everything),
+        "generations": [*(meta["generations"] if meta else []), generation],
+        "shards": [*(meta["shards"] if meta else []), *map(dataclasses.asdict, shards)],
+    }
+    if problem := problem_with(new):
+        raise PublishError(f"nothing was published: {problem}")
+    with _taken_back_on_failure(storage) as written:
+        for split in SPLITS:
+            rows = index.filter(pa.compute.equal(index["split"], split))
+            if rows.num_rows:
+                written.append(index_path(split, generation))
+                order = [("shard", "ascending"), ("sample_offset", "ascending")]
+                write_table(storage, written[-1], rows.sort_by(order))
+        written.append(outcome_path(generation))
+        write_table(storage, written[-1], outcomes)
+        if meta is None and not storage.exists(CARD_FILE):
+            written.append(CARD_FILE)
+        storage.write(CARD_FILE, card.text(new, everything).encode())
+        content = canonical_json(new)
+        if version is None:
+            storage.create(META_FILE, content)
+        else:
+            storage.replace(META_FILE, content, version)
+    storage.sweep("shards")
+    return new
+
+
+def _check_shards(
+    storage: Storage, shards: Sequence[ShardInfo], index: pa.Table, generation: str, classes: Sequence[str]
+) -> None:
+    for info in shards:
+        if info.generation != generation:
+            raise PublishError(f"nothing was published: {info.path} is not of generation {generation}")
+        try:
+            size = storage.size(info.path)
+        except FileNotFoundError:
+            size = -1
+        if size != info.size:
+            raise PublishError(f"nothing was published: {storage.where(info.path)} is not there whole")
+    try:
+        for split in {info.split for info in shards}:
+            rows = index.filter(pa.compute.equal(index["split"], split))
+            check_index(rows, {i.path: i for i in shards if i.split == split}, split, "the new index")
+    except DatasetError as error:
+        raise PublishError(f"nothing was published: {error}") from None
+    consistency.check_classes(index, classes)
+
+
+@contextlib.contextmanager
+def _taken_back_on_failure(storage: Storage) -> Iterator[list[str]]:
+    """Files of an unpublished generation are deleted again if publishing fails."""
+    written: list[str] = []
+    try:
+        yield written
+    except BaseException:
+        for path in written:
+            with contextlib.suppress(Exception):
+                storage.delete(path)
+        raise
+
+
+def _was_first(storage: Storage, generation: str) -> PublishError:
+    return PublishError(
+        f"another run has published to {storage.url} since this one started (generation {generation}); "
+        "repeat the command to add what it lacks"
+    )
+
+
+def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    import json
+
+    return json.loads(canonical_json(dict(recipe)))
+
+
+def _difference(old: Any, new: Any) -> str:
+    """`` (encode.crf 18, now 23)``: the first place where two recipes part; nothing for lists of names."""
+    path: list[str] = []
+    while isinstance(old, dict) and isinstance(new, dict):
+        name = next((n for n in sorted(old | new) if old.get(n) != new.get(n)), None)
+        if name is None:
+            return ""
+        path.append(name)
+        old, new = old.get(name), new.get(name)
+    return f" ({'.'.join(path)} {_short(old)}, now {_short(new)})" if path else ""
+
+
+def _short(value: Any) -> str:
+    return str("none" if value is None else value)[:80]

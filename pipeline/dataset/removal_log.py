@@ -1,0 +1,102 @@
+"""The log of takedowns: what is on record as removed, and that nothing on record comes (back) in.
+
+How a clip that is there goes is `pipeline.maintenance.remove`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset import consistency
+from pipeline.dataset.schema import REMOVED_LOG
+from pipeline.outcome import EXCLUDED, READY
+from pipeline.storage import Storage
+from pipeline.storage.work_store import canonical_json
+
+REMOVED = "removed"  # what such a row is excluded for
+_MAX_LOG = 1 << 28  # bytes
+
+
+class LogError(Exception):
+    """The log cannot be read: one sentence with the remedy."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the log: what was asked for, and the clip that it meant.
+
+    ``time`` is ISO 8601, UTC; ``given`` the id or key as asked for; ``key`` and ``youtube_id`` are None where
+    the data set has no such clip: then it is on record, and one that comes later is left out.
+    """
+
+    time: str
+    given: str
+    key: str | None
+    youtube_id: str | None
+    reason: str
+
+
+def read(storage: Storage, path: str = REMOVED_LOG) -> list[Entry]:
+    """What was removed, oldest first; empty where nothing was. Raises LogError for a damaged log."""
+    try:
+        lines = storage.read_bytes(path, _MAX_LOG).splitlines()
+        return [
+            Entry(**{n: fields.get(n) for n in Entry.__dataclass_fields__})
+            for fields in map(json.loads, lines)
+        ]
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError):
+        raise LogError(f"{storage.where(path)} is damaged: bring it back from a copy.") from None
+
+
+def write(storage: Storage, path: str, entries: Iterable[Entry]) -> None:
+    """Write a log whole, in place of the one before."""
+    storage.write(path, b"".join(canonical_json(asdict(entry)) + b"\n" for entry in entries))
+
+
+def withhold(plan: pa.Table, storage: Storage) -> pa.Table:
+    """A plan in which whatever the log names, by id or key, is excluded: a removed clip never comes back.
+
+    Args:
+        plan: rows of `pipeline.lists.plan.SCHEMA`.
+        storage: ROOT, with its log if it has one.
+    """
+    reasons = _reasons(storage)
+    if not reasons:
+        return plan
+    place = _places(plan, reasons)
+    gone = pc.and_(pc.equal(plan["decision"], consistency.PROCESS), pc.is_valid(place)).combine_chunks()
+    reason = pa.array(list(reasons.values()), pa.string()).take(place.combine_chunks())
+    values = {"decision": pa.scalar(EXCLUDED), "excluded_for": pa.scalar(REMOVED), "reason": reason}
+    values["shard"] = pa.scalar(None, plan.schema.field("shard").type)
+    for name, value in values.items():
+        kept = plan.schema.field(name)
+        column = pc.if_else(gone, value, plan[name].combine_chunks()).cast(kept.type)
+        plan = plan.set_column(plan.schema.get_field_index(name), kept, column)
+    return plan
+
+
+def not_gone(outcomes: pa.Table, storage: Storage) -> list[str]:
+    """Keys of the ready rows of `outcomes` (`OUTCOME_SCHEMA`) that the log names all the same."""
+    reasons = _reasons(storage)
+    if not reasons:
+        return []
+    named = pc.is_valid(_places(outcomes, reasons))
+    return outcomes.filter(pc.and_(named, pc.equal(outcomes["outcome"], READY)))["key"].to_pylist()
+
+
+def _reasons(storage: Storage) -> dict[str, str]:
+    """By id or key as given, and by the key that was meant."""
+    return {name: e.reason for e in read(storage) for name in (e.given, e.key) if name}
+
+
+def _places(rows: pa.Table, reasons: dict[str, str]) -> pa.ChunkedArray:
+    """The place among `reasons` of each row's key or id; null where neither is among them."""
+    names = pa.array(list(reasons), pa.string())
+    return pc.coalesce(pc.index_in(rows["key"], names), pc.index_in(rows["youtube_id"], names))

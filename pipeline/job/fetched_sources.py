@@ -1,0 +1,149 @@
+"""What came of each source video: its record and files in the work store, so that nothing is asked twice.
+
+A record says of each clip which file holds it or why there is none, which tool brought it, and why ranges
+were given up. How a source is asked is `pipeline.sources.retrying`'s; what becomes of a piece,
+`pipeline.job.stages`'.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import sources
+from pipeline.outcome import FAILED, Failed, FailureClass
+from pipeline.recipe import stage_hash
+from pipeline.sources import Fetched, Piece, Video
+from pipeline.sources import retrying as fetching
+from pipeline.storage.work_store import Stored, WorkStore
+
+if TYPE_CHECKING:
+    from pipeline.job.stages import Job
+
+MACHINE = (FailureClass.ENVIRONMENT, FailureClass.STORAGE)
+"""Classes that say something of the machine and nothing of the clip."""
+_FALLBACKS = 20  # sentences of a video that are kept
+
+
+def fetch(
+    video: Video,
+    job: Job,
+    store: WorkStore,
+    folder: Path,
+    wait: Callable[[], None],
+    heed: Callable[[Mapping[str, object]], bool],
+) -> Fetched:
+    """The pieces of `video`: kept ones from the work store, the others from the sources.
+
+    Sources on this machine that come first `wait` for no lane; what comes from the others is kept.
+    """
+    chosen = tuple(sources.parse(spec) for spec in job.sources)
+    if not job.network:
+        return fetching.fetch(video, chosen, folder, job.fetch)
+    near = tuple(itertools.takewhile(lambda source: not source.network, chosen))
+    record = _source_record(video, job, store)
+    pieces = _kept_pieces(record, job, store, folder)
+    failures: dict[str, Failed] = {}
+    if near and (wanted := _without(video, pieces)).clips:
+        for key, piece in fetching.fetch(wanted, near, folder, job.fetch).pieces.items():
+            if isinstance(piece, Failed):
+                failures[key] = piece
+            else:
+                pieces[key] = piece
+    missing = _without(video, pieces)
+    if not missing.clips:
+        return Fetched(pieces, requests=0, whole=False, tool="", attempts=0)
+    tries: list[Fetched] = []
+    for _ in range(1 + job.pressure.pauses):
+        wait()
+        tries.append(fetching.fetch(missing, chosen[len(near) :], folder, job.fetch))
+        if not heed(tries[-1].pieces):
+            break
+    fetched = replace(
+        tries[-1],
+        requests=sum(one.requests for one in tries),
+        attempts=sum(one.attempts for one in tries),
+        fallbacks=tuple(why for one in tries for why in one.fallbacks),
+    )
+    for key, piece in fetched.pieces.items():
+        if isinstance(piece, Failed) and key in failures:
+            fetched.pieces[key] = fetching.most_telling([failures[key], piece])
+    _keep(video, fetched, record, job, store)
+    return replace(fetched, pieces=pieces | fetched.pieces)
+
+
+def _without(video: Video, pieces: Mapping[str, object]) -> Video:
+    """`video` with the clips that have no piece yet."""
+    return replace(video, clips=tuple(c for c in video.clips if c.key not in pieces))
+
+
+def _kept_pieces(record: dict, job: Job, store: WorkStore, folder: Path) -> dict[str, Piece | Failed]:
+    """What an earlier run fetched of a video, by clip key, as local files; and how the rest failed."""
+    found: dict[str, Piece | Failed] = {}
+    copies: dict[str, Path | None] = {}
+    for key, piece in record["pieces"].items():
+        if "failure_class" in piece:
+            if piece["generation"] == job.generation:
+                found[key] = _failure(piece)
+        elif piece["file"] in record["files"]:
+            name = piece["file"]
+            if name not in copies:
+                copies[name] = store.local_copy(Stored(**record["files"][name]), folder)
+            if (local := copies[name]) is not None:  # else it is damaged or gone, and fetched again
+                found[key] = Piece(local, **piece["piece"])
+    return found
+
+
+def _source_record(video: Video, job: Job, store: WorkStore) -> dict:
+    record = store.read_record("source", stage_hash(job.recipe.fetch), video.youtube_id)
+    return record or {"files": {}, "pieces": {}}
+
+
+def _keep(video: Video, fetched: Fetched, record: dict, job: Job, store: WorkStore) -> None:
+    """Write what was fetched, each piece with the tool that brought it, and why it took whole files."""
+    fetch_hash = stage_hash(job.recipe.fetch)
+    names: dict[Path, str] = {}
+    for key, piece in fetched.pieces.items():
+        if isinstance(piece, Failed):
+            if piece.failure_class in MACHINE:
+                continue
+            failed = failure_record(piece, fetched.attempts)
+            record["pieces"][key] = {**failed, "generation": job.generation, "tool": fetched.tool}
+            continue
+        if piece.path not in names:
+            names[piece.path] = name = video.youtube_id if fetched.whole else key
+            stored = store.put_file("source", fetch_hash, name, piece.path.suffix, piece.path)
+            record["files"][name] = stored.as_dict()
+        about = {name: value for name, value in vars(piece).items() if name != "path"}
+        record["pieces"][key] = {"file": names[piece.path], "piece": about, "tool": fetched.tool}
+    record["fallbacks"] = [*record.get("fallbacks", []), *fetched.fallbacks][-_FALLBACKS:]
+    store.write_record("source", fetch_hash, video.youtube_id, record)
+
+
+def forget(video: Video, job: Job, store: WorkStore) -> None:
+    """Delete the kept source of `video`, once its clips are made and nobody wants it kept."""
+    record = _source_record(video, job, store)
+    if record["files"]:
+        store.write_record("source", stage_hash(job.recipe.fetch), video.youtube_id, {**record, "files": {}})
+        for file in record["files"].values():
+            store.storage.delete(file["path"])
+
+
+def failure_record(failure: Failed, attempts: int) -> dict:
+    """What records say of a failure."""
+    return {
+        "outcome": FAILED,
+        "failure_class": str(failure.failure_class),
+        "reason": failure.reason,
+        "retry_after": failure.retry_after.isoformat() if failure.retry_after else None,
+        "attempts": attempts,
+    }
+
+
+def _failure(record: dict) -> Failed:
+    due = record["retry_after"] and datetime.fromisoformat(record["retry_after"])
+    return Failed(FailureClass(record["failure_class"]), record["reason"], due)

@@ -1,0 +1,1 @@
+"""Which rows are prepared: manifests, uniqueness, the plan and its cost."""

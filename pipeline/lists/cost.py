@@ -1,0 +1,148 @@
+"""What carrying out a plan costs: site requests, core hours, bytes, and time at a budget of videos.
+
+The one place where measured costs of a clip stand: ``prepare --plan`` and docs/cost.md are computed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.lists.plan import PROCESS
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a second of footage costs, measured or assumed as said; replace them by your own figures.
+
+    Encode and flow: 1.1 to 1.5 core seconds, and 250 pairs of 15 to 32 ms, for a 10 s clip of
+    340x256 on one AVX-512 core. Bytes: Kinetics-400, 306,245 clips of 10 s, is about 0.45 TB of clips
+    and flow, of which flow 0.7 MB a clip. Sources: assumed, H.264 of 360 lines at 0.7 Mbit/s.
+    """
+
+    encode_core_seconds: float = 0.13  # core seconds a second of footage
+    flow_core_seconds: float = 0.55
+    clip_bytes: float = 77_000  # bytes a second of footage, in the shard and in the work store
+    flow_bytes: float = 70_000
+    source_bytes: float = 88_000
+    source_margin: float = 4.0  # seconds fetched round each clip
+    job_core_seconds: float = 0.01  # core seconds a clip for the job itself: benchmarks/scale.py
+    store_puts: float = 6.0  # requests to an object store a clip: benchmarks/scale.py --store
+    store_gets: float = 7.0
+
+
+def estimate(
+    table: pa.Table,
+    *,
+    flow: bool = True,
+    network: bool = True,
+    keep_sources: bool = True,
+    budget: float | None = 300.0,
+    costs: Costs | None = None,
+) -> dict[str, Any]:
+    """What carrying out a plan costs, if every video is still there. Plain numbers, fit for JSON.
+
+    Args:
+        flow, network, keep_sources: whether flow is computed, videos are asked for over the
+            network, and what was fetched is kept.
+        budget: videos an hour; 300 is what a video site lets a guest have; None where nothing limits it.
+    """
+    planned = table.select(["split", "shard", "video", "time_start", "time_end"])
+    planned = planned.filter(pc.equal(table["decision"], PROCESS))
+    return {
+        "rows": table.num_rows,
+        "by_split": _counts(planned, "split"),
+        "excluded": _counts(table, "excluded_for"),
+        "failed": sum(_counts(table, "failure_class").values()),
+        "shards": planned.group_by(["split", "shard"]).aggregate([]).num_rows,
+        **of(
+            planned.num_rows,
+            pc.count_distinct(planned["video"]).as_py(),
+            float(pc.sum(pc.subtract(planned["time_end"], planned["time_start"])).as_py() or 0.0),
+            flow=flow,
+            network=network,
+            keep_sources=keep_sources,
+            budget=budget,
+            costs=costs,
+        ),
+    }
+
+
+def of(
+    clips: int,
+    videos: int,
+    footage: float,
+    *,
+    flow: bool = True,
+    network: bool = True,
+    keep_sources: bool = True,
+    budget: float | None = 300.0,
+    costs: Costs | None = None,
+) -> dict[str, Any]:
+    """As `estimate`, of so many clips out of so many videos, with `footage` seconds in all."""
+    costs = costs or Costs()
+    data_set = footage * (costs.clip_bytes + flow * costs.flow_bytes)
+    sources = (footage + costs.source_margin * clips) * costs.source_bytes * network * keep_sources
+    encode_hours = footage * costs.encode_core_seconds / 3600
+    flow_hours = footage * costs.flow_core_seconds / 3600 * flow
+    job_hours = clips * costs.job_core_seconds / 3600
+    return {
+        "clips": clips,
+        "videos": videos,
+        "requests": videos * network,
+        "budget": budget,
+        "hours": videos / budget * network if budget else None,
+        "footage_hours": footage / 3600,
+        "encode_core_hours": encode_hours,
+        "flow_core_hours": flow_hours,
+        "job_core_hours": job_hours,
+        "core_hours": encode_hours + flow_hours + job_hours,
+        "store_puts": round(clips * costs.store_puts),
+        "store_gets": round(clips * costs.store_gets),
+        "data_set_bytes": round(data_set),
+        "work_bytes": round(data_set),
+        "source_bytes": round(sources),
+        "disk_bytes": round(2 * data_set + sources),
+    }
+
+
+def describe(costs: dict[str, Any]) -> str:
+    """An `estimate` as the lines that ``prepare --plan`` prints."""
+
+    def listed(counts: dict[str, int]) -> str:
+        return ", ".join(f"{name} {number:,}" for name, number in counts.items()) or "none"
+
+    def size(number: int) -> str:
+        return f"{number / 1e12:,.2f} TB" if number >= 1e11 else f"{number / 1e9:,.2f} GB"
+
+    c = costs
+    if c["hours"]:
+        time = f"{c['hours']:,.1f} hours ({c['hours'] / 24:,.1f} days) at {c['budget']:,.0f} videos an hour"
+    lines = [
+        ("rows", f"{c['rows']:,}: {c['clips']:,} clips to prepare ({listed(c['by_split'])})"),
+        ("excluded", f"{sum(c['excluded'].values()):,} ({listed(c['excluded'])})"),
+        ("failed", f"{c['failed']:,} (bad rows of the manifests)"),
+        ("videos", f"{c['videos']:,}, each asked for once: {c['requests']:,} requests or more, with retries"),
+        *([("time", time)] if c["hours"] else []),
+        (
+            "computing",
+            f"{c['core_hours']:,.1f} core hours (encode {c['encode_core_hours']:,.1f}, "
+            f"flow {c['flow_core_hours']:,.1f}, the job itself {c['job_core_hours']:,.1f}) "
+            f"for {c['footage_hours']:,.1f} hours of footage",
+        ),
+        ("data set", f"{size(c['data_set_bytes'])} in {c['shards']:,} shards"),
+        (
+            "disk",
+            f"{size(c['disk_bytes'])}: data set {size(c['data_set_bytes'])}, work store "
+            f"{size(c['work_bytes'])}, kept sources {size(c['source_bytes'])}",
+        ),
+    ]
+    return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+def _counts(table: pa.Table, name: str) -> dict[str, int]:
+    counts = {c["values"]: c["counts"] for c in pc.value_counts(table[name]).to_pylist() if c["values"]}
+    return dict(sorted(counts.items()))

@@ -1,0 +1,1 @@
+"""Commands on a published data set: verify, remove, compact."""

@@ -1,0 +1,103 @@
+"""`prepare --compact`: a data set of many generations written anew as the one that a single run would give.
+
+Samples come from the published shards, not from the work store, which may be gone. What was removed stays
+out. ROOT is only read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import dataset
+from pipeline.dataset import publish, shards
+from pipeline.dataset.schema import MEDIA, REMOVED_LOG, REMOVING_LOG, generation_name, shard_path
+from pipeline.lists import plan
+from pipeline.outcome import READY
+from pipeline.storage import Storage, scratch
+from pipeline.storage.work_store import WorkStore
+
+
+def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
+    """Write the canonical single-generation layout of `root` to `target`; returns its dataset.json.
+
+    Args:
+        root: a published data set.
+        target: a place without one.
+        planned: the plan of all rows of its lists (`pipeline.lists.plan.make`), with the shards of one run,
+        its
+            manifests named as they were published.
+
+    Raises:
+        PublishError: there is a data set at `target`, or rows are not conserved.
+        DatasetError: `root` is none, or damaged.
+        Failed: class storage.
+    """
+    data, storage = dataset.open(root), Storage(target)
+    if storage.exists("dataset.json"):
+        raise publish.PublishError(f"{storage.url} holds a data set; choose an empty place")
+    if data.storage.exists(REMOVING_LOG):
+        raise publish.PublishError(
+            f"a takedown of {root} was broken off; repeat its python -m pipeline remove"
+        )
+    if data.storage.exists(REMOVED_LOG):
+        storage.write(REMOVED_LOG, data.storage.read_bytes(REMOVED_LOG))
+    generation = generation_name(0)
+    rows = {row["key"]: row for split in data.splits for row in data.index(split).to_pylist()}
+    outcomes = data.outcomes()
+    ready = set(outcomes.filter(pc.equal(outcomes["outcome"], READY))["key"].to_pylist())
+    wanted = [r for r in planned.to_pylist() if r["decision"] == plan.PROCESS and r["key"] in ready]
+    wanted.sort(key=lambda r: (r["split"], r["shard"]))
+    packed = []
+    for (split, number), group in itertools.groupby(wanted, key=lambda r: (r["split"], r["shard"])):
+        with scratch.folder() as folder:
+            members = WorkStore(folder)
+            samples = [_unpack(data, rows[r["key"]], members, folder) for r in group]
+            path = shard_path(split, generation, number)
+            info, index = shards.pack(samples, members.storage, storage, path)
+            packed.append((info, pa.Table.from_pylist(index, schema=dataset.INDEX_SCHEMA)))
+    processed = pc.is_in(
+        _names(outcomes), _names(planned.filter(pc.equal(planned["decision"], plan.PROCESS)))
+    )
+    return publish.publish(
+        storage,
+        plan=planned,
+        outcomes=[outcomes.filter(processed)],
+        packed=packed,
+        recipe=data.meta["recipe"],
+        classes=data.classes,
+        generation=generation,
+    )
+
+
+def _names(rows: pa.Table) -> pa.ChunkedArray:
+    """``MANIFEST:ROW`` of each row."""
+    return pc.binary_join_element_wise(rows["manifest"], rows["row"].cast(pa.string()), ":")
+
+
+def _unpack(
+    data: dataset.Dataset, row: dict[str, Any], store: WorkStore, folder: Path
+) -> shards.PackedSample:
+    """One published sample as files that `shards.pack` takes."""
+    sample = data.read_row(row)
+    members = {}
+    for suffix in MEDIA.values():
+        if suffix in sample.members:
+            file = folder / "member"
+            file.write_bytes(sample.members[suffix])
+            members[suffix] = store.put_file("compact", "0", row["key"], f".{suffix}", file)
+    return shards.PackedSample(
+        key=row["key"],
+        label=row["label"],
+        class_index=row["class_index"],
+        split=row["split"],
+        youtube_id=row["youtube_id"],
+        time_start=row["time_start"],
+        time_end=row["time_end"],
+        meta=sample.meta,
+        members=members,
+    )

@@ -1,0 +1,356 @@
+"""Takedown: removed clips leave zeros of the same size, so that offsets and sample order stay.
+
+First the names go, then the bytes: a note of what is to go (``removing.jsonl``), index and outcomes,
+dataset.json with the hashes that the shards will have, the shards, report and work store, and at last the
+log (``removed.jsonl``). Every step is repeatable and each file changes in one step, so after a kill at any
+moment the data set can be read and the next `remove` completes what was begun. How a shard is erased is
+`pipeline.maintenance.erase`'s, where else a clip's files may lie `pipeline.maintenance.purge`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import dataset
+from pipeline.dataset import Dataset, card, consistency, publish, removal_log
+from pipeline.dataset.publish import CARD_FILE, PUBLISH_LOCK
+from pipeline.dataset.removal_log import REMOVED, Entry
+from pipeline.dataset.schema import (
+    META_FILE,
+    REMOVED_LOG,
+    REMOVING_LOG,
+    SPLITS,
+    index_path,
+    outcome_path,
+    write_table,
+)
+from pipeline.lists import plan
+from pipeline.maintenance import erase, purge
+from pipeline.outcome import EXCLUDED, FAILED, READY, CallError
+from pipeline.storage import Busy, Changed, Storage, location
+from pipeline.storage.work_store import KEY, WorkStore, canonical_json
+
+_MAX_REASON = 500  # characters
+_Hashes = dict[str, erase.Digests]  # by shard
+
+
+class IdsError(CallError, ValueError):
+    """The ids or the reason make no sense: one sentence with the remedy."""
+
+
+class RemoveError(Exception):
+    """Nothing could be removed now: one sentence with the remedy."""
+
+
+@dataclass
+class Takedown:
+    """What went, or with `dry_run` would go.
+
+    Attributes:
+        removed: keys of clips taken out now.
+        completed: keys of an earlier takedown that had not come to its end.
+        already: keys that were out before.
+        unknown: ids and keys of which no clip is ready, failed or removed: of no row yet, or of rows that
+            are excluded for another reason, whose video may still come.
+        shards: those rewritten, as paths below ROOT.
+        files: deleted from report and work store, with their places.
+        warnings: what cannot be reached from here, and what was found damaged.
+    """
+
+    dry_run: bool = False
+    removed: list[str] = field(default_factory=list)
+    completed: list[str] = field(default_factory=list)
+    already: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        would = "would be " if self.dry_run else ""
+        return [
+            *(f"{would}removed: {key}" for key in self.removed),
+            *(f"{would}completed: {key}" for key in self.completed),
+            *(f"removed before: {key}" for key in self.already),
+            *(f"not in the data set, on record: {given}" for given in self.unknown),
+            *(f"{would}rewritten: {path}" for path in self.shards),
+            *(f"{would}deleted: {path}" for path in self.files),
+            *(f"note: {text}" for text in self.warnings),
+        ]
+
+
+def read_ids(path: str | os.PathLike[str]) -> list[str]:
+    """The ids or keys in a text file, one a line; blank lines and those that begin with # are passed over.
+
+    Raises:
+        IdsError: unreadable, empty, or with a line that is no id or key.
+    """
+    try:
+        with io.TextIOWrapper(location.open_file(path), encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise IdsError(f"{path}: cannot be read ({why}); give a text file, one id or key a line.") from None
+    found: dict[str, None] = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line and not line.startswith("#"):
+            if not KEY.fullmatch(line):
+                raise IdsError(f"{path}:{number}: {line[:40]!r} is no id or key; nothing was removed.")
+            found[line] = None
+    if not found:
+        raise IdsError(f"{path}: names no id; write one id or key a line.")
+    return list(found)
+
+
+def remove(
+    root: str | os.PathLike[str] | Storage,
+    given: Sequence[str],
+    reason: str,
+    *,
+    work: str | None = None,
+    dry_run: bool = False,
+) -> Takedown:
+    """Take clips out of a published data set and out of everything that belongs to it.
+
+    Args:
+        root: the data set's folder or URL.
+        given: video ids (all clips of the video) or keys.
+        reason: stands in the outcomes and in the log.
+        work: the work store; ROOT/work where None.
+        dry_run: say what would go, and change nothing.
+
+    Raises:
+        IdsError: no reason, or something that is no id or key.
+        DatasetError: there is no data set, or a damaged one.
+        RemoveError: a `prepare` or another `remove` is at work.
+        Failed: class storage; repeating the command completes it.
+    """
+    storage = root if isinstance(root, Storage) else Storage(root)
+    reason = " ".join(reason.split())
+    if not 0 < len(reason) <= _MAX_REASON:
+        raise IdsError(f"--reason wants a sentence of at most {_MAX_REASON} characters.")
+    if wrong := [text for text in given if not KEY.fullmatch(text)]:
+        raise IdsError(f"{wrong[0][:40]!r} is no id or key; nothing was removed.")
+    dataset.open(storage)  # else the lock would make a folder where no data set is
+    store = WorkStore(work or f"{storage.url}/work")
+    if dry_run:
+        return _take_down(storage, store, given, reason, dry_run=True)
+    with _alone(storage, store):
+        return _take_down(storage, store, given, reason, dry_run=False)
+
+
+def _take_down(
+    storage: Storage, store: WorkStore, given: Sequence[str], reason: str, dry_run: bool
+) -> Takedown:
+    version = storage.version(META_FILE)
+    opened = dataset.open(storage)
+    pending = removal_log.read(storage, REMOVING_LOG)
+    done = Takedown(dry_run, completed=[e.key for e in pending if e.key])
+    entries = [*pending, *_resolve(opened, given, reason, pending, removal_log.read(storage), done)]
+    keys = {e.key for e in entries if e.key}
+    spans = _spans(opened, keys)
+    hashes = {path: erase.digests(storage, path, places) for path, places in spans.items()}
+    done.shards = [path for path, found in hashes.items() if found.before != found.after]
+    done.warnings += _damaged(opened, hashes)
+    if entries and not dry_run:
+        removal_log.write(storage, REMOVING_LOG, entries)
+        _unname(opened, {e.key: e.reason for e in entries if e.key})
+        _rewrite_meta(opened, hashes, version or "")
+        for path in done.shards:
+            erase.erase(storage, path, spans[path], hashes[path].after)
+    if keys:
+        done.files += purge.report(storage, dry_run)
+    if purge.exists(store):  # else a prepare that has its work store elsewhere may be packing them
+        done.files += purge.unpublished(storage, opened.shards, dry_run)
+    videos = {e.youtube_id for e in entries if e.youtube_id} | _videos(opened, given)
+    keys |= {*done.already, *_begun(storage, store, given)}
+    done.files += purge.work(store, keys, videos, dry_run)
+    if entries and not dry_run:
+        removal_log.write(storage, REMOVED_LOG, dict.fromkeys([*removal_log.read(storage), *entries]))
+        storage.delete(REMOVING_LOG)
+        for folder in ("shards", "index", "outcomes"):
+            storage.sweep(folder)
+    done.warnings += _out_of_reach(storage, store)
+    return done
+
+
+def _resolve(
+    opened: Dataset,
+    given: Sequence[str],
+    reason: str,
+    pending: Sequence[Entry],
+    log: Sequence[Entry],
+    done: Takedown,
+) -> list[Entry]:
+    """The new entries that the ids ask for; what needs none is told in `done`."""
+    outcomes = opened.outcomes()
+    begun = {e.key for e in pending}
+    on_record = {name for e in (*pending, *log) for name in (e.given, e.key)}
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    entries = []
+    by_name = _rows_by_name(outcomes, given)
+    taken: set[str] = set()
+    for name in dict.fromkeys(given):
+        known = False
+        for row in by_name.get(name, []):
+            key, there = row["key"], row["outcome"] in (READY, FAILED)
+            gone = row["excluded_for"] == REMOVED
+            known = known or there or gone
+            if key in taken or key in begun:
+                continue
+            if there:
+                taken.add(key)
+                on_record.update((name, key))
+                done.removed.append(key)
+                entries.append(Entry(time, name, key, row["youtube_id"], reason))
+            elif gone and key not in done.already:
+                done.already.append(key)
+        if not known:
+            done.unknown.append(name)
+        if name not in on_record:  # another of its clips may be due in a later wave
+            entries.append(Entry(time, name, None, None, reason))
+    return entries
+
+
+def _rows_by_name(outcomes: pa.Table, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by key and by id, as far as they are asked for; of each name those that may be ready first."""
+    wanted = pa.array(list(names), pa.string())
+    found: dict[str, list[dict[str, Any]]] = {}
+    chosen = pc.or_(pc.is_in(outcomes["key"], wanted), pc.is_in(outcomes["youtube_id"], wanted))
+    for row in outcomes.filter(chosen).to_pylist():
+        for name in {row["key"], row["youtube_id"]}:
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def _videos(opened: Dataset, given: Sequence[str]) -> set[str]:
+    """The source videos that the ids or keys mean; one in no row may still lie in the work store."""
+    rows = _rows_by_name(opened.outcomes(), given)
+    return {row["youtube_id"] for name in given for row in rows.get(name, ())} | (set(given) - set(rows))
+
+
+def _begun(storage: Storage, store: WorkStore, given: Sequence[str]) -> list[str]:
+    """Keys meant by the ids or keys in a generation that was begun: stages of them may be there already."""
+    path = f"plan/{publish.next_generation(storage)}.parquet"
+    if not purge.exists(store) or not store.storage.exists(path):
+        return []
+    planned, names = plan.read(store.storage, path), pa.array(list(given), pa.string())
+    meant = pc.or_(pc.is_in(planned["key"], names), pc.is_in(planned["youtube_id"], names))
+    return planned.filter(pc.and_(meant, pc.is_valid(planned["key"])))["key"].to_pylist()
+
+
+def _unname(opened: Dataset, reasons: dict[str, str]) -> None:
+    """Index and outcomes say that the clips are gone."""
+    storage = opened.storage
+    names = pa.array(list(reasons), pa.string())
+    for split in SPLITS:
+        for generation in opened.generations:
+            table = opened.index(split, [generation])
+            gone = pc.and_(pc.is_in(table["key"], names), pc.invert(table["removed"]))
+            if pc.any(gone, min_count=0).as_py():
+                removed = pc.or_(table["removed"], gone)
+                place = table.schema.get_field_index("removed")
+                table = table.set_column(place, table.schema.field("removed"), removed)
+                write_table(storage, index_path(split, generation), table)
+    for generation in opened.generations:
+        part = opened.outcome_part(generation)
+        gone = pc.and_(
+            pc.is_in(part["key"], names), pc.is_in(part["outcome"], pa.array([READY, FAILED], pa.string()))
+        )
+        if pc.any(gone, min_count=0).as_py():
+            write_table(storage, outcome_path(generation), _excluded(part, gone, reasons))
+
+
+def _excluded(part: pa.Table, gone: pa.ChunkedArray, reasons: dict[str, str]) -> pa.Table:
+    """Outcomes with the rows `gone` as excluded for removal, each with its reason."""
+    place = pc.index_in(part["key"], pa.array(list(reasons), pa.string()))
+    reason = pa.array(list(reasons.values()), pa.string()).take(place.combine_chunks())
+    values = {"outcome": EXCLUDED, "excluded_for": REMOVED, "reason": reason}
+    for name in ("outcome", "excluded_for", "reason", "failure_class", "retry_after", "yielded_to"):
+        kept = part.schema.field(name)
+        value = values.get(name)
+        if not isinstance(value, pa.Array):
+            value = pa.scalar(value, kept.type)
+        column = pc.if_else(gone.combine_chunks(), value, part[name].combine_chunks())
+        part = part.set_column(part.schema.get_field_index(name), kept, column)
+    return part
+
+
+def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str) -> None:
+    """dataset.json with the hashes that the shards will have, and the counts; then the card."""
+    storage = opened.storage
+    outcomes = opened.outcomes()
+    after = {path: found.after for path, found in hashes.items() if _is_known(opened, path, found)}
+    shards = [s | {"sha256": after.get(s["path"], s["sha256"])} for s in opened.meta["shards"]]
+    meta = opened.meta | {"shards": shards, "counts": consistency.counts(outcomes)}
+    if meta != opened.meta:
+        try:
+            storage.replace(META_FILE, canonical_json(meta), version)
+        except Changed:
+            raise RemoveError(f"another run has published to {storage.url}; repeat the command.") from None
+        except Busy as busy:  # an object that a killed run left in an object store
+            raise RemoveError(f"{busy} is in the way; delete it and repeat the command.") from None
+    storage.write(CARD_FILE, card.text(meta, outcomes).encode())
+
+
+def _is_known(opened: Dataset, path: str, found: erase.Digests) -> bool:
+    """Whether a shard has the hash that dataset.json says, now or (begun before) after erasing."""
+    return opened.shards[path].sha256 in found
+
+
+def _damaged(opened: Dataset, hashes: _Hashes) -> Iterator[str]:
+    for path, found in hashes.items():
+        if not _is_known(opened, path, found):
+            yield f"{path} was damaged or lost before; its hash stays as it was, and verify says so"
+
+
+def _spans(opened: Dataset, names: Iterable[str | None]) -> dict[str, list[tuple[int, int]]]:
+    """Shard -> (offset, size) of each named sample in it, in bytes."""
+    wanted = pa.array(list(names), pa.string())
+    found: dict[str, list[tuple[int, int]]] = {}
+    for split in opened.splits:
+        table = opened.index(split).select(["key", "shard", "sample_offset", "sample_size"])
+        for row in table.filter(pc.is_in(table["key"], wanted)).to_pylist():
+            found.setdefault(row["shard"], []).append((row["sample_offset"], row["sample_size"]))
+    return found
+
+
+@contextlib.contextmanager
+def _alone(storage: Storage, store: WorkStore) -> Iterator[None]:
+    """Nobody publishes meanwhile, and nobody makes anew in the work store what is deleted there."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(storage.lock(PUBLISH_LOCK))
+            if purge.exists(store):
+                stack.enter_context(store.storage.lock("campaign.lock"))
+        except Busy as busy:
+            hint = "" if storage.is_local else f" If none is, delete {busy}."
+            raise RemoveError(
+                f"a prepare or another remove is at work on {storage.url}; stop it (nothing is lost), "
+                f"remove, and repeat its command.{hint}"
+            ) from None
+        yield
+
+
+def _out_of_reach(storage: Storage, store: WorkStore) -> Iterator[str]:
+    if not purge.exists(store):
+        yield (
+            f"there is no work store at {store.storage.url}: if prepare was given --work DIR, repeat this "
+            "command with it"
+        )
+    yield (
+        "not reached from here: exports, copies, features, checkpoints and caches made from the data set, "
+        "folders and archives given with --source, snapshots and backups"
+    )
+    if not storage.is_local:
+        yield "a bucket with versioning keeps the old objects: delete their noncurrent versions too"

@@ -1,0 +1,216 @@
+"""What the format promises of a sample's members: its json, its clip, its flow. Plain functions, no I/O."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+
+from pipeline.dataset.schema import FLOW_BOUND, FLOW_ZERO
+
+RATE = 25  # frames a second
+SHORT_SIDE = 256  # pixels
+KEYFRAME_INTERVAL = 16  # frames
+_SOURCE_FIELDS = ("kind", "codec", "width", "height", "rate", "duration")
+_FULL = 2  # AVColorRange; 1 is limited, 0 is not told, which for yuv420p means limited
+_MAX_PIXELS = 1 << 24  # of a picture: a hostile header must not fill the memory
+_CHROMA_TOLERANCE = 1  # steps: the encoder's transform rounds
+
+
+@dataclass(frozen=True)
+class Video:
+    """What decoding every frame of a video showed; sizes in pixels."""
+
+    frames: int
+    width: int
+    height: int
+    pixel_format: str
+    full_range: bool
+    codec: str
+    audio: bool
+    others: int  # streams that are neither video nor audio, or further videos
+    constant_rate: bool  # frame i stands at i/25 s after the first
+    square_pixels: bool
+    upright: bool
+    longest_gap: int  # frames from one keyframe to the next, or to the end
+    damaged: int  # frames that the decoder had to mend
+    gray: bool  # chroma is 128 throughout
+
+
+def sample_breaches(row: dict[str, Any], members: dict[str, bytes], with_flow: bool) -> list[str]:
+    """What is wrong with a sample, a sentence fragment each, without its name.
+
+    Args:
+        row: its row of the index.
+        members: its raw members by suffix.
+        with_flow: whether the recipe has flow.
+    """
+    found = [*_class_breaches(row, members), *_json_breaches(row, members["json"], with_flow)]
+    if with_flow != ("flow.mp4" in members):
+        found.append("its flow is missing" if with_flow else "it has flow though the recipe has none")
+    rgb = _inspected(members["mp4"], "mp4", found)
+    if rgb is not None:
+        found += rgb_breaches(rgb, row)
+    flow = _inspected(members["flow.mp4"], "flow.mp4", found) if "flow.mp4" in members else None
+    if flow is not None:
+        found += flow_breaches(flow, row)
+    return found
+
+
+def rgb_breaches(video: Video, row: dict[str, Any]) -> list[str]:
+    """What is wrong with a clip, given its row of the index."""
+    rules = {
+        f"mp4 has {video.frames} frames, the index says {row['frames']}": video.frames == row["frames"],
+        f"mp4 has {video.width}x{video.height} pixels, the index says {row['width']}x{row['height']}": (
+            (video.width, video.height) == (row["width"], row["height"])
+        ),
+        f"mp4 has a short side of {min(video.width, video.height)}, not {SHORT_SIDE}": (
+            min(video.width, video.height) == SHORT_SIDE
+        ),
+        f"mp4 has an odd side: {video.width}x{video.height}": video.width % 2 == video.height % 2 == 0,
+        f"mp4 is {video.pixel_format}, not yuv420p": video.pixel_format == "yuv420p",
+        "mp4 is full range, not limited": not video.full_range,
+    }
+    return [text for text, holds in rules.items() if not holds] + _video_breaches(video, "mp4")
+
+
+def flow_breaches(video: Video, row: dict[str, Any]) -> list[str]:
+    """What is wrong with a flow video, given its row of the index."""
+    size = (row["width"], 2 * row["height"])
+    rules = {
+        f"flow.mp4 has {video.frames} frames, the index says {row['frames']}": video.frames == row["frames"],
+        f"flow.mp4 has {video.width}x{video.height} pixels, not {size[0]}x{size[1]}": (
+            (video.width, video.height) == size
+        ),
+        f"flow.mp4 is {video.pixel_format}, not yuv420p": video.pixel_format in ("yuv420p", "yuvj420p"),
+        "flow.mp4 is limited range, not full": video.full_range,
+        f"flow.mp4 has chroma other than {FLOW_ZERO}": video.gray,
+    }
+    return [text for text, holds in rules.items() if not holds] + _video_breaches(video, "flow.mp4")
+
+
+def inspect(data: bytes) -> Video:
+    """Decode a whole mp4 and say what it is. Raises ValueError where it cannot be decoded."""
+    try:
+        with av.open(io.BytesIO(data), format="mp4") as container:
+            assert isinstance(container, av.container.InputContainer)
+            videos = container.streams.video
+            if not videos:
+                raise ValueError("has no video stream")
+            declared = videos[0].codec_context
+            if declared.width * declared.height > _MAX_PIXELS:
+                raise ValueError(f"declares {declared.width}x{declared.height} pixels")
+            frames, places = _decoded(container, videos[0])
+            gaps = [b - a for a, b in zip(places, [*places[1:], len(frames)], strict=True)]
+            context = videos[0].codec_context
+            steps = [f.time - frames[0].time for f in frames]
+            return Video(
+                frames=len(frames),
+                width=context.width,
+                height=context.height,
+                pixel_format=str(context.pix_fmt),
+                full_range=context.color_range == _FULL or str(context.pix_fmt).startswith("yuvj"),
+                codec=context.name,
+                audio=bool(container.streams.audio),
+                others=len(container.streams) - len(container.streams.audio) - 1,
+                constant_rate=steps == [Fraction(i, RATE) for i in range(len(steps))],
+                square_pixels=context.sample_aspect_ratio in (None, 0, 1),
+                upright=all(f.upright for f in frames),
+                longest_gap=max(gaps) if places[:1] == [0] else len(frames) + 1,
+                damaged=sum(f.damaged for f in frames),
+                gray=all(f.gray for f in frames),
+            )
+    except (av.FFmpegError, OverflowError, IndexError) as error:
+        raise ValueError(f"cannot be decoded: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Frame:
+    time: Fraction  # seconds
+    damaged: bool
+    upright: bool
+    gray: bool
+
+
+def _decoded(container: av.container.InputContainer, stream: Any) -> tuple[list[_Frame], list[int]]:
+    """All frames in the order they are shown, and which of them the container marks as keyframes."""
+    stream.codec_context.thread_count = 1
+    frames: list[_Frame] = []
+    times: list[int] = []
+    keyframes: set[int] = set()
+    for packet in container.demux(stream):
+        if packet.size and packet.is_keyframe and packet.pts is not None:
+            keyframes.add(packet.pts)
+        for frame in packet.decode():
+            frames.append(_frame(frame))
+            times.append(-1 if frame.pts is None else frame.pts)
+    return frames, [number for number, time in enumerate(times) if time in keyframes]
+
+
+def _frame(frame: av.VideoFrame) -> _Frame:
+    width = -(-frame.width // 2)
+    chroma = (np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[:, :width] for p in frame.planes[1:])  # type: ignore[call-overload]
+    gray = all(abs(c.astype(np.int16) - FLOW_ZERO).max(initial=0) <= _CHROMA_TOLERANCE for c in chroma)
+    time = Fraction(-1) if frame.pts is None else frame.pts * Fraction(frame.time_base or 0)
+    return _Frame(time, bool(frame.is_corrupt), frame.rotation == 0, gray)
+
+
+def _inspected(data: bytes, suffix: str, found: list[str]) -> Video | None:
+    try:
+        return inspect(data)
+    except ValueError as error:
+        found.append(f"{suffix} {error}")
+        return None
+
+
+def _video_breaches(video: Video, suffix: str) -> list[str]:
+    rules = {
+        f"is {video.codec}, not h264": video.codec == "h264",
+        "has audio": not video.audio,
+        "has further streams": video.others == 0,
+        f"is not constant {RATE} frames a second": video.constant_rate,
+        "has pixels that are not square": video.square_pixels,
+        "is turned by its metadata": video.upright,
+        f"has {video.longest_gap} frames between keyframes, more than {KEYFRAME_INTERVAL}": (
+            video.longest_gap <= KEYFRAME_INTERVAL
+        ),
+        f"has {video.damaged} damaged frames": video.damaged == 0,
+    }
+    return [f"{suffix} {text}" for text, holds in rules.items() if not holds]
+
+
+def _class_breaches(row: dict[str, Any], members: dict[str, bytes]) -> list[str]:
+    expected = None if row["class_index"] is None else str(row["class_index"]).encode()
+    return [] if members.get("cls") == expected else [f"cls says {members.get('cls')!r}, not {expected!r}"]
+
+
+def _json_breaches(row: dict[str, Any], data: bytes, with_flow: bool) -> list[str]:
+    try:
+        meta = json.loads(data)
+        source, flow = meta["source"], meta.get("flow")
+        missing = [name for name in _SOURCE_FIELDS if name not in source]
+        found = [f"json has no source.{name}" for name in missing]
+        for name in ("key", "frames", "width", "height"):
+            if meta[name] != row[name]:
+                found.append(f"json says {name} {meta[name]!r}, the index {row[name]!r}")
+        wanted = round(RATE * (row["time_end"] - row["time_start"]))
+        shorter = RATE <= row["frames"] < wanted and bool(meta.get("note"))
+        if row["frames"] != wanted and not shorter:
+            found.append(f"{row['frames']} frames instead of {wanted}, and the json does not say why")
+        if with_flow:
+            if flow["bound"] != FLOW_BOUND:
+                found.append(f"json says flow bound {flow['bound']!r}, not {FLOW_BOUND}")
+            if flow["saturation"] != row["flow_saturation"]:
+                found.append(
+                    f"json says flow saturation {flow['saturation']!r}, not {row['flow_saturation']!r}"
+                )
+            if not isinstance(flow["tvl1"], dict):
+                found.append("json has no TV-L1 parameters")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f"json is not as promised: {type(error).__name__} {error}"]
+    return found

@@ -1,0 +1,227 @@
+"""A whole video for those who only look at it: found or fetched, streamed as RGB and flow, annotated.
+
+Frames come the very same way as a prepared clip's (`pipeline.media.clip`), in memory that does not grow with
+the video's length. What is made of them is not known here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from pipeline.media import clip, subprocesses
+from pipeline.media.corruption import NO_DAMAGE, examine, judge
+from pipeline.media.probe import SourceInfo, probe
+from pipeline.media.streaming import Pass
+from pipeline.outcome import Failed, FailureClass
+from pipeline.recipe import EncodeRecipe
+from pipeline.sources.directory import SUFFIXES as SUFFIXES
+from pipeline.sources.directory import walk as walk
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+    from pipeline.sources import Source
+
+_ENDLESS = 1 << 40  # frames: of a video that does not say how long it is
+_LARGEST_SHORT_SIDE = 720  # pixels, of an annotated video
+_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_YOUTUBE_HOSTS = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a video at the recipe's rate and size.
+
+    `picture` is decoded from the encoded clip (yuv420p); `flow`, uint8 (2 H, W), the flow to the next frame
+    as the published flow video holds it before it is coded: u above v, 128 for zero. None without flow.
+    """
+
+    picture: VideoFrame
+    flow: np.ndarray | None
+
+
+def source_of(name: str) -> Source | None:
+    """Where to fetch `name` from: an http address, a page of YouTube's or an id; None for a local file.
+
+    A file of that name wins over an id.
+    """
+    from pipeline.sources.web import AddressSource, whole_video
+
+    if os.path.exists(name):
+        return None
+    if found := _youtube_id(name):
+        return whole_video(found)
+    return AddressSource(name) if name.startswith(("http://", "https://")) else None
+
+
+def title(name: str) -> str:
+    """What a video's own files may be called: its file's stem, or a YouTube id."""
+    if source_of(name) is None:
+        return Path(name).stem
+    if found := _youtube_id(name):
+        return found
+    stem = Path(unquote(urlsplit(name).path)).stem
+    return re.sub(r"[^\w.-]+", "_", stem).strip(".") or "video"
+
+
+def local_file(name: str, folder: Path, timeout: float = 3600.0) -> Path:
+    """The file of a video: itself, or what is fetched into `folder` of an address or a YouTube id.
+
+    Raises:
+        Failed: MISSING for a name that is neither, or whatever fetching it came to.
+    """
+    from pipeline.lists.manifest import Clip
+    from pipeline.sources import FetchOptions, Video, retrying
+
+    source = source_of(name)
+    if source is None:
+        if not Path(name).is_file():
+            raise Failed(FailureClass.MISSING, f"{name} is no file, address or YouTube id: name a video")
+        return Path(name)
+    whole = Clip("", 0, "video", 0.0, 0.0, None, "")
+    options = FetchOptions(timeout=timeout)
+    piece = retrying.fetch(Video(whole.youtube_id, (whole,)), (source,), folder, options).pieces[whole.key]
+    if isinstance(piece, Failed):
+        raise piece
+    return piece.path
+
+
+def _youtube_id(name: str) -> str | None:
+    """The id that an address of YouTube's or a bare id names."""
+    if _YOUTUBE_ID.fullmatch(name):
+        return name
+    try:
+        parts = urlsplit(name)
+    except ValueError:  # of an address that is none
+        return None
+    if parts.hostname not in _YOUTUBE_HOSTS:
+        return None
+    last = parts.path.rstrip("/").rpartition("/")[2]
+    found = parse_qs(parts.query).get("v", [last])[0]
+    return found if _YOUTUBE_ID.fullmatch(found) else None
+
+
+def frames(
+    path: Path,
+    *,
+    flow_bound: float | None = None,
+    recipe: EncodeRecipe | None = None,
+    threads: int = 1,
+    ffmpeg: str | None = None,
+    patience: float = 300.0,
+) -> Iterator[Frame]:
+    """The frames of a whole video, one after another, as `clip.read` gives them, in constant memory.
+
+    Args:
+        flow_bound: pixels that a flow's luma value of 127 above zero stands for; None: no flow is wanted.
+        threads: that share the pairs of the flow; its bytes do not depend on it.
+        patience: seconds without a frame after which ffmpeg is given up.
+
+    Raises:
+        Failed: as `clip.cut` does, for damage at the end, once all there is was given. A video may be shorter
+            than a second; SHORT is one without a frame.
+    """
+    recipe = recipe or EncodeRecipe()
+    info = probe(path)
+    start, wanted = _extent(info, recipe)
+    width, height = info.output_size(recipe.short_side)
+    with Pass(path, info, start, wanted, recipe, clip.ffmpeg_binary(ffmpeg), patience) as made:
+        flows = None if flow_bound is None else _flows(made.grays(), flow_bound, threads)
+        given, last = 0, np.full((2 * height, width), 128, np.uint8)
+        for picture in made.pictures():
+            if flows is None:
+                made.skip_plane()
+            else:
+                last = next(flows, last)  # repeated where the source has no frame after its last
+            given += 1
+            yield Frame(picture, None if flows is None else last)
+        complaint = made.ended()
+    end = start + given / recipe.rate
+    damage = examine(path, info, start, end, timeout=max(60.0, 4 * end)) if complaint else NO_DAMAGE
+    judge(info, start, given if info.end is None else wanted, given, recipe.rate, complaint, damage, least=1)
+
+
+def _extent(info: SourceInfo, recipe: EncodeRecipe) -> tuple[float, int]:
+    """Where a whole video starts, seconds by the clip's clock, and how many frames it has, at least one."""
+    start = info.start - info.origin
+    return start, _ENDLESS if info.end is None else max(1, round(recipe.rate * (info.end - start)))
+
+
+def _flows(grays: Iterator[np.ndarray], bound: float, threads: int) -> Iterator[np.ndarray]:
+    """The flow of each frame to the next as luma, uint8 (2 H, W), u above v."""
+    from pipeline.flow import FlowCoding, coding, tvl1_clip, tvl1_pairs
+
+    def solved() -> Iterator[np.ndarray]:
+        if threads == 1:
+            yield from tvl1_pairs(grays)
+            return
+        before: list[np.ndarray] = []
+        while some := list(itertools.islice(grays, 8 * threads)):
+            together = before + some
+            yield from tvl1_clip(together, threads=threads)
+            before = together[-1:]
+
+    for flow in solved():
+        luma = coding.quantise(flow, FlowCoding(bound=bound))
+        yield np.concatenate([luma[..., 0], luma[..., 1]])
+
+
+def annotate(
+    path: Path,
+    out: Path,
+    labels: Callable[[int, int], Iterable[bytes]],
+    seconds: float,
+    *,
+    ffmpeg: str | None = None,
+    timeout: float = 3600.0,
+) -> None:
+    """Writes a video with pictures laid over it, one after another.
+
+    The frames are the video's at 25 a second, upright, with square pixels and a short side of at most 720.
+
+    Args:
+        out: an mp4; it appears whole or not at all.
+        labels: (width, height) -> pictures, RGBA (height, width, 4) bytes each; the last one stays.
+        seconds: that each is shown.
+
+    Raises:
+        Failed: CORRUPT where the video cannot be read, STORAGE where `out` cannot be written.
+    """
+    import ffmpeg as ffmpeg_python
+
+    info = probe(path)
+    short = min(_LARGEST_SHORT_SIDE, round(min(info.shown_size)))
+    recipe = replace(EncodeRecipe(), short_side=short + short % 2)
+    width, height = info.output_size(recipe.short_side)
+    start, wanted = _extent(info, recipe)
+    base = clip.frame_graph(path, info, start, wanted, recipe).filter("trim", end_frame=wanted)
+    over = ffmpeg_python.input(
+        "pipe:0", f="rawvideo", pix_fmt="rgba", video_size=(width, height), framerate=f"{1 / seconds:.9f}"
+    )
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    shown = ffmpeg_python.filter([base, over], "overlay", eof_action="repeat")
+    argv = clip.clip_output(shown, recipe, temporary).get_args()
+    binary = clip.ffmpeg_binary(ffmpeg)
+    try:
+        finished = subprocesses.run(
+            [binary, *clip.GENERAL, *argv], timeout=timeout, stdin=labels(width, height)
+        )
+        if finished.returncode:
+            said = (finished.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {said}")
+        os.replace(temporary, out)
+    except subprocesses.ChildTimeout as error:
+        raise Failed(FailureClass.TOO_LARGE, f"{out} was not written within {timeout:g} s") from error
+    except OSError as error:
+        raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""A list made of a folder of class folders, as UCF-101 and HMDB-51 are published: CLASS/VIDEO.avi."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.dataset.schema import id_of
+from pipeline.lists.manifest import ManifestError
+from pipeline.media import probe
+from pipeline.outcome import Failed
+from pipeline.sources.directory import SUFFIXES, walk
+
+_UNKNOWN_SECONDS = 10.0  # of a video that says no length: `prepare` finds out what is in it
+
+
+def write(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
+    """Write a list of the videos in `folder`, all in train: what trains and what tests, other lists say.
+
+    Each row is a whole video; its id is its file's name (`pipeline.dataset.schema.id_of`), its label its
+    folder's. Returns how many there are. Raises ManifestError where there is none, or two of one name.
+    """
+    rows: dict[str, tuple[str, str]] = {}
+    for label, video in _videos(Path(folder)):
+        name = id_of(video.stem)
+        if name in rows:
+            raise ManifestError(f"{video} and {rows[name][1]} have one name: rename one of them.")
+        rows[name] = label, str(video)
+    if not rows:
+        raise ManifestError(
+            f"{os.fspath(folder)} has no folders of videos: name the one that has a folder a class."
+        )
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            out = csv.writer(file, lineterminator="\n")
+            out.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
+            for name, (label, source) in rows.items():
+                out.writerow([label, name, 0, f"{_seconds(source):.6f}", "train"])
+        temporary.replace(path)
+    except OSError as error:
+        raise ManifestError(
+            f"{os.fspath(path)} cannot be written ({error.strerror}): name another file."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(rows)
+
+
+def _videos(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(label, file) of every video in the folders of `folder`, in their order."""
+    try:
+        for label in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+            for video in sorted(map(Path, walk(str(label)))):
+                if video.suffix.lower() in SUFFIXES and video.is_file():
+                    yield label.name, video
+    except OSError as error:
+        raise ManifestError(
+            f"{error.filename} cannot be listed ({error.strerror}): name a folder of class folders."
+        ) from None
+
+
+def _seconds(video: str) -> float:
+    try:
+        return probe.probe(video).duration or _UNKNOWN_SECONDS
+    except Failed:
+        return _UNKNOWN_SECONDS

@@ -1,0 +1,111 @@
+"""From a video to local files: the sources in order, and once more where the network failed.
+
+What a failure means is decided in `pipeline.sources.ytdlp.failures`; how a source is asked, in
+`pipeline.sources`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.outcome import RETRY_AFTER, Failed, FailureClass
+from pipeline.sources import Fetched, FetchOptions, Piece, Source, Video
+from pipeline.sources.ytdlp.failures import FailedForNow, classify
+
+__all__ = ["classify", "fetch"]
+
+LONGEST_PAUSE = 30.0
+"""Seconds between two attempts, at most (before jitter)."""
+
+
+_LEAST = 1.0  # seconds: with less time left another attempt is in vain
+
+
+def fetch(video: Video, sources: tuple[Source, ...], folder: Path, options: FetchOptions) -> Fetched:
+    """Bring `video`'s clips from the first source that has them.
+
+    A source whose failure is of class network is asked again, up to `options.attempts` times within
+    `options.timeout` seconds, with growing pauses; a clip that a source does not bring is asked of the next.
+
+    Args:
+        video: the clips wanted.
+        sources: in the order in which they are tried.
+        folder: an existing folder for files; nothing partial is left in it under a piece's name.
+        options: limits, attempts and what is passed to yt-dlp.
+
+    Returns:
+        A piece or the most telling failure for every clip: one that may pass with time before one that will
+        not, and either before "not in the folder".
+    """
+    results: list[Fetched] = []
+    failures: dict[str, list[Failed]] = {clip.key: [] for clip in video.clips}
+    pieces: dict[str, Piece | Failed] = {}
+    for source in sources:
+        wanted = tuple(clip for clip in video.clips if clip.key not in pieces)
+        if not wanted:
+            break
+        fetched = _patiently(replace(video, clips=wanted), source, folder, options)
+        results.append(fetched)
+        for key, piece in fetched.pieces.items():
+            if isinstance(piece, Failed):
+                failures[key].append(piece)
+            else:
+                pieces[key] = piece
+    for key, failed in failures.items():
+        if key not in pieces:
+            pieces[key] = most_telling(failed)
+    paths = {piece.path if isinstance(piece, Piece) else None for piece in pieces.values()}
+    return Fetched(
+        {clip.key: pieces[clip.key] for clip in video.clips},
+        requests=sum(r.requests for r in results),
+        whole=len(paths) == 1 and any(r.whole for r in results),
+        tool=next((r.tool for r in reversed(results) if r.tool), ""),
+        attempts=max((r.attempts for r in results), default=0),
+        fallbacks=tuple(why for r in results for why in r.fallbacks),
+    )
+
+
+def _patiently(video: Video, source: Source, folder: Path, options: FetchOptions) -> Fetched:
+    """One source, asked again for the clips that the network cost, while attempts and time are left."""
+    deadline = time.monotonic() + options.timeout
+    fetched = source.fetch(video, folder, options)
+    pieces, requests, fallbacks, attempt = dict(fetched.pieces), fetched.requests, fetched.fallbacks, 1
+    while source.network and attempt < options.attempts:
+        again = tuple(clip for clip in video.clips if worth_repeating(pieces[clip.key]))
+        pause = min(LONGEST_PAUSE, options.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+        left = deadline - time.monotonic() - pause
+        if not again or left < _LEAST:
+            break
+        time.sleep(pause)
+        attempt += 1
+        fetched = source.fetch(replace(video, clips=again), folder, replace(options, timeout=left))
+        pieces |= fetched.pieces
+        requests += fetched.requests
+        fallbacks += fetched.fallbacks
+    paths = {piece.path if isinstance(piece, Piece) else None for piece in pieces.values()}
+    whole = fetched.whole and len(paths) == 1
+    return Fetched(pieces, requests, whole, fetched.tool, attempt, fallbacks)
+
+
+def worth_repeating(piece: Piece | Failed) -> bool:
+    """Whether asking again in the same run may help: only where the network failed, and named no time."""
+    return (
+        isinstance(piece, Failed)
+        and piece.failure_class is FailureClass.NETWORK
+        and not isinstance(piece, FailedForNow)
+    )
+
+
+def most_telling(failures: Sequence[Failed]) -> Failed:
+    """Of several sources' failures of one clip (the first of equals) the one to keep, as `fetch` says."""
+    return min(failures, key=_rank)
+
+
+def _rank(failed: Failed) -> int:
+    if failed.failure_class is FailureClass.MISSING:
+        return 2
+    return 0 if failed.failure_class in RETRY_AFTER else 1

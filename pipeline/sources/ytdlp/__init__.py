@@ -1,0 +1,1 @@
+"""The child process that runs yt-dlp, and the guard round it."""

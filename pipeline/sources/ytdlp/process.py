@@ -1,0 +1,169 @@
+"""Processes that run yt-dlp for us: started once, asked by lines, killed with all their own at the limit.
+
+Owns the pipes and the limit; what is asked and answered is `pipeline.sources.ytdlp.client`'s.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.media import subprocesses
+from pipeline.outcome import Failed, FailureClass
+
+START_TIMEOUT = 120.0
+"""Seconds for a new process to say that it is ready; importing yt-dlp takes about one."""
+
+_ANSWER_LIMIT = 16 << 20
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
+class Timeout(Exception):
+    """The answer did not come in time; the process that owed it is dead."""
+
+
+class Worker:
+    """One such process.
+
+    Attributes:
+        version: of yt-dlp.
+        asked: how many requests it has been sent.
+    """
+
+    def __init__(self) -> None:
+        root = str(Path(__file__).resolve().parents[3])
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+        tools = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.sources.ytdlp.client"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path, "PATH": tools},
+        )
+        self._held = b""
+        self.asked = 0
+        try:
+            self.version: str = self._read(START_TIMEOUT)["ready"]
+        except (Timeout, Failed) as error:
+            self.kill()
+            raise Failed(
+                FailureClass.ENVIRONMENT,
+                f"yt-dlp does not start ({self._last_words() or error}): pip install -U yt-dlp.",
+            ) from error
+
+    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Send one request and return its answer.
+
+        Raises:
+            Timeout: after `timeout` seconds; the process and all it started are dead then.
+            Failed: corrupt where the process crashed, network where something ended it.
+        """
+        self.asked += 1
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")  # type: ignore[union-attr]
+            self._process.stdin.flush()  # type: ignore[union-attr]
+            return self._read(timeout)
+        except BrokenPipeError:
+            raise self._died() from None
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        if self._process.returncode is not None:
+            return False
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not reaped: the number must stay ours for `kill`
+        return os.waitid(os.P_PID, self._process.pid, options) is None
+
+    def kill(self) -> None:
+        """End the process and everything it started."""
+        if self._process.returncode is None:  # else its number may be another's by now
+            subprocesses.kill_group(self._process.pid)
+            self._process.wait()
+
+    def _read(self, timeout: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        stdout = self._process.stdout
+        assert stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while b"\n" not in self._held:
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
+                    raise Timeout
+                chunk = os.read(stdout.fileno(), 1 << 16)
+                if not chunk or len(self._held) > _ANSWER_LIMIT:
+                    raise self._died()
+                self._held += chunk
+        line, _, self._held = self._held.partition(b"\n")
+        return json.loads(line)
+
+    def _died(self) -> Failed:
+        self.kill()
+        status = self._process.returncode
+        if -status in _CRASHES:
+            name = signal.Signals(-status).name
+            return Failed(FailureClass.CORRUPT, f"What came made its reader crash ({name}).")
+        return Failed(
+            FailureClass.NETWORK, f"The fetching process was ended ({status}). {self._last_words()}"
+        )
+
+    def _last_words(self) -> str:
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+_idle: list[Worker] = []
+_owner = os.getpid()
+_lock = threading.Lock()
+
+
+def ask(request: dict[str, Any], timeout: float) -> tuple[dict[str, Any], str]:
+    """`Worker.ask` of a process that is free, or of a new one; the answer, and the version of yt-dlp.
+
+    Starting a process does not count against `timeout`.
+    """
+    worker = _take() or Worker()
+    answer = worker.ask(request, timeout)
+    with _lock:
+        _idle.append(worker)
+    return answer, worker.version
+
+
+def _take() -> Worker | None:
+    global _owner
+    with _lock:
+        if _owner != os.getpid():  # forked: the processes belong to the parent
+            _idle.clear()
+            _owner = os.getpid()
+        while _idle:
+            worker = _idle.pop()
+            if worker.alive:
+                return worker
+            worker.kill()
+    return None
+
+
+@atexit.register
+def close() -> None:
+    """End every idle process; those of a process that is gone end by themselves."""
+    with _lock:
+        while _idle:
+            worker = _idle.pop()
+            if _owner == os.getpid():
+                worker.kill()

@@ -1,0 +1,226 @@
+"""From jobs (which rows make a batch) to batches: what runs in each worker of the loader.
+
+A job says everything its batch depends on, so it does not matter which process does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from trainer.data.augmentation import Cut, evaluation_cuts, random_cut
+from trainer.data.batches import Batch, Input
+from trainer.data.cache import Cache
+from trainer.data.decoding import Undecodable, decode_flow, decode_rgb
+from trainer.data.reading import Reader, ReadError, RemovedError, SampleError, ahead
+from trainer.data.rows import Rows
+from trainer.data.sampler import AUGMENTATION, Draws
+
+_REPLACEMENTS = 16  # rows tried in the place of one before the data are given up
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rank's share of one step, or a part of that: what is assembled, and held in memory, at once."""
+
+    epoch: int
+    step: int
+    rows: np.ndarray  # int64 (n,), of this rank's share
+    weight: np.ndarray  # float32 (n,)
+    keys: tuple[str, ...]  # training: of the global batch
+    total_weight: float
+    turns: np.ndarray | None = None  # int64 (n,): tells a row's comings in one epoch apart
+    first: int = 0  # the place of its first row in the share
+    last: bool = True  # whether the share ends with it
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What a worker hands over instead of a batch when it cannot go on: one sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """Random cuts keyed by (seed, epoch, row); what cannot be had is replaced by rows drawn from that key."""
+
+    rows: Rows
+    input: Input
+    seed: int
+    usable: np.ndarray = field(repr=False)  # int64: the rows that may stand in for another
+    views: int = 1
+
+    def length(self, job: Job) -> int:
+        """Frames of each clip in a job."""
+        return self.input.frames
+
+    def attempts(self, job: Job, place: int) -> Iterator[tuple[int, list[Cut]]]:
+        """The row of a place with its cut, then the rows that replace it."""
+        own = int(job.rows[place])
+        moment = job.epoch + (0 if job.turns is None else int(job.turns[place]) << 32)
+        if job.weight[place]:  # else it was removed: there is nothing to read
+            yield own, [self._cut(own, Draws(AUGMENTATION, self.seed, moment, own))]
+        for attempt in range(1, _REPLACEMENTS):
+            draws = Draws(AUGMENTATION, self.seed, moment, own, attempt)
+            row = int(self.usable[draws.below(len(self.usable))])
+            if row != own:
+                yield row, [self._cut(row, draws)]
+
+    def _cut(self, row: int, draws: Draws) -> Cut:
+        return random_cut(self.input, *_size(self.rows, row), draws)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Fixed cuts; what cannot be had gets weight 0."""
+
+    rows: Rows
+    input: Input
+    frames: int | None
+    clips: int
+    crops: int
+
+    @property
+    def views(self) -> int:
+        """Views of each clip."""
+        return self.clips * self.crops
+
+    def length(self, job: Job) -> int:
+        """Frames of each view in a job; whole clips of one job are equally long."""
+        if self.input.segments:
+            return self.input.test_frames
+        if self.frames is not None:
+            return self.frames
+        return len(range(0, int(self.rows.frames[job.rows[0]]), self.input.stride))
+
+    def attempts(self, job: Job, place: int) -> Iterator[tuple[int, list[Cut]]]:
+        """The row of a place with its cuts; there is no other."""
+        row = int(job.rows[place])
+        size = _size(self.rows, row)
+        yield row, evaluation_cuts(self.input, *size, self.frames, self.clips, self.crops)
+
+
+class BatchStream(IterableDataset):
+    """The jobs of all workers, dealt in turn: worker w of W does jobs w, w + W, ...
+
+    Args:
+        jobs: (first, every) -> the jobs first, first + every, ... in order.
+        purpose: how a job's rows become cuts.
+        in_flight: reads under way at once.
+        cache: of what is read from elsewhere.
+    """
+
+    def __init__(
+        self,
+        jobs: Callable[[int, int], Iterator[Job]],
+        purpose: Training | Evaluation,
+        in_flight: int,
+        cache: Cache | None = None,
+    ):
+        self._jobs = jobs
+        self._purpose = purpose
+        self._in_flight = in_flight
+        self._cache = cache
+
+    def __iter__(self) -> Iterator[Batch | Stopped]:
+        worker = get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        try:
+            yield from self._batches(self._jobs(first, every))
+        except ReadError as error:
+            yield Stopped(str(error))
+
+    def _batches(self, jobs: Iterator[Job]) -> Iterator[Batch]:
+        purpose = self._purpose
+        reader = Reader(purpose.rows, purpose.input.streams, self._cache)
+        wanted = ((job, int(row)) for job in jobs for row in job.rows)
+        batch: _Unfinished | None = None
+        with contextlib.closing(ahead(reader, wanted, self._in_flight)) as reads:
+            for job, _, members in reads:
+                batch = batch or _Unfinished(purpose, reader, job)
+                if batch.add(members):
+                    yield batch.finish()
+                    batch = None
+
+
+class _Unfinished:
+    """A batch whose clips are put into their places one after another."""
+
+    def __init__(self, purpose: Training | Evaluation, reader: Reader, job: Job):
+        self._purpose, self._reader, self._job = purpose, reader, job
+        self._filled = 0
+        self._failures: list[str] = []
+        self._weight = job.weight.copy()
+        self._target = np.full(len(job.rows), -1, np.int64)
+        count, frames, side = len(job.rows) * purpose.views, purpose.length(job), purpose.input.crop
+        self._pixels = {
+            stream: torch.zeros((count, channels, frames, side, side), dtype=torch.uint8)
+            for stream, channels in (("rgb", 3), ("flow", 2))
+            if stream in purpose.input.streams
+        }
+        self._scale = np.ones((count, 2), np.float32)
+
+    def add(self, members: Future[dict[str, bytes]]) -> bool:
+        """Decode the next clip into its place; True when the batch is full."""
+        place, job, purpose = self._filled, self._job, self._purpose
+        for row, cuts in purpose.attempts(job, place):
+            try:
+                own = row == int(job.rows[place])
+                self._decode(place, row, cuts, members.result() if own else self._reader.read(row))
+                self._target[place] = purpose.rows.target[row]
+                break
+            except RemovedError:
+                continue
+            except (Undecodable, SampleError) as error:
+                self._failures.append(f"{purpose.rows.keys[row].as_py()}: {error}")
+        else:
+            if isinstance(purpose, Training):
+                key = purpose.rows.keys[int(job.rows[place])].as_py()
+                why = "; ".join(self._failures[-2:]) or "they were taken down"
+                raise ReadError(
+                    f"neither {key} nor any of the clips drawn in its place could be had: {why}; "
+                    "run python -m pipeline verify on the data set"
+                )
+            self._weight[place] = 0
+        self._filled += 1
+        return self._filled == len(job.rows)
+
+    def finish(self) -> Batch:
+        """The batch."""
+        job = self._job
+        return Batch(
+            epoch=job.epoch,
+            step=job.step,
+            keys=job.keys,
+            rgb=self._pixels.get("rgb"),
+            flow=self._pixels.get("flow"),
+            flow_scale=torch.from_numpy(self._scale) if "flow" in self._pixels else None,
+            target=torch.from_numpy(self._target),
+            weight=torch.from_numpy(self._weight),
+            total_weight=job.total_weight,
+            failures=tuple(self._failures),
+            views=self._purpose.views,
+            first=job.first,
+            last=job.last,
+        )
+
+    def _decode(self, place: int, row: int, cuts: list[Cut], members: dict[str, bytes]) -> None:
+        rows, views = self._purpose.rows, self._purpose.views
+        size = (int(rows.width[row]), int(rows.height[row]))
+        here = slice(place * views, (place + 1) * views)
+        if "rgb" in members:
+            decode_rgb(members["rgb"], cuts, size, rows.rate, self._pixels["rgb"][here].numpy())
+        if "flow" in members:
+            out = self._pixels["flow"][here].numpy()
+            self._scale[here] = decode_flow(members["flow"], cuts, size, rows.rate, out)
+
+
+def _size(rows: Rows, row: int) -> tuple[int, int, int]:
+    return int(rows.frames[row]), int(rows.width[row]), int(rows.height[row])

@@ -1,0 +1,208 @@
+"""The modules of a run: one tower a stream where the network is trained so, else one for both streams."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer import networks
+from trainer.checkpoint import Checkpoint, CheckpointError, UnfitError
+from trainer.data.batches import Input
+from trainer.data.sampler import keyed
+from trainer.networks.layers import seed_dropout
+
+Pictures = tuple[Tensor | None, Tensor | None]
+"""(rgb, flow) as `Batch.inputs` gives them."""
+
+
+class Tower(nn.Module):
+    """A network with the stream it sees, in the memory layout that measures fastest.
+
+    Pictures come in [-1, 1]; RGB is brought to the mean and deviation of `input` here.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, stream: str, network: nn.Module, input: Input | None = None):
+        super().__init__()
+        self.stream = stream
+        self.network = network.to(memory_format=torch.channels_last_3d)
+        given = input or Input()
+        mean, deviation = (torch.tensor(x)[:, None, None, None] for x in (given.mean, given.deviation))
+        self.register_buffer("scale", 0.5 / deviation, persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / deviation, persistent=False)
+        self.frozen = False
+        self.normalises = (given.mean, given.deviation) != (Input.mean, Input.deviation)
+
+    def freeze(self, learning: set[str]) -> None:
+        """Leaves all of the network as it is but the weights named: statistics too; dropout goes on."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in learning)
+        self.frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Tower:
+        super().train(mode)
+        for module in self.modules() if self.frozen else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, pictures: Pictures) -> Tensor:
+        """Logits (N, num_classes) float32 of `pictures`."""
+        return self.network(*self._inputs(pictures)).float()
+
+    def lessons(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
+        """Logits (N, num_classes), and those of all steps that the loss is on (N, S, num_classes), float32.
+
+        A network that defines `steps` has several, and `answer`, which makes its logits of them.
+        """
+        network: Any = self.network
+        if not hasattr(network, "steps"):
+            logits = self(pictures)
+            return logits, logits[:, None]
+        steps = network.steps(*self._inputs(pictures)).float()
+        return network.answer(steps), steps
+
+    def features(self, pictures: Pictures) -> Tensor:
+        """What the network's last layer sees of `pictures`, averaged over time and space: (N, C) float32."""
+        network: Any = self.network
+        return network.features(*self._inputs(pictures)).float()
+
+    def _inputs(self, pictures: Pictures) -> list[Tensor]:
+        rgb, flow = pictures
+        if rgb is not None and self.normalises:
+            rgb = rgb * self.scale + self.shift
+        seen = {"rgb": (rgb,), "flow": (flow,), "both": (rgb, flow)}[self.stream]
+        return [x.contiguous(memory_format=torch.channels_last_3d) for x in seen if x is not None]
+
+
+class Objective(nn.Module):
+    """What is minimised, and how often the tower is right: the module that DDP wraps."""
+
+    def __init__(self, tower: Tower):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pictures: Pictures, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the samples, weighted: cross entropy (the mean over steps), and correct first choices."""
+        logits, steps = self.tower.lessons(pictures)
+        wanted = target.clamp(min=0)[:, None].expand(-1, steps.shape[1])
+        loss = F.cross_entropy(steps.flatten(0, 1), wanted.flatten(), reduction="none")
+        loss = loss.view(wanted.shape).mean(dim=1)
+        return (loss * weight).sum(), ((logits.argmax(1) == target) * weight).sum()
+
+
+def build(
+    name: str,
+    options: Mapping,
+    streams: Iterable[str],
+    classes: int,
+    seed: int = 0,
+    input: Input | None = None,
+) -> dict[str, Tower]:
+    """Fresh towers by stream, for pictures as `input` has them.
+
+    One stream's weights are the same whatever the others. Raises TypeError for an option that the network
+    has not.
+    """
+    towers = {}
+    for stream in streams:
+        torch.manual_seed(keyed(seed, list(networks.CHANNELS).index(stream) if stream != "both" else 2) >> 1)
+        channels = {} if stream == "both" else {"in_channels": networks.CHANNELS[stream]}
+        towers[stream] = Tower(stream, networks.build(name, classes, **channels, **options), input)
+    return towers
+
+
+def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, Tower]:
+    """The towers of a checkpoint, or the one of `stream`, ready to evaluate.
+
+    Raises:
+        UnfitError: it has no such tower.
+        CheckpointError: its weights are not its network's.
+    """
+    streams = list(checkpoint.towers) if stream is None else [stream]
+    if missing := [s for s in streams if s not in checkpoint.towers]:
+        raise UnfitError(
+            f"the checkpoint was trained on {' and '.join(checkpoint.towers)}, not on {missing[0]}"
+        )
+    try:
+        classes = len(checkpoint.classes)
+        towers = build(checkpoint.network, checkpoint.options, streams, classes, input=checkpoint.input)
+        for name, tower in towers.items():
+            tower.network.load_state_dict(checkpoint.towers[name])
+            tower.eval()
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        said = str(error).strip("'").split("\n")[0][:200]
+        raise CheckpointError(
+            f"the checkpoint's weights and network do not go together ({said}): take another, or the trainer "
+            "that wrote it"
+        ) from error
+    return towers
+
+
+def initialise(towers: Mapping[str, Tower], checkpoint: Checkpoint, classes: tuple[str, ...]) -> list[str]:
+    """Starts `towers` from a checkpoint's weights; where the classes differ, the last layer stays fresh.
+
+    Returns the names of the weights left fresh. Raises UnfitError for another network or stream.
+    """
+    fresh: list[str] = []
+    for stream, tower in towers.items():
+        if stream not in checkpoint.towers:
+            raise UnfitError(f"--init: the checkpoint has no {stream} tower, only {set(checkpoint.towers)}")
+        given, own = checkpoint.towers[stream], tower.network.state_dict()
+        if given.keys() != own.keys():
+            raise UnfitError(f"--init: the checkpoint is of {checkpoint.network} with other layers")
+        same = checkpoint.classes == classes
+        last = set() if same else last_layers(checkpoint.network, checkpoint.options, stream)
+        if other := [n for n in own if n not in last and given[n].shape != own[n].shape]:
+            raise UnfitError(
+                f"--init: the checkpoint's {other[0]} is {tuple(given[other[0]].shape)}, this network's "
+                f"{tuple(own[other[0]].shape)}: take the options of its [network]"
+            )
+        tower.network.load_state_dict({n: own[n] if n in last else given[n] for n in own})
+        fresh += sorted(last)
+    return fresh
+
+
+def last_layers(name: str, options: Mapping, stream: str) -> set[str]:
+    """The names of the weights whose shapes depend on the number of classes: of the last layer or layers."""
+    shapes = []
+    for classes in (2, 3):
+        with torch.device("meta"):
+            built = build(name, options, [stream], classes)[stream]
+        shapes.append({weight: value.shape for weight, value in built.network.state_dict().items()})
+    return {weight for weight in shapes[0] if shapes[0][weight] != shapes[1][weight]}
+
+
+def seed_batch(towers: Iterable[Tower], seed: int, epoch: int, keys: Iterable[str]) -> None:
+    """Makes dropout's masks for a batch of `keys` a function of (seed, epoch, key) alone."""
+    words = [keyed(seed, epoch, int.from_bytes(hashlib.sha256(k.encode()).digest()[:8])) for k in keys]
+    seeds = torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64))
+    for tower in towers:
+        seed_dropout(tower, seeds)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Computes in the precision's type where that is safe; nothing for fp32."""
+    if precision == "fp32":
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def precision_for(device: torch.device, wanted: str) -> str:
+    """What "auto" means on `device`: bf16 where it is computed in hardware, else fp32."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"

@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Exact versions: a release elsewhere changes nothing here. `make constraints` makes the file.
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: venv demo test test-slow lint types docs constraints clean
+
+venv: $(VENV)/.ready-to-train
 
 demo: $(VENV)/.ready-to-train
 	$(BIN)/python -m demo
@@ -21,25 +25,35 @@ lint: $(VENV)/.ready-to-develop
 types: $(VENV)/.ready-to-develop
 	$(BIN)/mypy
 
-clean:
-	rm -rf $(VENV) .demo
+# The documentation as a site, in build/site; a dead link is an error.
+docs: $(VENV)/.ready-to-develop
+	$(BIN)/mkdocs build --quiet --strict
 
-$(VENV)/.ready-to-train: setup.py
+# Versions held so far stay if they can; make constraints UPGRADE=--upgrade takes the newest.
+constraints: $(VENV)/.ready-to-develop
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url \
+		--no-annotate --custom-compile-command "make constraints" $(UPGRADE) \
+		--output-file constraints.txt setup.py
+
+clean:
+	rm -rf $(VENV) .demo build
+
+$(VENV)/.ready-to-train: setup.py constraints.txt
 	$(MAKE) --no-print-directory $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable ".[train]"
+	$(INSTALL) ".[train]"
 	touch $@
 
-$(VENV)/.ready-to-develop: setup.py
+$(VENV)/.ready-to-develop: setup.py constraints.txt
 	$(MAKE) --no-print-directory $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable ".[train,dev]"
+	$(INSTALL) ".[train,dev,docs]"
 	touch $@ $(VENV)/.ready-to-train
 
 $(VENV)/.ready-for-clusters: $(VENV)/.ready-to-develop
-	$(BIN)/pip install --quiet --editable ".[train,dev,spark,onnx]"
+	$(INSTALL) ".[train,dev,docs,spark,onnx]"
 	touch $@
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-		{ echo "Quovadis needs Python 3.11 to 3.13; name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Quovadis needs Python 3.11 or later; name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip

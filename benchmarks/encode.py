@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.media.clip import cut, ffmpeg_binary, probe
-from pipeline.recipe import EncodeRecipe
+from pipeline.media.recipe import EncodeRecipe
 
 
 def cpu_seconds() -> float:

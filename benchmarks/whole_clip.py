@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.flow import coding, tvl1_pairs
 from pipeline.media import clip
-from pipeline.recipe import EncodeRecipe
+from pipeline.media.recipe import EncodeRecipe
 
 SECONDS = 10.0  # of a clip
 

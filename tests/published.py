@@ -17,8 +17,11 @@ import pyarrow as pa
 
 from pipeline.dataset import publish, shards
 from pipeline.dataset.schema import OUTCOME_SCHEMA, ShardInfo, shard_path
+from pipeline.flow.recipe import FlowRecipe
 from pipeline.lists.plan import SCHEMA as PLAN_SCHEMA
-from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
+from pipeline.media.recipe import EncodeRecipe
+from pipeline.recipe import Recipe
+from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import Storage
 from pipeline.storage.work_store import WorkStore
 

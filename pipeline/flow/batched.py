@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.flow.parameters import TVL1
 from pipeline.flow.pyramid import level_sizes
+from pipeline.flow.recipe import TVL1
 
 BATCH_PIXELS = 16 << 20  # pixels of all pairs in one batch: some 2 GB of fields
 

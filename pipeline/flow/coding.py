@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.flow.parameters import FlowCoding
+from pipeline.flow.recipe import FlowCoding
 from pipeline.media import subprocesses
 from pipeline.outcome import Failed, FailureClass
 

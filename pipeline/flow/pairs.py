@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pipeline.flow.parameters import TVL1
+from pipeline.flow.recipe import TVL1
 
 DEFAULTS = TVL1()
 

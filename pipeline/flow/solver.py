@@ -24,7 +24,6 @@ from pipeline.flow.layout import (
     vectors_across,
 )
 from pipeline.flow.median import MARGIN, SCRATCH_ROWS, median_filter
-from pipeline.flow.parameters import TVL1
 from pipeline.flow.pyramid import (
     Level,
     empty_level,
@@ -34,6 +33,7 @@ from pipeline.flow.pyramid import (
     level_sizes,
     resizing,
 )
+from pipeline.flow.recipe import TVL1
 from pipeline.flow.vectors import load, pointer, store
 from pipeline.flow.warp import sources, warp
 

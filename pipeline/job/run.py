@@ -22,16 +22,19 @@ import pyarrow.compute as pc
 from pipeline import dataset
 from pipeline.dataset import publish, schema, shards
 from pipeline.flow import device_class
+from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import launch, packing, pending_rows, progress
 from pipeline.job.pending_rows import CampaignError
 from pipeline.job.stages import Job
 from pipeline.lists import manifest, plan
 from pipeline.maintenance import purge, reconciliation
 from pipeline.media import clip
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import EXCLUDED, FAILED, CallError, Failed
-from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
+from pipeline.recipe import Recipe
 from pipeline.sources import FetchOptions, archive, parse, rehearsal
 from pipeline.sources.rate_limit import Pressure
+from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import Busy, Storage, scratch
 from pipeline.storage.work_store import WorkStore
 

@@ -19,12 +19,13 @@ import numpy as np
 
 from pipeline import sources
 from pipeline.flow import coding, tvl1_clip, tvl1_pairs
+from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import fetched_sources
 from pipeline.lists import plan
 from pipeline.lists.manifest import Clip
 from pipeline.media import clip
 from pipeline.outcome import FAILED, READY, Failed, FailureClass
-from pipeline.recipe import FlowRecipe, Recipe, stage_hash
+from pipeline.recipe import Recipe, stage_hash
 from pipeline.sources import Fetched, FetchOptions, Piece, Video, rehearsal
 from pipeline.sources.rate_limit import Lane, Pressure
 from pipeline.storage import Storage, scratch

@@ -14,10 +14,10 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline.job import packing, stages
+from pipeline.job.canary import check_canary
 from pipeline.job.progress import WHOLE_FILES, tally
 from pipeline.job.stages import Job, Task
 from pipeline.media import clip
-from pipeline.recipe import check_canary
 from pipeline.sources import Fetched
 from pipeline.sources.rate_limit import Lane
 from pipeline.storage import scratch

@@ -33,8 +33,8 @@ from pipeline.media.probe import (
     reader_options,
 )
 from pipeline.media.probe import probe as probe
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.recipe import EncodeRecipe
 
 GENERAL = "-nostdin -hide_banner -y -v repeat+verbose -nostats -filter_complex_threads 1".split()  # noqa: SIM905
 """What every call of ffmpeg on a source begins with."""

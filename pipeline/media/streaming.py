@@ -19,8 +19,8 @@ import numpy as np
 from pipeline.media import clip, subprocesses
 from pipeline.media.corruption import find_complaint
 from pipeline.media.probe import SourceInfo
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.recipe import EncodeRecipe
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

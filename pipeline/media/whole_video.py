@@ -20,9 +20,9 @@ import numpy as np
 from pipeline.media import clip, subprocesses
 from pipeline.media.corruption import NO_DAMAGE, examine, judge
 from pipeline.media.probe import SourceInfo, probe
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.media.streaming import Pass
 from pipeline.outcome import Failed, FailureClass
-from pipeline.recipe import EncodeRecipe
 from pipeline.sources.directory import SUFFIXES as SUFFIXES
 from pipeline.sources.directory import walk as walk
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.outcome import CallError, Failed, FailureClass
-from pipeline.recipe import FetchRecipe
+from pipeline.sources.recipe import FetchRecipe
 
 if TYPE_CHECKING:
     from pipeline.lists.manifest import Clip

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.flow.recipe import FlowRecipe
 from pipeline.media import clip
 from pipeline.media.probe import SourceInfo
-from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
+from pipeline.media.recipe import EncodeRecipe
+from pipeline.recipe import Recipe
 from pipeline.sources import Fetched, FetchOptions, Piece, Video
+from pipeline.sources.recipe import FetchRecipe
 
 NAME = "rehearsal"
 """Of the source and of the encoder."""

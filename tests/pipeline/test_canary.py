@@ -17,7 +17,7 @@ import sys
 from pipeline.job import run
 from pipeline.media import clip
 from pipeline.outcome import Failed
-from pipeline.recipe import check_canary
+from pipeline.job.canary import check_canary
 from pipeline.storage.work_store import WorkStore
 settings = run.Settings(("list.csv",), "root", flow=sys.argv[2])
 recipe = run.make_recipe(settings, sys.argv[3])

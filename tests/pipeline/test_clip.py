@@ -14,8 +14,8 @@ import timestamped
 
 from pipeline.media.clip import Cut, cut, decode, ffmpeg_binary, gray, probe, read
 from pipeline.media.corruption import Damage, judge
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.recipe import EncodeRecipe
 
 FFMPEG = ffmpeg_binary()
 RECIPE = EncodeRecipe()

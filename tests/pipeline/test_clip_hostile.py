@@ -18,8 +18,8 @@ import pytest
 import timestamped
 
 from pipeline.media.clip import command, cut, decode, encoder_version, ffmpeg_binary, probe
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.recipe import EncodeRecipe
 
 FFMPEG = ffmpeg_binary()
 RECIPE = EncodeRecipe()

@@ -11,8 +11,8 @@ import timestamped
 from pipeline.media import whole_video
 from pipeline.media.clip import cut, decode, ffmpeg_binary, gray
 from pipeline.media.probe import probe
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.recipe import EncodeRecipe
 
 FFMPEG = ffmpeg_binary()
 RECIPE = EncodeRecipe()

@@ -15,11 +15,14 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.portability.api import beam_runner_api_pb2
 
+from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import graph, run
 from pipeline.job.run import MOST_PARTS
 from pipeline.job.stages import Job
-from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
+from pipeline.media.recipe import EncodeRecipe
+from pipeline.recipe import Recipe
 from pipeline.sources import FetchOptions
+from pipeline.sources.recipe import FetchRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "deploy" / "dataflow" / "README.md"

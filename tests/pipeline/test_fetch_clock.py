@@ -11,7 +11,7 @@ from fetch_fixtures import clip, get
 
 from demo.site import Site
 from pipeline.media import clip as clips
-from pipeline.recipe import EncodeRecipe
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.sources import FetchOptions, Piece
 
 SECONDS = 14

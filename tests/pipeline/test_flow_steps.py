@@ -14,8 +14,8 @@ from pipeline.flow import iterations as iterations_module
 from pipeline.flow import median as median_module
 from pipeline.flow import warp as warp_module
 from pipeline.flow.layout import LANES, NX, Q11, RHO, U1, U2, aligned, lane_mask, level_floats, vectors_across
-from pipeline.flow.parameters import TVL1 as Parameters
 from pipeline.flow.pyramid import plane_origin, plane_stride
+from pipeline.flow.recipe import TVL1 as Parameters
 from pipeline.flow.solver import Solver
 from pipeline.flow.vectors import pointer
 

@@ -12,13 +12,16 @@ from campaigns import make_videos
 from fetch_fixtures import clip
 
 from pipeline import sources
+from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import progress, stages, transforms
 from pipeline.job.stages import Job, Task
 from pipeline.media.clip import encoder_version, ffmpeg_binary
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe, stage_hash
+from pipeline.recipe import Recipe, stage_hash
 from pipeline.sources import Fetched, FetchOptions, Piece, Video
 from pipeline.sources.rate_limit import Lane, Pressure
+from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage.work_store import WorkStore
 
 CLIP = clip("good", 0, 2)

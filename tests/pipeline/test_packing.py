@@ -11,9 +11,11 @@ from pipeline.job import packing, stages
 from pipeline.job.launch import _stderr_to
 from pipeline.job.stages import ClipResult, Job
 from pipeline.lists.manifest import Clip
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import FAILED, READY, Failed
-from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
+from pipeline.recipe import Recipe
 from pipeline.sources import FetchOptions
+from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage.work_store import WorkStore
 
 SHARD = ("train", 0)

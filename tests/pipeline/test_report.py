@@ -23,11 +23,14 @@ from pipeline import report
 from pipeline.dataset import open as open_dataset
 from pipeline.dataset import publish, schema, shards
 from pipeline.flow import coding
+from pipeline.flow.recipe import FlowRecipe
 from pipeline.lists import manifest, plan
 from pipeline.media import clip
-from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
+from pipeline.media.recipe import EncodeRecipe
+from pipeline.recipe import Recipe
 from pipeline.report.colours import colour, wheel
 from pipeline.report.counts import count
+from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import Storage
 from pipeline.storage.work_store import WorkStore
 

@@ -15,9 +15,11 @@ from campaigns import make_list, make_videos, pipeline
 
 from pipeline.job.stages import Job, stop_reason
 from pipeline.job.transforms import _Process
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import CallError, Failed, FailureClass
-from pipeline.recipe import EncodeRecipe, FetchRecipe, Recipe
+from pipeline.recipe import Recipe
 from pipeline.sources import FetchOptions
+from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import scratch
 from pipeline.storage.work_store import WorkStore
 

@@ -12,16 +12,19 @@ import pytest
 import timestamped
 
 from pipeline import sources
+from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import stages
 from pipeline.job.stages import ClipResult, Job, Task
 from pipeline.lists.manifest import Clip
 from pipeline.media.clip import Cut, decode, encoder_version, ffmpeg_binary
 from pipeline.media.clip import cut as cut_clip
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
+from pipeline.recipe import Recipe
 from pipeline.sources import FetchOptions, Piece, SourceError, Video, retrying
 from pipeline.sources.directory import index, walk
 from pipeline.sources.rate_limit import Lane, Pressure
+from pipeline.sources.recipe import FetchRecipe
 from pipeline.sources.web import section
 from pipeline.sources.ytdlp.network_guard import Guard, host_and_port, is_public
 from pipeline.storage.work_store import WorkStore

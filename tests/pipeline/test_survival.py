@@ -20,8 +20,8 @@ from test_fetch_site import MISBEHAVIOUR, _scripts
 from demo.site import Behaviour, Site
 from pipeline import dataset
 from pipeline.media import clip
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed
-from pipeline.recipe import EncodeRecipe
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.flow.parameters import TVL1
+from pipeline.flow.recipe import TVL1
 
 
 def resize(image: np.ndarray, width: int, height: int, ratio: tuple[float, float]) -> np.ndarray:

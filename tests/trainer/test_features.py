@@ -21,7 +21,7 @@ from every_network import FAMILIES, FRAMES
 from demo.site import Site
 from pipeline.flow import FlowCoding, coding, tvl1_clip
 from pipeline.media import clip
-from pipeline.recipe import EncodeRecipe
+from pipeline.media.recipe import EncodeRecipe
 from trainer import checkpoint as checkpoints
 from trainer import ensemble, features, frame_stream, networks, stream_models
 from trainer.__main__ import main

@@ -17,7 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset import schema, shards
-from pipeline.recipe import EncodeRecipe, FetchRecipe, FlowRecipe, Recipe
+from pipeline.flow.recipe import FlowRecipe
+from pipeline.media.recipe import EncodeRecipe
+from pipeline.recipe import Recipe
+from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import Storage
 from pipeline.storage.work_store import Stored, canonical_json
 

@@ -1,8 +1,8 @@
-"""The parameters of TV-L1 and of flow stored as video: what changes flow's bytes."""
+"""The flow's parameters: every one that changes its bytes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,13 @@ class FlowCoding:
     crf: int = 17
     preset: str = "superfast"  # errs no more than veryfast, 5 to 10 % larger, in 2/3 of its time
     keyframe_interval: int = 16  # frames
+
+
+@dataclass(frozen=True)
+class FlowRecipe:
+    """The solver, its coding as video, and the kind of machine that computes it."""
+
+    solver: TVL1 = field(default_factory=TVL1)
+    coding: FlowCoding = field(default_factory=FlowCoding)
+    device: str = "x86-64-v3"  # x86-64-v3 | cuda | other: machines of one class give the same bytes
+    encoder: str = ""  # as in EncodeRecipe

@@ -1,4 +1,4 @@
-"""A page that shows what a data set holds and what became of every row of its manifests.
+"""Writes a page that shows the clips of a data set and the outcome of every row of its manifests.
 
 ``ROOT/report/index.html`` and the pictures and videos beside it need no network and no server: the
 folder can be opened from disk, copied or sent.
@@ -20,7 +20,7 @@ __all__ = ["Limits", "write"]
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a data set is shown: contact sheets and playing clips (each class in turn)."""
+    """Limits how much is shown: contact sheets and playing clips (classes take turns)."""
 
     classes: int = 1000
     frames_a_class: int = 6
@@ -29,10 +29,10 @@ class Limits:
 
 
 def write(root: str | os.PathLike[str] | Storage, limits: Limits | None = None) -> str:
-    """Write the report of the published data set under `root`, in place of an earlier one.
+    """Write the report of the published data set under `root`; it replaces an earlier one.
 
     Returns:
-        where the page is: a path, or a URL in an object store.
+        the path of the page, or its URL in an object store.
 
     Raises:
         DatasetError: there is no data set, or a damaged one.
@@ -46,13 +46,13 @@ def write(root: str | os.PathLike[str] | Storage, limits: Limits | None = None) 
     with tempfile.TemporaryDirectory(prefix="quovadis-report-") as name:
         folder = Path(name)
         shown = gallery.make(data, folder, limits)
-        text = page.render(data, counts.count(data), shown, archives.section(data.storage))
+        text = page.render(data, counts.count(data), shown, archives.read(data.storage))
         _publish(data.storage, folder, text)
     return data.storage.where("report/index.html")
 
 
 def _publish(storage: Storage, folder: Path, text: str) -> None:
-    """Media first, the page that names them next, what the earlier page had last."""
+    """Write the media, then the page that names them; then delete the media of an earlier page."""
     for file in sorted(folder.iterdir()):
         storage.write(f"report/media/{file.name}", file)
     storage.write("report/index.html", text.encode())

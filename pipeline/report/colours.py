@@ -1,7 +1,7 @@
-"""Optical flow as colours: direction is hue, length is saturation.
+"""Shows optical flow in colours: direction is hue, length is saturation.
 
 The wheel of Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011, as their
-colorcode.cpp draws it (the Middlebury wheel), for lengths up to a given one.
+colorcode.cpp draws it (the Middlebury wheel).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def code_table(longest: float) -> np.ndarray:
 
 
 def legend(side: int = 128) -> np.ndarray:
-    """The wheel itself, uint8 (side, side, 3): at each place the colour of the flow that points there."""
+    """The wheel as a picture, uint8 (side, side, 3): each pixel has the colour of flow that points to it."""
     place = (np.arange(side) + 0.5) / side * 2.2 - 1.1
     flow = np.stack(np.meshgrid(place, place), axis=-1)
     picture = colour(flow, 1.0)

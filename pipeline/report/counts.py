@@ -1,4 +1,4 @@
-"""Counts what became of the manifest rows: by split, cause, label and reason. Vectorised; no markup here."""
+"""Counts manifest rows by outcome, split, label, cause and reason. Vectorised; no markup here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REASONS = 5  # shown for each cause
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason in the words of whoever gave it, how often it was given, and one row that got it."""
+    """A reason in its original words, the number of rows that have it, and one of them."""
 
     text: str
     count: int
@@ -25,7 +25,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why rows did not become samples: `name` is a failure class or what they were excluded for."""
+    """Why rows are no samples: `name` is a failure class, or what the rows were excluded for."""
 
     outcome: str
     name: str
@@ -37,14 +37,14 @@ class Cause:
 
 @dataclass(frozen=True)
 class Counts:
-    """All that the page says in numbers; each mapping is name -> outcome -> rows."""
+    """The numbers of the page; each mapping is name -> outcome -> rows."""
 
     rows: int
     outcomes: dict[str, int]
     splits: dict[str, dict[str, int]]
     labels: dict[str, dict[str, int]]  # classes of the data set first, in order; "" for rows without
     causes: tuple[Cause, ...]  # the commonest first
-    due: str | None  # when the first transient failure may be asked for again, ISO 8601
+    due: str | None  # when the first transient failure may be tried again, ISO 8601
 
 
 def count(data: Dataset) -> Counts:
@@ -90,7 +90,7 @@ def _causes(table: pa.Table) -> tuple[Cause, ...]:
 
 
 def _reasons(rows: pa.Table) -> tuple[int, tuple[Reason, ...]]:
-    """How many different reasons there are, and the most frequent."""
+    """The number of different reasons, and the most frequent ones."""
     rows = rows.append_column("number", pa.array(range(rows.num_rows), pa.int64()))
     counted = rows.group_by("reason").aggregate([([], "count_all"), ("number", "min")])
     top = counted.sort_by([("count_all", "descending"), ("number_min", "ascending")]).slice(0, _REASONS)

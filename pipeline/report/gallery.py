@@ -1,6 +1,6 @@
-"""Chooses clips and makes what the page shows of them: contact sheets, videos, flow in colours.
+"""Chooses clips and writes their media: contact sheets, videos, flow in colours.
 
-Writes files into one flat folder, named by key or class index only; what they say is `page`'s affair.
+The files lie in one flat folder, named by key or class index only; `page` arranges them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ENCODE_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Sheet:
-    """One class's frames beside each other, their flow below; `file` in the media folder."""
+    """A contact sheet: one class's frames side by side, their flow below; `file` is in the media folder."""
 
     label: str
     file: str
@@ -45,9 +45,9 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Playing:
-    """A clip of the gallery; files in the media folder, None for both flow files without flow.
+    """A clip of the gallery: names of files in the media folder, None for flow in a data set without it.
 
-    `longest` is the flow, in pixels, that has full colour.
+    Flow of `longest` pixels has full colour.
     """
 
     row: dict[str, Any]  # of the index
@@ -69,7 +69,7 @@ class Shown:
 
 
 def make(data: Dataset, folder: Path, limits: Limits) -> Shown:
-    """Write sheets, posters and videos into `folder`, in parallel; which clips depends on their keys only."""
+    """Write sheets, posters and videos into `folder`, in parallel. The choice depends on the keys only."""
     chosen = _choose(data, max(limits.frames_a_class, limits.clips_a_class))
     chosen = dict(list(chosen.items())[: limits.classes])
     turns = range(limits.clips_a_class)
@@ -116,7 +116,7 @@ def _sheet(data: Dataset, number: int, rows: list[dict[str, Any]], folder: Path)
 
 
 def _play(data: Dataset, row: dict[str, Any], folder: Path) -> Playing:
-    """The videos of one clip: as stored, and its flow once more in colours."""
+    """Write the videos of one clip as stored, and its flow in colours."""
     sample = data.read_row(row)
     key, middle = row["key"], row["frames"] // 2
     (folder / f"{key}.mp4").write_bytes(sample.members["mp4"])
@@ -134,7 +134,7 @@ def _play(data: Dataset, row: dict[str, Any], folder: Path) -> Playing:
 
 
 def _longest(flow: np.ndarray) -> float:
-    """The length, in pixels, that gets full colour: the 98th percentile, at least one pixel."""
+    """The length in pixels that gets full colour: the 98th percentile, at least one pixel."""
     thinned = flow[..., ::4, ::4, :]
     return max(1.0, float(np.percentile(np.hypot(thinned[..., 0], thinned[..., 1]), 98)))
 
@@ -149,7 +149,7 @@ def _tile(picture: np.ndarray) -> np.ndarray:
 
 
 def _picture(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) as a JPEG with full colour resolution: thin coloured edges stay what they are."""
+    """Write uint8 (H, W, 3) as a JPEG with full colour resolution, which keeps thin coloured edges."""
     height, width, _ = picture.shape
     codec = av.CodecContext.create("mjpeg", "w")
     codec.width, codec.height, codec.pix_fmt = width, height, "yuvj444p"
@@ -161,7 +161,7 @@ def _picture(path: Path, picture: np.ndarray) -> None:
 
 
 def _video(path: Path, sample: Sample, longest: float) -> None:
-    """Write a sample's flow in colours, frame for frame as long as its RGB. Raises Failed(environment)."""
+    """Write a sample's flow in colours, as many frames as its RGB. Raises Failed(environment)."""
     flow = sample.flow
     assert flow is not None
     frames, height, width, _ = flow.shape

@@ -231,6 +231,25 @@ def test_the_page_needs_nothing_but_its_folder(page: Path):
     assert "://" not in page.read_text().replace("http-equiv", "")
 
 
+def test_the_lists_are_compared_with_the_archives(root: Path, page: Path):
+    none = {name: {"count": 0, "examples": []} for name in ("extra", "refused", "corrupt")}
+    lengths = [{"key": "a", "seconds": None, "wanted": 10.0}, {"key": "b", "seconds": 9.25, "wanted": 10.0}]
+    found = none | {
+        "clips": 10, "found": 7, "archives": [{"path": HOSTILE, "videos": 9, "problem": "cut short"}],
+        "missing": {"count": 3, "examples": [HOSTILE]}, "wrong_length": {"count": 2, "examples": lengths},
+    }  # fmt: skip
+    kept, file = page.read_text(), page.with_name("archives.json")
+    for content, shown in ((json.dumps(found), True), (json.dumps({"clips": 10}), False), ("{", False)):
+        file.write_text(content)
+        report.write(root)
+        assert ("1 archives with 9 videos; 7 of the 10 clips" in page.read_text()) == shown
+        assert (f"{HOSTILE}: cut short" in _Elements(page.read_text()).text) == shown
+        assert ("b: 9.25 s instead of 10 s" in page.read_text()) == shown
+    file.unlink()
+    report.write(root)
+    assert page.read_text() == kept
+
+
 def test_a_second_report_replaces_the_first(root: Path, page: Path):
     before = {f.name: f.read_bytes() for f in (page.parent / "media").iterdir()}
     (page.parent / "media" / "left-over.mp4").write_bytes(b"of an earlier report")

@@ -62,12 +62,13 @@ def _sentence(error: Exception) -> str:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from pipeline.job import run
+    from pipeline.job.settings import Settings
     from pipeline.lists import cost, manifest, plan
     from pipeline.outcome import READY
     from pipeline.sources import FetchOptions, check_ytdlp, parse
 
     check_ytdlp(name for name, _ in arguments.yt_dlp)
-    settings = run.Settings(
+    settings = Settings(
         manifests=tuple(arguments.manifest),
         output=arguments.output,
         sources=("rehearsal",) if arguments.rehearse else tuple(arguments.source or ["youtube"]),

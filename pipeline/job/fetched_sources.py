@@ -12,17 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import sources
+from pipeline.job.settings import Job
 from pipeline.outcome import FAILED, Failed, FailureClass
 from pipeline.recipe import stage_hash
 from pipeline.sources import Fetched, Piece, Video
 from pipeline.sources import retrying as fetching
 from pipeline.storage.work_store import Stored, WorkStore
-
-if TYPE_CHECKING:
-    from pipeline.job.stages import Job
 
 MACHINE = (FailureClass.ENVIRONMENT, FailureClass.STORAGE)
 """Classes that say something of the machine and nothing of the clip."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
-from pipeline.job.stages import Job
+from pipeline.job.settings import Job
 from pipeline.job.transforms import PackShards, ProcessVideos, ReadTasks
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def build(root: beam.Pipeline, job: Job, parts: Sequence[str]) -> beam.PCollecti
 
     Args:
         root: the pipeline to add to.
-        job: the campaign's settings.
+        job: the run's settings.
         parts: paths of the plan's parts in the work store, each a lane where there are lanes; a thousand at
             most, so the graph stays small.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.job import progress, stages
-from pipeline.job.stages import Job
+from pipeline.job.settings import Job, Settings
 from pipeline.sources.rate_limit import forget_turns
 from pipeline.storage.work_store import WorkStore
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineResult
 
-START_TIMEOUT = 900.0  # seconds until a cluster's first worker must have begun
 _LOOK_SECONDS = 2.0
 _PYTHONS = re.compile(r"(?!java|org\.|scala)[\w.]+(Error|Exception|Failed): ")
 _ANSWER_SECONDS = 15.0  # that an engine has to answer who wants to stop
@@ -48,7 +47,7 @@ def run(
     clips: int,
     options: PipelineOptions,
     store: WorkStore,
-    start_timeout: float = START_TIMEOUT,
+    start_timeout: float = Settings.start_timeout,
 ) -> None:
     """Run the graph, whatever the runner.
 

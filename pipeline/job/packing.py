@@ -14,7 +14,8 @@ import pyarrow as pa
 from pipeline.dataset import shards
 from pipeline.dataset.schema import OUTCOME_SCHEMA, shard_path, write_table
 from pipeline.job import stages
-from pipeline.job.stages import ClipResult, Job
+from pipeline.job.settings import Job
+from pipeline.job.stages import ClipResult
 from pipeline.outcome import READY, Outcome
 from pipeline.storage import Storage
 from pipeline.storage.work_store import Stored, WorkStore
@@ -34,7 +35,7 @@ def pack_shard(job: Job, shard: tuple[str, int], places: Iterable[bytes]) -> str
     """Pack the ready clips of one shard into ROOT and leave its parts in the work store.
 
     Args:
-        job: the campaign's settings.
+        job: the run's settings.
         shard: split and number.
         places: of all clips that the plan put there (`stages.place`), in any order.
 

@@ -23,8 +23,8 @@ from pipeline.storage.work_store import WorkStore
 _SAME = ("key", "label", "split")  # what a row published keeps
 
 
-class CampaignError(Exception):
-    """The campaign cannot start or go on: one sentence with the remedy."""
+class PrepareError(Exception):
+    """The run cannot start or go on: one sentence with the remedy."""
 
 
 def choose(
@@ -54,13 +54,13 @@ def choose(
         made: generations that this run has published.
 
     Raises:
-        CampaignError: the lists hold no row, or are not those that `root` was made from.
+        PrepareError: the lists hold no row, or are not those that `root` was made from.
         PublishError: as `publish.admit`.
     """
     due = np.ones(planned.num_rows, bool)
     if publish.admit(root, recipe, plan.classes(planned)) is None:
         if not planned.num_rows:
-            raise CampaignError("the lists hold no row, so there is nothing to prepare; check --manifest.")
+            raise PrepareError("the lists hold no row, so there is nothing to prepare; check --manifest.")
     else:
         outcomes = dataset.open(root).outcomes()
         planned, place = as_published(planned, outcomes, root)
@@ -95,7 +95,7 @@ def as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[
     published name too, the first one where it has several.
 
     Raises:
-        CampaignError: it was published from other lists, or with another choice of rows, or a list that is
+        PrepareError: it was published from other lists, or with another choice of rows, or a list that is
             new has the name that another one was published under.
     """
     ours, theirs = _lists(planned), _lists(outcomes)
@@ -110,7 +110,7 @@ def as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[
     for old, new in called.items():
         place[theirs[old]] = found[old].get(new, -1)
     if np.any(place < 0) or len(np.unique(place)) < len(place):
-        raise CampaignError(
+        raise PrepareError(
             f"{root.url} was made from other lists or with another choice of rows (--manifest, --exclude, "
             "--unique, --limit), or by a version that passed over rows of --exclude without a known split; "
             "give the same ones and leave such rows out, or give another --output."
@@ -119,7 +119,7 @@ def as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[
     for new, at in ours.items():
         name = next((old for old in theirs if called[old] == new), None)
         if name is None and new in theirs:
-            raise CampaignError(
+            raise PrepareError(
                 f"{root.url} has another list by the name {new}; give this one by its whole path."
             )
         names[at] = name or new

@@ -13,7 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,15 +24,15 @@ from pipeline.dataset import publish, schema, shards
 from pipeline.flow import device_class
 from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import launch, packing, pending_rows, progress
-from pipeline.job.pending_rows import CampaignError
-from pipeline.job.stages import Job
+from pipeline.job.pending_rows import PrepareError
+from pipeline.job.settings import Job, Settings
 from pipeline.lists import manifest, plan
 from pipeline.maintenance import purge, reconciliation
 from pipeline.media import clip
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import EXCLUDED, FAILED, CallError, Failed
 from pipeline.recipe import Recipe
-from pipeline.sources import FetchOptions, archive, parse, rehearsal
+from pipeline.sources import archive, parse, rehearsal
 from pipeline.sources.rate_limit import Pressure
 from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import Busy, Storage, scratch
@@ -45,38 +45,6 @@ VIDEOS_A_PART = 500
 MOST_PARTS = 1000
 _KEEP_WORKERS_MILLISECONDS = 600_000
 """How long an executor keeps an idle Python worker; with Beam's 0 every task would start one anew."""
-SITE_BUDGET = 300.0  # videos an hour that a video site lets a guest have
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked of `prepare`; see its ``--help`` for the meaning of each."""
-
-    manifests: tuple[str, ...]
-    output: str
-    sources: tuple[str, ...] = ("youtube",)
-    exclude: tuple[str, ...] = ()
-    flow: str = "tvl1"
-    flow_device: str = "cpu"
-    plan: plan.PlanOptions = field(default_factory=plan.PlanOptions)
-    work: str | None = None
-    keep_sources: bool | None = None  # None: what comes over a network is kept
-    clean_work: bool = False
-    retry: str = "transient"
-    wave: int | None = None  # videos a generation; None: all in one
-    budget: float | None = None  # videos an hour for all workers; None: what the site allows a guest
-    lanes: int | None = None  # videos fetched at a time; None: as many as there are workers
-    pause: float = Pressure.pause  # seconds that all workers wait when the site blocks them
-    fetch: FetchOptions = field(default_factory=FetchOptions)
-    ffmpeg: str | None = None
-    scratch: str | None = None
-    shared: bool = False  # all workers see the folders of this call at the same paths
-    start_timeout: float = launch.START_TIMEOUT
-
-    @property
-    def rate(self) -> float | None:
-        """Videos an hour for all workers; None where neither the user nor a video site limits it."""
-        return self.budget or (SITE_BUDGET if "youtube" in self.sources else None)
 
 
 @dataclass(frozen=True)
@@ -161,7 +129,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         options: Beam's.
 
     Raises:
-        CallError, CampaignError, ManifestError, SourceError, PublishError, Failed: one sentence each;
+        CallError, PrepareError, ManifestError, SourceError, PublishError, Failed: one sentence each;
             nothing is half-published.
     """
     from pipeline.job import graph
@@ -200,7 +168,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
     )
     generation = None
     made: list[str] = []
-    with _only_campaign(root, store.storage):
+    with _exclusively(root, store.storage):
         while (table := choose(made=made)) is not None:
             generation = publish.next_generation(root)
             made.append(generation)
@@ -236,7 +204,7 @@ def compact(settings: Settings, target: str) -> Summary:
     """Write ROOT anew to `target` as the one generation that a single run would give.
 
     Raises:
-        CampaignError: ROOT is not finished, or of other lists; else as
+        PrepareError: ROOT is not finished, or of other lists; else as
         `pipeline.maintenance.compact.compact`.
     """
     from pipeline.maintenance import compact
@@ -247,7 +215,7 @@ def compact(settings: Settings, target: str) -> Summary:
     planned, place = pending_rows.as_published(make_plan(settings), outcomes, root)
     if len(place) < planned.num_rows:
         left = planned.num_rows - len(place)
-        raise CampaignError(f"{left} rows of {root.url} are not decided yet; finish prepare first.")
+        raise PrepareError(f"{left} rows of {root.url} are not decided yet; finish prepare first.")
     compact.compact(root.url, target, planned)
     return _summary(Storage(target), schema.generation_name(0))
 
@@ -272,15 +240,15 @@ def _pressure(settings: Settings, options: PipelineOptions) -> Pressure:
 
 
 @contextlib.contextmanager
-def _only_campaign(root: Storage, work: Storage) -> Iterator[None]:
-    """Hold ROOT and the work store, whichever of them another campaign has too."""
+def _exclusively(root: Storage, work: Storage) -> Iterator[None]:
+    """Hold ROOT and the work store, whichever of them another run has too."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(root.lock(".prepare.lock"))
             stack.enter_context(work.lock("campaign.lock"))
         except Busy as busy:
             hint = "" if root.is_local and work.is_local else f"; if none is, delete {busy}"
-            raise CampaignError(
+            raise PrepareError(
                 f"another prepare or remove is at work in {root.url} or {work.url}; wait for it, or give "
                 f"another --output and --work{hint}."
             ) from None
@@ -315,7 +283,7 @@ def _work(
     try:
         launch.run(job, parts, clips, options, store, start_timeout)
     except launch.LaunchError as error:
-        raise CampaignError(str(error)) from error
+        raise PrepareError(str(error)) from error
 
 
 def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Table], list[Any]]:

@@ -12,67 +12,30 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import sources
 from pipeline.flow import coding, tvl1_clip, tvl1_pairs
 from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import fetched_sources
+from pipeline.job.settings import Job
 from pipeline.lists import plan
 from pipeline.lists.manifest import Clip
 from pipeline.media import clip
 from pipeline.outcome import FAILED, READY, Failed, FailureClass
-from pipeline.recipe import Recipe, stage_hash
-from pipeline.sources import Fetched, FetchOptions, Piece, Video, rehearsal
-from pipeline.sources.rate_limit import Lane, Pressure
+from pipeline.recipe import stage_hash
+from pipeline.sources import Fetched, Piece, Video, rehearsal
+from pipeline.sources.rate_limit import Lane
 from pipeline.storage import Storage, scratch
 from pipeline.storage.work_store import WorkStore, canonical_json
 
 
-def patience(seconds: float) -> float:
+def timeout_for(seconds: float) -> float:
     """Seconds of work that a clip of so many seconds is given: many times what it takes on one slow core, so
     that only a hang meets the limit."""
     return 300.0 + 30.0 * seconds
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker must know; travels to every worker, so it holds plain values only."""
-
-    output: str  # ROOT
-    work: str
-    sources: tuple[str, ...]
-    recipe: Recipe
-    fetch: FetchOptions
-    ffmpeg: str | None  # None: the reference encoder of the worker's own installation
-    generation: str
-    keep_sources: bool
-    pressure: Pressure = field(default_factory=Pressure)
-    scratch: str | None = None  # where workers have their files of the moment; None: the machine's own place
-    local: bool = False  # the workers are processes of this machine, not of a cluster
-
-    @property
-    def clip_hash(self) -> str:
-        """Names the last stage: all that decides a clip's bytes."""
-        return stage_hash(self.recipe.fetch, self.recipe.encode, self.recipe.flow)
-
-    @property
-    def network(self) -> bool:
-        """Whether videos come over a network."""
-        return any(sources.parse(spec).network for spec in self.sources)
-
-    @property
-    def rehearsed(self) -> bool:
-        """Whether stand-ins take the place of all media."""
-        return self.sources == (rehearsal.NAME,)
-
-    @property
-    def laned(self) -> bool:
-        """Whether the plan's parts are lanes: the videos of one are one worker's, one after the other."""
-        return self.network and self.pressure.lanes is not None
 
 
 @dataclass(frozen=True)
@@ -122,7 +85,7 @@ def process(
 
     Args:
         task: one source video with all the clips wanted from it.
-        job: the campaign's settings.
+        job: the run's settings.
         store: the work store.
         lane: says when the site may be asked.
         heard: gets what came of asking, if anything was to ask.
@@ -237,7 +200,7 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
 def _cut(piece: Piece, job: Job, out: Path | None) -> clip.Cut:
     if job.rehearsed:
         return rehearsal.cut(piece.start, piece.end, job.recipe.encode, out)
-    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), patience(piece.end - piece.start)
+    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), timeout_for(piece.end - piece.start)
     return clip.cut(
         piece.path,
         piece.start,
@@ -288,7 +251,7 @@ def write_flow(gray: np.ndarray, frames: int, recipe: FlowRecipe, out: Path, job
             saturated.append(saturated[-1] if saturated else 0.0)
             yield last
 
-    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), patience(frames / job.recipe.encode.rate)
+    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), timeout_for(frames / job.recipe.encode.rate)
     coding.encode(flows(), out, recipe.coding, ffmpeg=ffmpeg, timeout=timeout)
     return round(float(np.mean(saturated)), 6)
 

@@ -16,7 +16,8 @@ from apache_beam.metrics import Metrics
 from pipeline.job import packing, stages
 from pipeline.job.canary import check_canary
 from pipeline.job.progress import WHOLE_FILES, tally
-from pipeline.job.stages import Job, Task
+from pipeline.job.settings import Job
+from pipeline.job.stages import Task
 from pipeline.media import clip
 from pipeline.sources import Fetched
 from pipeline.sources.rate_limit import Lane

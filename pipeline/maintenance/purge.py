@@ -87,7 +87,7 @@ def _paths(store: WorkStore, keys: Collection[str], videos: Collection[str]) -> 
             yield from _kept(store, recipe, video)
         for name in sorted({*keys, *videos}):
             yield from _named(store, "source", recipe, name, _SOURCES)
-    for name in storage.names("archive"):  # what was laid out of packed archives for one campaign
+    for name in storage.names("archive"):  # files unpacked from archives for one run
         yield f"archive/{name}"
 
 

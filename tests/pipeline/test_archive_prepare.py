@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from archives import member, noise, write
-from campaigns import make_list, make_videos, pipeline, published_bytes
+from small_runs import make_list, make_videos, pipeline, published_bytes
 
 from pipeline import dataset
 

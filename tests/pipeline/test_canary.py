@@ -15,11 +15,12 @@ from pipeline.media.clip import ffmpeg_binary
 WORKER = """
 import sys
 from pipeline.job import run
+from pipeline.job.settings import Settings
 from pipeline.media import clip
 from pipeline.outcome import Failed
 from pipeline.job.canary import check_canary
 from pipeline.storage.work_store import WorkStore
-settings = run.Settings(("list.csv",), "root", flow=sys.argv[2])
+settings = Settings(("list.csv",), "root", flow=sys.argv[2])
 recipe = run.make_recipe(settings, sys.argv[3])
 try:
     check_canary(recipe, clip.ffmpeg_binary(), WorkStore(sys.argv[1]))
@@ -45,7 +46,7 @@ def other_encoder(path: Path, version: str = "") -> Path:
 
 
 def worker(store: Path, flow: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A worker of a campaign that was launched with the reference encoder."""
+    """A worker of a run that was launched with the reference encoder."""
     return subprocess.run(
         [sys.executable, "-c", WORKER, str(store), flow, ffmpeg_binary()],
         env={**os.environ, **environment},

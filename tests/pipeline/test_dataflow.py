@@ -18,7 +18,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import graph, run
 from pipeline.job.run import MOST_PARTS
-from pipeline.job.stages import Job
+from pipeline.job.settings import Job
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.recipe import Recipe
 from pipeline.sources import FetchOptions

@@ -7,8 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
-import campaigns
 import pytest
+import small_runs
 
 from pipeline.__main__ import main
 from pipeline.dataset import schema
@@ -23,8 +23,8 @@ ODD = "AdvancedBakingTips!(HD)&more_" + "x" * 60
 def published(tmp_path_factory) -> Path:
     """As UCF-101 and HMDB-51 are: CLASS/VIDEO, some names no plain ones."""
     folder = tmp_path_factory.mktemp("folders") / "ucf"
-    campaigns.make_videos(folder / "Archery", ["v_Archery_g01_c01", "v_Archery_g01_c02"], 1.2)
-    campaigns.make_videos(folder / "brush_hair", [ODD], 1.6)
+    small_runs.make_videos(folder / "Archery", ["v_Archery_g01_c01", "v_Archery_g01_c02"], 1.2)
+    small_runs.make_videos(folder / "brush_hair", [ODD], 1.6)
     (folder / "brush_hair" / "broken.avi").write_bytes(b"no video")
     (folder / "brush_hair" / "notes.txt").write_text("")
     (folder / "readme.txt").write_text("")

@@ -9,20 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from campaigns import make_list
+from small_runs import make_list
 
 JOB_SERVER = Path(__file__).parents[1] / "job_server.py"
 STOPPED = "stopped; nothing is lost, repeat the same command to go on."
 NO_ANSWER = "stopped while SparkRunner gave no answer; see whether it has taken the job."
 PROGRAM = """
 import os, sys
-from pipeline import __main__, campaign, launch
+from pipeline import __main__
+from pipeline.job import launch, run
 
 def end(*_):  # in place of reading what no worker made
     os.kill(os.getpid(), 15)
 
 launch._ANSWER_SECONDS = float(sys.argv.pop(1))
-campaign._parts = end
+run._parts = end
 sys.exit(__main__.main())
 """
 

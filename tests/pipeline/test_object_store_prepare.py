@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, make_videos, pipeline, published_bytes
 from object_store import BUCKET, Store, serve
+from small_runs import make_list, make_videos, pipeline, published_bytes
 
 from pipeline.storage import Storage
 
@@ -154,9 +154,7 @@ def test_a_killed_run_is_taken_up_and_a_stopped_one_leaves_no_lock(store, videos
     assert _published(store, tmp_path) == local
 
 
-def test_two_campaigns_on_one_root_are_refused_with_the_holder_and_the_remedy(
-    store, videos, list_file, tmp_path
-):
+def test_two_runs_on_one_root_are_refused_with_the_holder_and_the_remedy(store, videos, list_file, tmp_path):
     call = _upload(store, videos, list_file, tmp_path)
     with Storage(f"s3://{BUCKET}/root").lock(".prepare.lock"):
         done = pipeline(*call)

@@ -9,7 +9,8 @@ import pytest
 from pipeline.dataset import shards
 from pipeline.job import packing, stages
 from pipeline.job.launch import _stderr_to
-from pipeline.job.stages import ClipResult, Job
+from pipeline.job.settings import Job
+from pipeline.job.stages import ClipResult
 from pipeline.lists.manifest import Clip
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import FAILED, READY, Failed

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, make_videos, pipeline, published_bytes, wait_for_workers, workers_of
+from small_runs import make_list, make_videos, pipeline, published_bytes, wait_for_workers, workers_of
 
 from pipeline import dataset
 from pipeline.dataset import schema

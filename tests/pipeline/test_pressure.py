@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, make_videos, pipeline, published_bytes
+from small_runs import make_list, make_videos, pipeline, published_bytes
 
 from demo.site import Behaviour, Site
 from pipeline import dataset

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, pipeline, published_bytes
+from small_runs import make_list, pipeline, published_bytes
 
 from pipeline import dataset
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from campaigns import pipeline
 from published import ROWS, Row, key, prepare, video
+from small_runs import pipeline
 
 from pipeline import dataset, report
 from pipeline.dataset import DatasetError, publish, removal_log
 from pipeline.dataset.publish import PublishError
 from pipeline.job import pending_rows, run
+from pipeline.job.settings import Settings
 from pipeline.lists.plan import PlanOptions
 from pipeline.maintenance import remove
 from pipeline.maintenance.remove import IdsError, RemoveError
@@ -35,7 +36,7 @@ SOURCE = "source"
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
-    """A published data set with its work store as a campaign leaves it, kept sources and a report."""
+    """A published data set with its work store as a run leaves it, kept sources and a report."""
     root = tmp_path_factory.mktemp("published") / "root"
     prepare(root).publish()
     store = WorkStore(root / "work")
@@ -334,7 +335,7 @@ def test_what_the_log_names_is_left_out_of_every_later_plan(root, tmp_path):
         "youtube_id,time_start,time_end,label,split\n"
         f"a_new_video,0,10,walk,train\n{GONE.name},1,3,jump,train\nzzzzzzzzzz9,0,10,walk,train\n"
     )
-    settings = run.Settings(manifests=(str(csv),), output=str(root), plan=PlanOptions())
+    settings = Settings(manifests=(str(csv),), output=str(root), plan=PlanOptions())
     planned = run.make_plan(settings)
     plan = removal_log.withhold(planned, Storage(root))
     assert plan.schema.equals(planned.schema, check_metadata=True)
@@ -362,10 +363,10 @@ def test_verify_names_a_clip_that_is_there_though_it_is_on_record(root):
     assert "is damaged: bring it back from a copy" in verify(root, sample=0, workers=1).breaches[-1]
 
 
-def test_while_a_campaign_is_at_work_nothing_is_removed(root):
+def test_while_a_run_is_at_work_nothing_is_removed(root):
     before = state(root)
     with (
-        run._only_campaign(Storage(root), Storage(root / "work")),
+        run._exclusively(Storage(root), Storage(root / "work")),
         pytest.raises(RemoveError, match=r"stop it \(nothing is lost\)"),
     ):
         remove.remove(root, [GONE.name], "reason")

@@ -1,25 +1,24 @@
-"""A takedown between the waves of a campaign, or while one packs, is in force for all that comes after."""
+"""A takedown between the waves of a run, or while one packs, is in force for all that comes after."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from campaigns import make_list
+from small_runs import make_list
 
 from pipeline import dataset
 from pipeline.dataset.publish import PublishError
 from pipeline.job import run
+from pipeline.job.settings import Settings
 from pipeline.maintenance import remove
 from pipeline.maintenance.verify import verify
 
 
-def rehearse(root: Path, work: Path | None, rows: list[str]) -> tuple[run.Settings, list[str]]:
-    """Settings of a campaign in waves of one video, of which the first is published; the ids left."""
+def rehearse(root: Path, work: Path | None, rows: list[str]) -> tuple[Settings, list[str]]:
+    """Settings of a run in waves of one video, of which the first is published; the ids left."""
     path = make_list(root.parent / "list.csv", rows)
-    settings = run.Settings(
-        (str(path),), str(root), ("rehearsal",), flow="none", wave=1, work=work and str(work)
-    )
+    settings = Settings((str(path),), str(root), ("rehearsal",), flow="none", wave=1, work=work and str(work))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "_remaining", broken_off)
         with pytest.raises(KeyboardInterrupt):
@@ -52,7 +51,7 @@ def test_what_is_removed_between_waves_is_in_none_of_the_later_ones(tmp_path):
     assert verify(root, sample=0, workers=1).breaches == []
 
 
-def test_what_is_removed_while_another_campaign_packs_it_is_not_published(tmp_path, monkeypatch):
+def test_what_is_removed_while_another_run_packs_it_is_not_published(tmp_path, monkeypatch):
     root, launch = tmp_path / "root", run.launch.run
     rows = [f"a,vid{n:08d},10,20,train,0" for n in range(3)]
     settings, (victim, other) = rehearse(root, tmp_path / "elsewhere", rows)

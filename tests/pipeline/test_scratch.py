@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, make_videos, pipeline
+from small_runs import make_list, make_videos, pipeline
 
-from pipeline.job.stages import Job, stop_reason
+from pipeline.job.settings import Job
+from pipeline.job.stages import stop_reason
 from pipeline.job.transforms import _Process
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import CallError, Failed, FailureClass

@@ -14,7 +14,8 @@ import timestamped
 from pipeline import sources
 from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import stages
-from pipeline.job.stages import ClipResult, Job, Task
+from pipeline.job.settings import Job
+from pipeline.job.stages import ClipResult, Task
 from pipeline.lists.manifest import Clip
 from pipeline.media.clip import Cut, decode, encoder_version, ffmpeg_binary
 from pipeline.media.clip import cut as cut_clip
@@ -152,7 +153,7 @@ def test_a_folder_that_may_not_be_read_is_named_with_the_remedy_though_a_link_ca
 
 
 def make(work: Path, videos: Path, wanted: Clip, flow: bool = False) -> tuple[ClipResult, WorkStore]:
-    """Bring a clip to its outcome in a campaign over a folder of videos."""
+    """Bring a clip to its outcome in a run over a folder of videos."""
     encoder, pressure, store = encoder_version(ffmpeg_binary()), Pressure(), WorkStore(work)
     made = FlowRecipe(encoder=encoder) if flow else None
     recipe, chosen = Recipe(FetchRecipe(), EncodeRecipe(encoder=encoder), made), (f"dir:{videos}",)

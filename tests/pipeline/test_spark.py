@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, make_videos, pipeline, published_bytes
 from object_store import BUCKET, serve
+from small_runs import make_list, make_videos, pipeline, published_bytes
 from test_flow import TARGETS, _has_avx512
 
 from demo.site import Site

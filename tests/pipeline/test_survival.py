@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import timestamped
-from campaigns import make_list, make_videos, pipeline, published_bytes, start, wait_for_workers
+from small_runs import make_list, make_videos, pipeline, published_bytes, start, wait_for_workers
 from test_fetch_site import MISBEHAVIOUR, _scripts
 
 from demo.site import Behaviour, Site

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from campaigns import make_list, pipeline, published_bytes, start, wait_for_workers
+from small_runs import make_list, pipeline, published_bytes, start, wait_for_workers
 
 from pipeline import dataset
 

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from campaigns import make_list
+from small_runs import make_list
 
 from pipeline.__main__ import main
 

@@ -15,8 +15,8 @@ import pytest
 import small_network
 import tiny_dataset
 import torch
-from campaigns import make_videos
 from every_network import FAMILIES, FRAMES
+from small_runs import make_videos
 
 from demo.site import Site
 from pipeline.flow import FlowCoding, coding, tvl1_clip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_network
 import torch
-from campaigns import make_videos
+from small_runs import make_videos
 
 from demo.site import Site
 from pipeline.media import clip

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import campaigns
 import nodes
 import pytest
+import small_runs
 import two_nodes
 
 from trainer import checkpoint as checkpoints
@@ -22,11 +22,11 @@ def prepared(tmp_path_factory) -> Path:
     """12 clips in two classes, prepared by the command with flow; without its work store."""
     folder = tmp_path_factory.mktemp("prepared")
     names = [f"node{i:07d}" for i in range(CLIPS)]
-    videos = campaigns.make_videos(folder / "videos", names, 1.4)
+    videos = small_runs.make_videos(folder / "videos", names, 1.4)
     rows = [f"{'jump' if i % 2 else 'walk'},{n},0,1.2,train,0" for i, n in enumerate(names)]
-    listed = campaigns.make_list(folder / "list.csv", rows)
+    listed = small_runs.make_list(folder / "list.csv", rows)
     call = ["--manifest", listed, "--source", f"dir:{videos}", "--output", folder / "set", "--shard-size", 5]
-    done = campaigns.pipeline("prepare", *call)
+    done = small_runs.pipeline("prepare", *call)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(folder / "set" / "work")
     return folder / "set"

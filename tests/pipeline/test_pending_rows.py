@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from campaigns import make_list
+from small_runs import make_list
 from test_remove_waves import rehearse
 
 from pipeline import dataset
 from pipeline.dataset.schema import OUTCOME_SCHEMA
 from pipeline.job import pending_rows, run
+from pipeline.job.settings import Settings
 from pipeline.lists import manifest, plan
 from pipeline.storage import Storage
 
@@ -97,7 +98,7 @@ def test_other_lists_are_refused(tmp_path, given, sentence):
     path = {p.stem: p for p in made}
     table = planned(path["train"], path["val"])
     outcomes = published(table, [1, 2], train=str(path["train_less"]))
-    with pytest.raises(pending_rows.CampaignError, match=sentence):
+    with pytest.raises(pending_rows.PrepareError, match=sentence):
         named(planned(*(path[name] for name in given)), outcomes)
 
 
@@ -105,10 +106,10 @@ def test_rows_to_exclude_that_were_passed_over_for_their_split_are_to_be_left_ou
     (train,) = lists(tmp_path, train=["x", "y"])
     withdrawn = tmp_path / "withdrawn.csv"
     withdrawn.write_text("youtube_id,time_start,time_end,split\nx,0,10,holdout\n")
-    settings = run.Settings((str(train),), str(tmp_path / "root"), exclude=(str(withdrawn),))
+    settings = Settings((str(train),), str(tmp_path / "root"), exclude=(str(withdrawn),))
     outcomes = published(planned(train), [0, 1])  # by a version that knew no split of that name
     with pytest.raises(
-        pending_rows.CampaignError, match="without a known split; give the same ones and leave such"
+        pending_rows.PrepareError, match="without a known split; give the same ones and leave such"
     ):
         named(run.make_plan(settings), outcomes)
     withdrawn.write_text("youtube_id,time_start,time_end,split\n")
@@ -118,12 +119,12 @@ def test_rows_to_exclude_that_were_passed_over_for_their_split_are_to_be_left_ou
 def test_one_list_is_not_taken_for_two(tmp_path):
     both = lists(tmp_path, train=["!"], train_more=["!"])
     outcomes = published(planned(*both), [0, 1])
-    with pytest.raises(pending_rows.CampaignError, match="made from other lists"):
+    with pytest.raises(pending_rows.PrepareError, match="made from other lists"):
         named(planned(both[0]), outcomes)
 
 
 @pytest.mark.slow
-def test_a_campaign_goes_on_and_is_compacted_however_its_list_is_spelt(tmp_path, monkeypatch):
+def test_a_run_goes_on_and_is_compacted_however_its_list_is_spelt(tmp_path, monkeypatch):
     root, rows = tmp_path / "root", [f"a,vid{n:08d},10,20,train,0" for n in range(3)]
     settings, _ = rehearse(root, None, rows)  # of the list by its whole path, one of three videos
     monkeypatch.chdir(tmp_path)

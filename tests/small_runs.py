@@ -1,4 +1,4 @@
-"""Small campaigns for the tests of the whole job: moving pictures in a folder, a list, and the command."""
+"""Small runs for the tests of the whole job: moving pictures in a folder, a list, and the command."""
 
 from __future__ import annotations
 

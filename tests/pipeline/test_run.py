@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from campaigns import make_list
 from published import Row, prepare
+from small_runs import make_list
 
 from pipeline.job import run
+from pipeline.job.settings import Settings
 from pipeline.lists import plan
+from pipeline.outcome import CallError
 from pipeline.sources.rate_limit import Pressure
 from pipeline.storage import Storage
 
@@ -17,14 +19,14 @@ from pipeline.storage import Storage
 @pytest.mark.parametrize("runner", [[], ["--runner=DirectRunner"], ["--runner", "DataflowRunner"]])
 @pytest.mark.parametrize("misspelt", [["--buget", "5"], ["--no-keep-source"], ["wave", "1000"]])
 def test_an_option_that_nobody_knows_is_refused(runner, misspelt):
-    with pytest.raises(run.CallError, match=f"unknown option {misspelt[0]}; see"):
+    with pytest.raises(CallError, match=f"unknown option {misspelt[0]}; see"):
         run.beam_options([*runner, *misspelt])
 
 
 def test_a_job_server_may_know_more_and_what_it_gets_unread_is_told(capsys):
     run.beam_options(["--runner=SparkRunner", "--buget", "5", "--spark_version=3"])
     assert capsys.readouterr().err == "prepare: --buget 5 unknown here, passed on to SparkRunner unread\n"
-    with pytest.raises(run.CallError, match="unknown option wave; see"):
+    with pytest.raises(CallError, match="unknown option wave; see"):
         run.beam_options(["--runner=SparkRunner", "wave", "1000", "--spark_version=3"])
     run.beam_options(["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"])
     assert capsys.readouterr().err == ""
@@ -39,7 +41,7 @@ def test_what_is_left_after_a_wave_counts_every_video_with_a_row_to_come(tmp_pat
         for name in ("aaaaaaaaaa1", "bbbbbbbbbb2")
     ]
     moved = make_list(tmp_path / "moved.csv", rows)
-    settings = run.Settings((str(moved),), str(root), plan=plan.PlanOptions(unique="clip"))
+    settings = Settings((str(moved),), str(root), plan=plan.PlanOptions(unique="clip"))
     planned = run.make_plan(settings)
     said = run._remaining(planned, Storage(root), Pressure(budget=2))
     assert said.endswith("; 2 rows of 2 videos are left, about 60 min at this budget")
@@ -52,7 +54,7 @@ def test_a_list_of_videos_to_exclude_need_not_tell_their_split(tmp_path: Path):
         header = f"youtube_id,time_start,time_end,{'split,' * (name == 'ours')}\n"
         (tmp_path / f"{name}.csv").write_text(header + "".join(rows))
     given = {name: str(tmp_path / f"{name}.csv") for name in lists}
-    settings = run.Settings(
+    settings = Settings(
         (given["train"],), str(tmp_path / "root"), exclude=(given["withdrawn"], given["ours"])
     )
     planned = run.make_plan(settings)

@@ -1,0 +1,81 @@
+"""The settings of one call of prepare: `Settings` as a user gives them, `Job` as workers get them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline import sources
+from pipeline.lists.plan import PlanOptions
+from pipeline.recipe import Recipe, stage_hash
+from pipeline.sources import FetchOptions, rehearsal
+from pipeline.sources.rate_limit import Pressure
+
+SITE_BUDGET = 300.0  # videos an hour that a video site allows a guest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `prepare`; every default stands here or in the options of its owner only."""
+
+    manifests: tuple[str, ...]  # files or globs
+    output: str  # ROOT, a folder or URL
+    sources: tuple[str, ...] = ("youtube",)  # tried in order
+    exclude: tuple[str, ...] = ()  # lists whose videos stay out of train
+    flow: str = "tvl1"  # or none
+    flow_device: str = "cpu"  # or cuda
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    work: str | None = None  # the work store; None: ROOT/work
+    keep_sources: bool | None = None  # None: keep videos that were fetched over a network
+    clean_work: bool = False  # delete the work store after publishing
+    retry: str = "transient"  # failed rows to process again: transient, all or none
+    wave: int | None = None  # videos a generation; None: all in one
+    budget: float | None = None  # videos an hour for all workers; None: what the site allows a guest
+    lanes: int | None = None  # videos fetched at a time; None: as many as there are workers
+    pause: float = Pressure.pause  # seconds that all workers wait when the site blocks them
+    fetch: FetchOptions = field(default_factory=FetchOptions)
+    ffmpeg: str | None = None  # None: the pinned encoder; another one is another recipe
+    scratch: str | None = None  # a worker's temporary folder; None: TMPDIR, or /tmp
+    shared: bool = False  # all workers see the folders of this call at the same paths
+    start_timeout: float = 900.0  # seconds; a cluster's job is cancelled if no worker has started by then
+
+    @property
+    def rate(self) -> float | None:
+        """Videos an hour for all workers; None where neither the user nor a video site limits it."""
+        return self.budget or (SITE_BUDGET if "youtube" in self.sources else None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know; travels to every worker, so it holds plain values only."""
+
+    output: str  # ROOT
+    work: str  # the work store
+    sources: tuple[str, ...]
+    recipe: Recipe
+    fetch: FetchOptions
+    ffmpeg: str | None  # None: the reference encoder of the worker's own installation
+    generation: str
+    keep_sources: bool
+    pressure: Pressure = field(default_factory=Pressure)
+    scratch: str | None = None  # the workers' temporary folder; None: the machine's own
+    local: bool = False  # workers are processes of this machine, not of a cluster
+
+    @property
+    def clip_hash(self) -> str:
+        """Names the last stage: the hash of all that decides a clip's bytes."""
+        return stage_hash(self.recipe.fetch, self.recipe.encode, self.recipe.flow)
+
+    @property
+    def network(self) -> bool:
+        """Whether videos come over a network."""
+        return any(sources.parse(spec).network for spec in self.sources)
+
+    @property
+    def rehearsed(self) -> bool:
+        """Whether stand-ins take the place of all media."""
+        return self.sources == (rehearsal.NAME,)
+
+    @property
+    def laned(self) -> bool:
+        """Whether the plan's parts are lanes: one worker processes the videos of a part one by one."""
+        return self.network and self.pressure.lanes is not None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pipeline.flow.recipe import FlowRecipe
 from pipeline.media.recipe import EncodeRecipe
@@ -44,6 +45,21 @@ def plain(part: Any) -> dict[str, Any]:
 def _as_before(parameter: Field, value: object) -> bool:
     made = parameter.default_factory
     return "added" in parameter.metadata and value == (parameter.default if made is MISSING else made())
+
+
+def unknown(kind: type, values: Mapping[str, Any]) -> str | None:
+    """Dotted name of the first value that the dataclass `kind` has no field for; None where it has all.
+
+    What has such a value was written by a newer version.
+    """
+    kinds = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in kinds:
+            return name
+        part = next((k for k in (kinds[name], *get_args(kinds[name])) if is_dataclass(k)), None)
+        if isinstance(part, type) and isinstance(value, Mapping) and (inner := unknown(part, value)):
+            return f"{name}.{inner}"
+    return None
 
 
 def stage_hash(*parts: object) -> str:

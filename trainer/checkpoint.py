@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.recipe import unknown
 from pipeline.storage import CallError
 from trainer.data.batches import Input
 
@@ -157,8 +158,11 @@ def _parse(file: Path, stream: BufferedReader) -> Checkpoint:
         plain = torch.load(stream, map_location="cpu", weights_only=True)
         if plain["format"] != FORMAT:
             raise CheckpointError(
-                f"{file} has format {plain['format']}, this trainer reads {FORMAT}: update it"
+                f"{file} has format {plain['format']}, this version reads {FORMAT}: upgrade quovadis"
             )
+        known = {*Checkpoint.__dataclass_fields__, "format"}
+        if newer := next((n for n in plain if n not in known), None) or unknown(Input, plain["input"]):
+            raise CheckpointError(f"{file} has {newer}, which this version does not know: upgrade quovadis")
         values = {name: plain[name] for name in Checkpoint.__dataclass_fields__}
         values["input"] = Input(**values["input"])
         values["classes"] = tuple(values["classes"])

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.recipe import Recipe, unknown
 from pipeline.storage import Storage
 from pipeline.storage.work_store import KEY
 
@@ -217,6 +218,8 @@ def problem_with(meta: Any) -> str | None:
         return "classes is no list of distinct names"
     if not isinstance(meta.get("recipe"), dict):
         return "recipe is no object"
+    if newer := unknown(Recipe, meta["recipe"]):
+        return f"its recipe has {newer}, which this version does not know: upgrade quovadis"
     if not isinstance(counts, dict) or not all(
         split in (*SPLITS, UNKNOWN_SPLIT) and isinstance(row, dict) and all(_count(n) for n in row.values())
         for split, row in counts.items()

@@ -19,7 +19,7 @@ from pipeline.outcome import FAILED, Failed, FailureClass
 from pipeline.recipe import stage_hash
 from pipeline.sources import Fetched, Piece, Video
 from pipeline.sources import retrying as fetching
-from pipeline.storage.work_store import Stored, WorkStore
+from pipeline.storage.work_store import Stored, WorkStore, refuse_newer
 
 MACHINE = (FailureClass.ENVIRONMENT, FailureClass.STORAGE)
 """Classes that say something of the machine and nothing of the clip."""
@@ -43,7 +43,7 @@ def fetch(
         return fetching.fetch(video, chosen, folder, job.fetch)
     near = tuple(itertools.takewhile(lambda source: not source.network, chosen))
     record = _source_record(video, job, store)
-    pieces = _kept_pieces(record, job, store, folder)
+    pieces = _kept_pieces(video, record, job, store, folder)
     failures: dict[str, Failed] = {}
     if near and (wanted := _without(video, pieces)).clips:
         for key, piece in fetching.fetch(wanted, near, folder, job.fetch).pieces.items():
@@ -78,7 +78,9 @@ def _without(video: Video, pieces: Mapping[str, object]) -> Video:
     return replace(video, clips=tuple(c for c in video.clips if c.key not in pieces))
 
 
-def _kept_pieces(record: dict, job: Job, store: WorkStore, folder: Path) -> dict[str, Piece | Failed]:
+def _kept_pieces(
+    video: Video, record: dict, job: Job, store: WorkStore, folder: Path
+) -> dict[str, Piece | Failed]:
     """What an earlier run fetched of a video, by clip key, as local files; and how the rest failed."""
     found: dict[str, Piece | Failed] = {}
     copies: dict[str, Path | None] = {}
@@ -91,6 +93,9 @@ def _kept_pieces(record: dict, job: Job, store: WorkStore, folder: Path) -> dict
             if name not in copies:
                 copies[name] = store.local_copy(Stored(**record["files"][name]), folder)
             if (local := copies[name]) is not None:  # else it is damaged or gone, and fetched again
+                refuse_newer(
+                    Piece, piece["piece"], f"the record of {video.youtube_id} in {store.storage.url}"
+                )
                 found[key] = Piece(local, **piece["piece"])
     return found
 

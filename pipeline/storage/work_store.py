@@ -11,10 +11,13 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.outcome import Failed, FailureClass
+from pipeline.recipe import unknown
 from pipeline.storage import CHUNK, Storage, Sync
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
@@ -123,13 +126,17 @@ class WorkStore:
         """The record, or None where there is none, it is damaged, or a file it names is not there whole.
 
         With `whole` False the files are not looked for: for who reads them anyway.
+
+        Raises:
+            Failed: class environment, for a record of a newer version.
         """
+        path = self.path(stage, stage_hash, key, _RECORD)
         try:
-            data = self.storage.read_bytes(self.path(stage, stage_hash, key, _RECORD), _MAX_RECORD)
-            record = json.loads(data)
-            good = isinstance(record, dict) and (
-                not whole or all(self.has(Stored(**file)) for file in record.get("files", {}).values())
-            )
+            record = json.loads(self.storage.read_bytes(path, _MAX_RECORD))
+            files = list(record.get("files", {}).values()) if isinstance(record, dict) else []
+            for file in files:
+                refuse_newer(Stored, file, self.storage.where(path))
+            good = isinstance(record, dict) and (not whole or all(self.has(Stored(**f)) for f in files))
         except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None
         return record if good else None
@@ -145,6 +152,15 @@ class WorkStore:
             return self.storage.size(stored.path) == stored.size
         except FileNotFoundError:
             return False
+
+
+def refuse_newer(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Raise Failed(ENVIRONMENT) where the record at `where` has a value that the dataclass `kind` lacks."""
+    if newer := unknown(kind, values):
+        raise Failed(
+            FailureClass.ENVIRONMENT,
+            f"{where} has {newer}, which this version does not know: upgrade quovadis",
+        )
 
 
 def canonical_json(value: Any) -> bytes:

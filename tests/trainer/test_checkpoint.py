@@ -6,13 +6,13 @@ import hashlib
 import os
 import pickle
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import small_network  # noqa: F401  (enters its network)
+import small_network
 import tiny_dataset
 import torch
 
@@ -199,6 +199,19 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(tmp_path, made(2, "rgb"))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-000000001.pt"]
+
+
+@dataclass(frozen=True)
+class NewerInput(Input):
+    shutter: float = 0.5
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused_in_a_sentence(tmp_path):
+    path = small_network.checkpoint(tmp_path / "c.pt")
+    newer = replace(checkpoints.load(path), input=NewerInput(**vars(checkpoints.load(path).input)))
+    checkpoints.write(path, newer)
+    with pytest.raises(CheckpointError, match="shutter, which this version does not know: upgrade quovadis"):
+        checkpoints.load(path)
 
 
 def test_an_absent_file_and_an_empty_folder_each_say_what_to_name(tmp_path):

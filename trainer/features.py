@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from pipeline import dataset
-from pipeline.media import whole_video
+from pipeline.sources import named_video
+from pipeline.sources.directory import VIDEO_SUFFIXES, walk
 from pipeline.storage import Failed, Storage
 from trainer import ensemble, frame_stream
 from trainer.configuration import ConfigurationError
@@ -145,15 +146,15 @@ def _raw(name: str, towers: Ensemble) -> Iterator[Source]:
 
     def opener(path: str) -> Callable[[Path, int], Footage]:
         return lambda folder, threads: frame_stream.of_file(
-            whole_video.local_file(path, folder), views, threads
+            named_video.local_file(path, folder), views, threads
         )
 
     if os.path.isdir(name):
-        found = sorted(Path(path) for path in whole_video.walk(name))
-        for path in (p for p in found if p.suffix.lower() in whole_video.SUFFIXES and p.is_file()):
+        found = sorted(Path(path) for path in walk(name))
+        for path in (p for p in found if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()):
             yield Source(str(path.relative_to(name).with_suffix("")), str(path), opener(str(path)))
-    elif os.path.exists(name) or whole_video.source_of(name):
-        yield Source(whole_video.title(name), name, opener(name))
+    elif os.path.exists(name) or named_video.source_of(name):
+        yield Source(named_video.title(name), name, opener(name))
     else:
         raise ConfigurationError(f"{name} is not there: name a video, a folder of them or a data set")
 

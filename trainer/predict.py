@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.media import whole_video
+from pipeline.sources import named_video
 from pipeline.storage import Failed
 from trainer import annotation, ensemble, frame_stream
 from trainer.configuration import ConfigurationError
@@ -77,7 +78,7 @@ def predict(job: Job) -> Iterator[Prediction | str]:
     Raises CheckpointError, ConfigurationError; that too where a video is not there.
     """
     for name in job.videos:
-        if whole_video.source_of(name) is None and not Path(name).is_file():
+        if named_video.source_of(name) is None and not Path(name).is_file():
             raise ConfigurationError(f"{name} is no file, address or YouTube id: name a video")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     towers = ensemble.load(job.checkpoints).to(device)
@@ -85,7 +86,7 @@ def predict(job: Job) -> Iterator[Prediction | str]:
     for name in job.videos:
         try:
             with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
-                path = whole_video.local_file(name, Path(folder))
+                path = named_video.local_file(name, Path(folder))
                 prediction = look.at(name, path)
                 if job.annotate:
                     write_annotated(path, job.annotate, prediction)

@@ -129,7 +129,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         options: Beam's.
 
     Raises:
-        CallError, PrepareError, ManifestError, SourceError, PublishError, Failed: one sentence each;
+        CallError, PrepareError, ManifestError, PublishError, Failed: one sentence each;
             nothing is half-published.
     """
     from pipeline.job import graph

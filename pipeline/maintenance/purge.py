@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 
 from pipeline.dataset.schema import SHARD
 from pipeline.outcome import Failed
-from pipeline.sources.directory import SUFFIXES
+from pipeline.sources.directory import VIDEO_SUFFIXES
 from pipeline.storage import Storage
 from pipeline.storage.work_store import WorkStore
 
@@ -21,7 +21,7 @@ _BY_KEY = {
     "flow": (".flow.mp4", ".record.json"),
     "clip": (".record.json",),
 }
-_SOURCES = (*SUFFIXES, ".record.json")
+_SOURCES = (*VIDEO_SUFFIXES, ".record.json")
 _MAX_RECORD = 1 << 24  # bytes
 
 

@@ -19,7 +19,7 @@ from pipeline.lists.manifest import Clip
 from pipeline.outcome import READY, FailureClass
 from pipeline.sources import parse
 from pipeline.sources.archive import ArchiveSource, Members, index
-from pipeline.sources.directory import trimmed_names
+from pipeline.sources.directory import names
 from pipeline.storage import Storage
 from pipeline.storage.work_store import WorkStore
 
@@ -100,9 +100,8 @@ def _rows(outcomes: pa.Table) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _names(row: dict[str, Any]) -> tuple[str, ...]:
-    clip = Clip("", 0, row["youtube_id"], row["time_start"], row["time_end"], None, "")
-    return (*trimmed_names(clip), clip.youtube_id)
+def _names(row: dict[str, Any]) -> list[str]:
+    return names(Clip("", 0, row["youtube_id"], row["time_start"], row["time_end"], None, ""))
 
 
 def _length(row: dict[str, Any]) -> float:

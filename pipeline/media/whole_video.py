@@ -1,4 +1,4 @@
-"""A whole video for those who only look at it: found or fetched, streamed as RGB and flow, annotated.
+"""A whole video for those who only look at it: streamed as RGB and flow, annotated.
 
 Frames come the very same way as a prepared clip's (`pipeline.media.clip`), in memory that does not grow with
 the video's length. What is made of them is not known here.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
@@ -23,18 +21,12 @@ from pipeline.media.probe import SourceInfo, probe
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.media.streaming import Pass
 from pipeline.outcome import Failed, FailureClass
-from pipeline.sources.directory import SUFFIXES as SUFFIXES
-from pipeline.sources.directory import walk as walk
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-    from pipeline.sources import Source
-
 _ENDLESS = 1 << 40  # frames: of a video that does not say how long it is
 _LARGEST_SHORT_SIDE = 720  # pixels, of an annotated video
-_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-_YOUTUBE_HOSTS = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
 
 
 @dataclass(frozen=True)
@@ -47,67 +39,6 @@ class Frame:
 
     picture: VideoFrame
     flow: np.ndarray | None
-
-
-def source_of(name: str) -> Source | None:
-    """Where to fetch `name` from: an http address, a page of YouTube's or an id; None for a local file.
-
-    A file of that name wins over an id.
-    """
-    from pipeline.sources.web import AddressSource, whole_video
-
-    if os.path.exists(name):
-        return None
-    if found := _youtube_id(name):
-        return whole_video(found)
-    return AddressSource(name) if name.startswith(("http://", "https://")) else None
-
-
-def title(name: str) -> str:
-    """What a video's own files may be called: its file's stem, or a YouTube id."""
-    if source_of(name) is None:
-        return Path(name).stem
-    if found := _youtube_id(name):
-        return found
-    stem = Path(unquote(urlsplit(name).path)).stem
-    return re.sub(r"[^\w.-]+", "_", stem).strip(".") or "video"
-
-
-def local_file(name: str, folder: Path, timeout: float = 3600.0) -> Path:
-    """The file of a video: itself, or what is fetched into `folder` of an address or a YouTube id.
-
-    Raises:
-        Failed: MISSING for a name that is neither, or whatever fetching it came to.
-    """
-    from pipeline.lists.manifest import Clip
-    from pipeline.sources import FetchOptions, Video, retrying
-
-    source = source_of(name)
-    if source is None:
-        if not Path(name).is_file():
-            raise Failed(FailureClass.MISSING, f"{name} is no file, address or YouTube id: name a video")
-        return Path(name)
-    whole = Clip("", 0, "video", 0.0, 0.0, None, "")
-    options = FetchOptions(timeout=timeout)
-    piece = retrying.fetch(Video(whole.youtube_id, (whole,)), (source,), folder, options).pieces[whole.key]
-    if isinstance(piece, Failed):
-        raise piece
-    return piece.path
-
-
-def _youtube_id(name: str) -> str | None:
-    """The id that an address of YouTube's or a bare id names."""
-    if _YOUTUBE_ID.fullmatch(name):
-        return name
-    try:
-        parts = urlsplit(name)
-    except ValueError:  # of an address that is none
-        return None
-    if parts.hostname not in _YOUTUBE_HOSTS:
-        return None
-    last = parts.path.rstrip("/").rpartition("/")[2]
-    found = parse_qs(parts.query).get("v", [last])[0]
-    return found if _YOUTUBE_ID.fullmatch(found) else None
 
 
 def frames(

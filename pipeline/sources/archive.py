@@ -25,20 +25,11 @@ import pyarrow.compute as pc
 
 from pipeline.dataset.schema import DatasetError, read_table, write_table
 from pipeline.lists.manifest import Clip
-from pipeline.sources import (
-    Failed,
-    FailureClass,
-    Fetched,
-    FetchOptions,
-    Piece,
-    SourceError,
-    Video,
-    all_failed,
-    missing,
-    parse,
-)
-from pipeline.sources.archive_index import SCHEMA, UNREADABLE, copy_bytes, is_packed, survey
-from pipeline.sources.directory import trimmed_names
+from pipeline.outcome import CallError, Failed, FailureClass
+from pipeline.sources.archive_index import SCHEMA, UNREADABLE, copy_bytes, is_packed, read_index
+from pipeline.sources.base import Fetched, FetchOptions, Piece, Video, all_failed, share_one_file
+from pipeline.sources.directory import find, names
+from pipeline.sources.registry import parse
 from pipeline.storage import Storage, location
 from pipeline.storage.work_store import WorkStore
 
@@ -73,16 +64,14 @@ class Members:
             if stem is not None and self._rows.setdefault(stem, number) != number:
                 self._twice[stem] = number
 
-    def __contains__(self, stem: str) -> bool:
+    def __contains__(self, stem: object) -> bool:
         return stem in self._rows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
-    def get(self, stem: str) -> Member | None:
-        """The member of that name, which may be a refused one; None where there is none."""
-        if stem not in self._rows:
-            return None
+    def __getitem__(self, stem: str) -> Member:
+        """The member of that name, which may be a refused one. Raises KeyError."""
         first = self._member(self._rows[stem])
         if stem not in self._twice:
             return first
@@ -99,7 +88,7 @@ class Members:
         """All that may not be read, each with its reason."""
         found = pc.indices_nonzero(pc.is_valid(self._table["refused"])).to_pylist()
         members = [self._member(number) for number in found]
-        return [*members, *(m for m in map(self.get, self._twice) if m is not None)]
+        return members + [self[stem] for stem in self._twice]
 
     def _member(self, number: int) -> Member:
         row = self._table.slice(number, 1).to_pylist()[0]
@@ -120,12 +109,13 @@ class ArchiveSource:
     network: bool = False
 
     @classmethod
-    def of(cls, pattern: str) -> ArchiveSource:
-        """The source for what stands after ``archive:``; `SourceError` where it matches no file."""
+    def of(cls, spec: str) -> ArchiveSource:
+        """The source for ``archive:GLOB``; `CallError` where the glob matches no file."""
+        pattern = spec.removeprefix("archive:")
         if pattern and not location.is_url(pattern):
             pattern = os.path.abspath(os.path.expanduser(pattern))
         if not archives(pattern):
-            raise SourceError(
+            raise CallError(
                 f"archive:{pattern} matches no file: write archive:FILE or archive:'FOLDER/*.tar.gz'."
             )
         return cls(pattern)
@@ -135,8 +125,8 @@ class ArchiveSource:
         try:
             members = index(self.pattern, options.work)
         except OSError as error:
-            failure = Failed(FailureClass.STORAGE, f"{self.pattern} cannot be read: {error.strerror}.")
-            return Fetched(all_failed(video, failure), requests=0, whole=False, tool="")
+            reason = f"{self.pattern} cannot be read: {error.strerror}."
+            return all_failed(video, Failed(FailureClass.STORAGE, reason))
         copies: dict[str, Path] = {}
         pieces: dict[str, Piece | Failed] = {}
         for clip in video.clips:
@@ -144,17 +134,13 @@ class ArchiveSource:
                 pieces[clip.key] = self._piece(clip, members, copies, folder, options)
             except Failed as failure:
                 pieces[clip.key] = failure
-        paths = {None if isinstance(p, Failed) or p.trimmed else p.path for p in pieces.values()}
-        return Fetched(pieces, requests=0, whole=len(paths) == 1 and None not in paths, tool="")
+        return Fetched(pieces, whole=share_one_file(pieces))
 
     def _piece(
         self, clip: Clip, members: Members, copies: dict[str, Path], folder: Path, options: FetchOptions
     ) -> Piece:
-        trimmed = trimmed_names(clip)
-        stem = next((name for name in (*trimmed, clip.youtube_id) if name in members), None)
-        member = stem and members.get(stem)
-        if not stem or not member:
-            raise missing(f"Neither {clip.key} nor {clip.youtube_id} is in {self.pattern}.")
+        stem = find(clip, members, self.pattern)
+        member = members[stem]
         where = f"{member.name} in {member.archive}"
         if member.refused:
             failure = FailureClass(member.failure_class or FailureClass.UNSAFE)
@@ -165,9 +151,7 @@ class ArchiveSource:
             target = folder / f"{stem}{member.suffix}"
             _copy(member, target, options.work)
             copies[stem] = target
-        if stem in trimmed:
-            return Piece(copies[stem], 0.0, clip.time_end - clip.time_start, self.kind, trimmed=True)
-        return Piece(copies[stem], clip.time_start, clip.time_end, self.kind, trimmed=False)
+        return Piece.of(clip, copies[stem], self.kind, trimmed=stem != clip.youtube_id)
 
 
 def archives(pattern: str) -> list[str]:
@@ -186,7 +170,7 @@ def index(pattern: str, work: str | None) -> Members:
     tables = {}
     for path in archives(pattern):
         table = _known(store, path) if store else None
-        tables[path] = survey(path) if table is None else table
+        tables[path] = read_index(path) if table is None else table
     return Members(tables)
 
 
@@ -210,8 +194,7 @@ def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: Fet
     rows = plan.filter(pc.equal(plan["decision"], "process")).select(list(Clip.__dataclass_fields__))
     wanted: set[str] = set()
     for row in rows.to_pylist():
-        clip = Clip(**row)
-        wanted.update((*trimmed_names(clip), clip.youtube_id))
+        wanted.update(names(Clip(**row)))
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking and hashing leave the interpreter free
             list(pool.map(lambda path: _lay_out(path, wanted, store, options.max_bytes), paths))
@@ -234,10 +217,10 @@ def _paths(specs: Sequence[str]) -> list[str]:
 def _lay_out(path: str, wanted: Collection[str], store: WorkStore, max_bytes: int) -> None:
     table = _known(store, path)
     if table is None and not is_packed(path):
-        write_table(store.storage, _table(path), survey(path))
+        write_table(store.storage, _table(path), read_index(path))
     elif is_packed(path) and (table is None or _lacks(table, path, wanted, store, max_bytes)):
         with store.storage.writer(_laid_out(path)) as file:
-            table = survey(path, file, wanted, max_bytes)
+            table = read_index(path, file, wanted, max_bytes)
         write_table(store.storage, _table(path), table)
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from pipeline.outcome import FailureClass
-from pipeline.sources.directory import SUFFIXES
+from pipeline.sources.directory import VIDEO_SUFFIXES
 from pipeline.storage import CHUNK, location
 from pipeline.storage.object_store import BLOCK
 
@@ -55,7 +55,7 @@ UNREADABLE = (
 CUT_OFF = "is cut off: the archive ends before it does"
 
 
-def survey(
+def read_index(
     path: str, target: IO[bytes] | None = None, wanted: Collection[str] = (), max_bytes: int = 0
 ) -> pa.Table:
     """One pass over an archive: its videos, as a table of `SCHEMA`.
@@ -142,7 +142,7 @@ class _Guarded:
 def _row(member: tarfile.TarInfo, end: int | None) -> dict[str, Any] | None:
     """A member's row; None for folders and for what is neither a video nor refused."""
     stem, suffix = os.path.splitext(PurePosixPath(member.name).name)
-    is_video = suffix.lower() in SUFFIXES and _STEM.fullmatch(stem) is not None
+    is_video = suffix.lower() in VIDEO_SUFFIXES and _STEM.fullmatch(stem) is not None
     failure, why = _refusal(member, end)
     if member.isdir() or not (is_video or why):
         return None

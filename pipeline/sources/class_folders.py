@@ -11,7 +11,7 @@ from pipeline.dataset.schema import id_of
 from pipeline.lists.manifest import ManifestError
 from pipeline.media import probe
 from pipeline.outcome import Failed
-from pipeline.sources.directory import SUFFIXES, walk
+from pipeline.sources.directory import VIDEO_SUFFIXES, walk
 
 _UNKNOWN_SECONDS = 10.0  # of a video that says no length: `prepare` finds out what is in it
 
@@ -54,7 +54,7 @@ def _videos(folder: Path) -> Iterator[tuple[str, Path]]:
     try:
         for label in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
             for video in sorted(map(Path, walk(str(label)))):
-                if video.suffix.lower() in SUFFIXES and video.is_file():
+                if video.suffix.lower() in VIDEO_SUFFIXES and video.is_file():
                     yield label.name, video
     except OSError as error:
         raise ManifestError(

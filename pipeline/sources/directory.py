@@ -9,28 +9,27 @@ from __future__ import annotations
 import functools
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.dataset.schema import id_of
-from pipeline.sources import (
-    Failed,
-    FailureClass,
+from pipeline.outcome import CallError, Failed, FailureClass
+from pipeline.sources.base import (
     Fetched,
     FetchOptions,
     Piece,
-    SourceError,
     Video,
     all_failed,
-    missing,
+    seconds_text,
+    share_one_file,
 )
 
 if TYPE_CHECKING:
     from pipeline.lists.manifest import Clip
 
-SUFFIXES = (
+VIDEO_SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".ts", ".flv", ".mpg", ".mpeg", ".3gp", ".3g2",
     ".wmv", ".ogv", ".m2ts", ".mts", ".vob", ".asf",
 )  # fmt: skip
@@ -51,13 +50,14 @@ class DirectorySource:
     network: bool = False
 
     @classmethod
-    def of(cls, pattern: str) -> DirectorySource:
-        """The source for what stands after ``dir:``; `SourceError` where nothing is there to look in."""
+    def of(cls, spec: str) -> DirectorySource:
+        """The source for ``dir:PATH_OR_GLOB``; `CallError` where that is no folder and matches no file."""
+        pattern = spec.removeprefix("dir:")
         if not pattern:
-            raise SourceError("dir: names no folder: write dir:PATH or dir:'GLOB'.")
+            raise CallError("dir: names no folder: write dir:PATH or dir:'GLOB'.")
         pattern = os.path.abspath(os.path.expanduser(pattern))
         if not os.path.exists(pattern) and not any(glob.iglob(pattern, recursive=True)):
-            raise SourceError(
+            raise CallError(
                 f"{pattern!r} does not exist and matches no file: name a folder or a glob of files."
             )
         return cls(pattern)
@@ -69,36 +69,36 @@ class DirectorySource:
         except OSError as error:
             why = f"{error.filename} cannot be listed: {(error.strerror or str(error)).lower()}"
             remedy = "see that every worker can read it, and repeat the command"
-            failure = Failed(FailureClass.STORAGE, f"{why}; {remedy}")
-            return Fetched(all_failed(video, failure), requests=0, whole=False, tool="")
+            return all_failed(video, Failed(FailureClass.STORAGE, f"{why}; {remedy}"))
         pieces = {clip.key: self._piece(clip, files) for clip in video.clips}
-        paths = {None if isinstance(p, Failed) or p.trimmed else p.path for p in pieces.values()}
-        return Fetched(pieces, requests=0, whole=len(paths) == 1 and None not in paths, tool="")
+        return Fetched(pieces, whole=share_one_file(pieces))
 
     def _piece(self, clip: Clip, files: dict[str, str]) -> Piece | Failed:
-        for name in trimmed_names(clip):
-            if name in files:
-                return Piece(Path(files[name]), 0.0, clip.time_end - clip.time_start, self.kind, trimmed=True)
-        if clip.youtube_id in files:
-            path = Path(files[clip.youtube_id])
-            return Piece(path, clip.time_start, clip.time_end, self.kind, trimmed=False)
-        return missing(f"Neither {clip.key} nor {clip.youtube_id} is in {self.pattern}.")
+        try:
+            name = find(clip, files, self.pattern)
+        except Failed as failure:
+            return failure
+        return Piece.of(clip, Path(files[name]), self.kind, trimmed=name != clip.youtube_id)
 
 
-def trimmed_names(clip: Clip) -> list[str]:
-    """Names, without ending, of a trimmed `clip`: its key, then its times as people write them."""
-    names = [clip.key]
-    for style in (_plain, _decimal):
-        names.append(f"{clip.youtube_id}_{style(clip.time_start)}_{style(clip.time_end)}")
-    return names
+def names(clip: Clip) -> list[str]:
+    """Names, without ending, that a file for `clip` may have, in the order in which they win.
+
+    Its key, its id with the times as people write them, or with a decimal point (all trimmed files); last
+    the id alone (the whole video).
+    """
+    start, end = float(clip.time_start), float(clip.time_end)
+    plain = f"{clip.youtube_id}_{seconds_text(start)}_{seconds_text(end)}"
+    return [clip.key, plain, f"{clip.youtube_id}_{start!r}_{end!r}", clip.youtube_id]
 
 
-def _plain(seconds: float) -> str:
-    return str(int(seconds)) if float(seconds).is_integer() else repr(float(seconds))
-
-
-def _decimal(seconds: float) -> str:
-    return repr(float(seconds))
+def find(clip: Clip, present: Container[str], place: str) -> str:
+    """The first of `names` that is present. Raises `Failed`, class missing, which names the `place`."""
+    for name in names(clip):
+        if name in present:
+            return name
+    reason = f"Neither {clip.key} nor {clip.youtube_id} is in {place}."
+    raise Failed(FailureClass.MISSING, reason)
 
 
 @functools.lru_cache(maxsize=8)
@@ -117,7 +117,7 @@ def index(pattern: str) -> dict[str, str]:
     return {stem: path for stem, (_, path) in found.items()}
 
 
-_RANK = {suffix: rank for rank, suffix in enumerate(SUFFIXES)}
+_RANK = {suffix: rank for rank, suffix in enumerate(VIDEO_SUFFIXES)}
 
 
 def _files(pattern: str) -> Iterator[str]:

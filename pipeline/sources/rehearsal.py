@@ -16,8 +16,9 @@ from pipeline.flow.recipe import FlowRecipe
 from pipeline.media import clip
 from pipeline.media.probe import SourceInfo
 from pipeline.media.recipe import EncodeRecipe
+from pipeline.outcome import Failed
 from pipeline.recipe import Recipe
-from pipeline.sources import Fetched, FetchOptions, Piece, Video
+from pipeline.sources.base import Fetched, FetchOptions, Piece, Video
 from pipeline.sources.recipe import FetchRecipe
 
 NAME = "rehearsal"
@@ -39,14 +40,19 @@ class RehearsalSource:
     kind = NAME
     network = True
 
+    @classmethod
+    def of(cls, spec: str) -> RehearsalSource:
+        """The source for ``rehearsal``."""
+        return cls()
+
     def fetch(self, video: Video, folder: Path, options: FetchOptions) -> Fetched:
-        """As `pipeline.sources.Source` says; it never fails."""
-        pieces: dict = {}
+        """As `pipeline.sources.base.Source` says; it never fails."""
+        pieces: dict[str, Piece | Failed] = {}
         for wanted in video.clips:
             path = folder / f"{wanted.key}.source.mp4"
             path.write_bytes(_STAND_IN)
-            pieces[wanted.key] = Piece(path, wanted.time_start, wanted.time_end, NAME, trimmed=False)
-        return Fetched(pieces, requests=0, whole=False, tool=NAME)
+            pieces[wanted.key] = Piece.of(wanted, path, NAME, trimmed=False)
+        return Fetched(pieces, tool=NAME)
 
 
 def cut(start: float, end: float, encode: EncodeRecipe, out: Path | None) -> clip.Cut:

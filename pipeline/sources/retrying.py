@@ -13,10 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.outcome import RETRY_AFTER, Failed, FailureClass
-from pipeline.sources import Fetched, FetchOptions, Piece, Source, Video
-from pipeline.sources.ytdlp.failures import FailedForNow, classify
-
-__all__ = ["classify", "fetch"]
+from pipeline.sources.base import Fetched, FetchOptions, Piece, Source, Video, share_one_file
+from pipeline.sources.ytdlp.failures import FailedForNow
 
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts, at most (before jitter)."""
@@ -58,11 +56,10 @@ def fetch(video: Video, sources: tuple[Source, ...], folder: Path, options: Fetc
     for key, failed in failures.items():
         if key not in pieces:
             pieces[key] = most_telling(failed)
-    paths = {piece.path if isinstance(piece, Piece) else None for piece in pieces.values()}
     return Fetched(
         {clip.key: pieces[clip.key] for clip in video.clips},
         requests=sum(r.requests for r in results),
-        whole=len(paths) == 1 and any(r.whole for r in results),
+        whole=share_one_file(pieces) and any(r.whole for r in results),
         tool=next((r.tool for r in reversed(results) if r.tool), ""),
         attempts=max((r.attempts for r in results), default=0),
         fallbacks=tuple(why for r in results for why in r.fallbacks),
@@ -86,8 +83,7 @@ def _patiently(video: Video, source: Source, folder: Path, options: FetchOptions
         pieces |= fetched.pieces
         requests += fetched.requests
         fallbacks += fetched.fallbacks
-    paths = {piece.path if isinstance(piece, Piece) else None for piece in pieces.values()}
-    whole = fetched.whole and len(paths) == 1
+    whole = fetched.whole and share_one_file(pieces)
     return Fetched(pieces, requests, whole, fetched.tool, attempt, fallbacks)
 
 

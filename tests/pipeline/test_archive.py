@@ -21,9 +21,9 @@ from archives import member, noise, write
 from pipeline import sources
 from pipeline.lists.manifest import Clip
 from pipeline.lists.plan import SCHEMA as PLAN_SCHEMA
-from pipeline.outcome import Failed, FailureClass
-from pipeline.sources import FetchOptions, Piece, SourceError, Video, archive
-from pipeline.sources.archive_index import survey
+from pipeline.outcome import CallError, Failed, FailureClass
+from pipeline.sources import FetchOptions, Piece, Video, archive
+from pipeline.sources.archive_index import read_index
 from pipeline.storage.work_store import WorkStore
 
 ID = "-ab_c0123_4"
@@ -140,7 +140,7 @@ def test_an_archive_that_ends_early_gives_what_stands_before(tmp_path, name):
         "corrupt",
         "missing",
     ]
-    assert survey(str(path)).schema.metadata[b"problem"]
+    assert read_index(str(path)).schema.metadata[b"problem"]
 
 
 def test_a_damaged_gzip_gives_failures_and_no_crash(tmp_path):
@@ -180,9 +180,9 @@ def test_a_header_that_promises_the_earth_costs_neither_memory_nor_time(tmp_path
     (tmp_path / "backwards.tar").write_bytes(bytes(backwards) * 3 + bytes(1024))
     program = textwrap.dedent("""
         import sys
-        from pipeline.sources.archive_index import survey
+        from pipeline.sources.archive_index import read_index
         for path in sys.argv[1:]:
-            table = survey(path)
+            table = read_index(path)
             print(table.num_rows, table["refused"].to_pylist(), table.schema.metadata[b"problem"].decode())
     """)
 
@@ -220,7 +220,7 @@ def test_headers_without_end_are_told_and_what_stands_before_them_stays(tmp_path
         file.write(begin + sparse + header("x.mp4", 32 << 20, b"0") + b"999999999999\n" + b"0\n" * (16 << 20))
     for name, says in (("nested.tar", "recursion"), ("holes.tar.gz", "headers of more than 1048576 bytes")):
         start = time.process_time()
-        table = survey(tmp_path / name)
+        table = read_index(tmp_path / name)
         assert time.process_time() - start < 5
         assert table["refused"].to_pylist() == [None]
         assert says in table.schema.metadata[b"problem"].decode()
@@ -241,7 +241,7 @@ def test_global_headers_are_kept_for_all_members_only_as_long_as_they_are_short(
     for count, length, rows, problem in ((300, 40, 300, ""), (150, 1000, 16, too_long)):
         path = tmp_path / f"{length}.tar"
         path.write_bytes(archive(count, length))
-        table = survey(path)
+        table = read_index(path)
         assert table["refused"].to_pylist() == [None] * rows
         assert table.schema.metadata[b"problem"].decode() == problem
 
@@ -250,9 +250,9 @@ def test_what_is_no_archive_is_told_and_a_wrong_call_refused(tmp_path):
     (tmp_path / "a.tar").write_text("<html>not found</html>" * 100)
     (failed,) = fetch(f"archive:{tmp_path}/a.tar", tmp_path / "out", clip()).values()
     assert failed.failure_class is FailureClass.MISSING
-    assert survey(str(tmp_path / "a.tar")).schema.metadata[b"problem"]
+    assert read_index(str(tmp_path / "a.tar")).schema.metadata[b"problem"]
     for spec in ("archive:", f"archive:{tmp_path}/*.zip", f"archive:{tmp_path}"):
-        with pytest.raises(SourceError, match="matches no file") as caught:
+        with pytest.raises(CallError, match="matches no file") as caught:
             sources.parse(spec)
         assert "\n" not in str(caught.value)
     source = sources.parse(f"archive:{tmp_path}/a.tar")

@@ -13,8 +13,8 @@ import timestamped
 from fetch_fixtures import clip, get
 
 from demo.site import Site
-from pipeline.outcome import Failed, FailureClass
-from pipeline.sources import FetchOptions, Piece, SourceError, check_ytdlp
+from pipeline.outcome import CallError, Failed, FailureClass
+from pipeline.sources import FetchOptions, Piece, check_ytdlp
 from pipeline.sources.ytdlp import process
 from pipeline.sources.ytdlp.client import Downloader
 from pipeline.sources.ytdlp.network_guard import Guard
@@ -153,7 +153,7 @@ def test_a_private_address_is_checked_where_no_proxy_is_in_force():
 def test_an_option_that_yt_dlp_does_not_have_is_refused():
     check_ytdlp([])
     check_ytdlp(["ratelimit", "extractor_args", "source_address", "sleep_interval_requests", "http_headers"])
-    with pytest.raises(SourceError, match=r"no option 'rate_limit'; did you mean 'ratelimit'\?"):
+    with pytest.raises(CallError, match=r"no option 'rate_limit'; did you mean 'ratelimit'\?"):
         check_ytdlp(["ratelimit", "rate_limit"])
-    with pytest.raises(SourceError, match="no option 'xyzzyxyzzy'; names are those of"):
+    with pytest.raises(CallError, match="no option 'xyzzyxyzzy'; names are those of"):
         check_ytdlp(["xyzzyxyzzy"])

@@ -20,13 +20,13 @@ from pipeline.lists.manifest import Clip
 from pipeline.media.clip import Cut, decode, encoder_version, ffmpeg_binary
 from pipeline.media.clip import cut as cut_clip
 from pipeline.media.recipe import EncodeRecipe
-from pipeline.outcome import Failed, FailureClass
+from pipeline.outcome import CallError, Failed, FailureClass
 from pipeline.recipe import Recipe
-from pipeline.sources import FetchOptions, Piece, SourceError, Video, retrying
+from pipeline.sources import FetchOptions, Piece, Video, retrying
 from pipeline.sources.directory import index, walk
 from pipeline.sources.rate_limit import Lane, Pressure
 from pipeline.sources.recipe import FetchRecipe
-from pipeline.sources.web import section
+from pipeline.sources.ytdlp.fetch import section
 from pipeline.sources.ytdlp.network_guard import Guard, host_and_port, is_public
 from pipeline.storage.work_store import WorkStore
 
@@ -72,7 +72,7 @@ def touch(path: Path, text: str = "x") -> Path:
     ],
 )
 def test_a_source_that_makes_no_sense_is_refused_with_one_sentence(spec, says):
-    with pytest.raises(SourceError, match=says) as caught:
+    with pytest.raises(CallError, match=says) as caught:
         sources.parse(spec)
     assert "\n" not in str(caught.value)
 
@@ -87,9 +87,9 @@ def test_sources_and_options_travel_to_workers(tmp_path):
 
 def test_options_that_are_decided_here_are_refused(tmp_path):
     for name in ("outtmpl", "download_ranges", "external_downloader_args", "cookiefile", "retries"):
-        with pytest.raises(SourceError, match=name):
+        with pytest.raises(CallError, match=name):
             FetchOptions(ytdlp={name: True})
-    with pytest.raises(SourceError, match="does not exist"):
+    with pytest.raises(CallError, match="does not exist"):
         FetchOptions(cookies=str(tmp_path / "none.txt"))
 
 

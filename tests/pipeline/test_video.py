@@ -19,6 +19,7 @@ from pipeline.flow import FlowCoding, coding, tvl1_clip
 from pipeline.media import clip, whole_video
 from pipeline.media.probe import probe
 from pipeline.outcome import Failed, FailureClass
+from pipeline.sources import named_video
 
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 SOURCES = {
@@ -160,13 +161,13 @@ def test_an_ffmpeg_that_stalls_or_is_not_there_is_given_up(sources, tmp_path):
 
 def test_a_video_is_had_from_an_address(sources, tmp_path):
     with Site(sources, {"/gone.mp4": Behaviour(status=404)}) as site:
-        file = whole_video.local_file(f"{site.url}/plain.mp4", tmp_path)
+        file = named_video.local_file(f"{site.url}/plain.mp4", tmp_path)
         assert file.read_bytes() == (sources / "plain.mp4").read_bytes()
         with pytest.raises(Failed, match="404"):
-            whole_video.local_file(f"{site.url}/gone.mp4", tmp_path)
-    assert whole_video.local_file(str(sources / "plain.mp4"), tmp_path) == sources / "plain.mp4"
+            named_video.local_file(f"{site.url}/gone.mp4", tmp_path)
+    assert named_video.local_file(str(sources / "plain.mp4"), tmp_path) == sources / "plain.mp4"
     with pytest.raises(Failed, match="no file, address or YouTube id"):
-        whole_video.local_file("nonsense", tmp_path)
+        named_video.local_file("nonsense", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -184,15 +185,15 @@ def test_a_video_is_had_from_an_address(sources, tmp_path):
     ],
 )
 def test_a_name_says_where_it_is_fetched_from_and_what_its_files_are_called(name, url, title):
-    source = whole_video.source_of(name)
+    source = named_video.source_of(name)
     assert source.url == url
-    assert whole_video.title(name) == title
+    assert named_video.title(name) == title
 
 
 def test_a_file_called_like_an_id_is_that_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("0wR5jVB-WPk").touch()
-    assert whole_video.source_of("0wR5jVB-WPk") is None
+    assert named_video.source_of("0wR5jVB-WPk") is None
 
 
 def test_an_annotated_video_shows_each_picture_in_its_time_upright(tmp_path):

@@ -31,9 +31,15 @@ from yt_dlp.version import __version__
 
 from pipeline.media.probe import probe, reader_options
 from pipeline.outcome import Failed, FailureClass
-from pipeline.sources.ytdlp.failures import FailedForNow, classify, classify_ffmpeg, might_be_redirect
+from pipeline.sources.ytdlp.failures import (
+    FailedForNow,
+    classify,
+    classify_ffmpeg,
+    might_be_redirect,
+    record_of,
+)
 from pipeline.sources.ytdlp.network_guard import NO_RANGE_THROUGH_PROXY, Guard, brings_ranges
-from pipeline.sources.ytdlp.options import COOKIES, Job, Log, options
+from pipeline.sources.ytdlp.options import COOKIES, FetchRequest, Log, options
 
 RANGED = ("mp4", "mov", "webm", "mkv")
 """Containers of which a range keeps its clock; of any other the whole file is taken."""
@@ -74,22 +80,22 @@ class Downloader(YoutubeDL):
 class Fetch:
     """One job under way: what was extracted, and the files brought so far."""
 
-    def __init__(self, job: Job, guard: Guard):
-        self.job, self.guard, self.log = job, guard, Log()
+    def __init__(self, request: FetchRequest, guard: Guard):
+        self.request, self.guard, self.log = request, guard, Log()
         self.started = 0  # ffmpeg processes, each at least one request
         self.fallback: str | None = None
-        self.folder = Path(job.folder)
+        self.folder = Path(request.folder)
 
     def run(self) -> dict[str, Any]:
         """Everything: one answer with a file or a failure for each range, or one failure for all."""
         answers: list[dict[str, Any]] = []
         try:
-            with Downloader(options(self.job, self.log)) as self.ydl:
+            with Downloader(options(self.request, self.log)) as self.ydl:
                 self.ydl.guard = self.guard
                 info = self.extract()
                 answers = self.bring(info)
         except Exception as error:
-            answers = [_failure(self.explain(error))]
+            answers = [record_of(self.explain(error))]
         finally:
             (self.folder / COOKIES).unlink(missing_ok=True)
         return {
@@ -100,12 +106,12 @@ class Fetch:
 
     def extract(self) -> dict[str, Any]:
         """The video's format, as yt-dlp describes it, checked for what we do not take."""
-        info = self.ydl.extract_info(self.job.url, download=False)
+        info = self.ydl.extract_info(self.request.url, download=False)
         if not info or info.get("_type", "video") != "video":
             raise Failed(FailureClass.FORMAT, "The address leads to a playlist or a page, not to one video.")
         if info.get("live_status") in ("is_live", "is_upcoming", "post_live"):
             raise Failed(FailureClass.UNAVAILABLE, f"The video is live or to come ({info['live_status']}).")
-        if not self.job.site and not info.get("direct"):
+        if not self.request.site and not info.get("direct"):
             raise Failed(
                 FailureClass.FORMAT, "The address leads to a page or a playlist, not to a video file."
             )
@@ -121,11 +127,11 @@ class Fetch:
         whole: dict[str, Any] | None = None
         duration = info.get("duration")
         why_whole = self.why_not_ranges(info)
-        self.fallback = why_whole if self.job.ranges else None
-        for number, (low, high, start, end) in enumerate(self.job.ranges or [[0.0, 0.0, 0.0, 0.0]]):
-            if self.job.ranges and duration and start >= duration + 1:
+        self.fallback = why_whole if self.request.ranges else None
+        for number, (low, high, start, end) in enumerate(self.request.ranges or [[0.0, 0.0, 0.0, 0.0]]):
+            if self.request.ranges and duration and start >= duration + 1:
                 reason = f"The clip starts at {start:g} s, the video ends at {duration:g} s."
-                answers.append(_failure(Failed(FailureClass.SHORT, reason)))
+                answers.append(record_of(Failed(FailureClass.SHORT, reason)))
                 continue
             if why_whole is None:
                 try:
@@ -137,7 +143,7 @@ class Fetch:
                         rest.unlink()
                     failed = self.explain(error, media=True)
                     if failed.failure_class not in _RANGE_ONLY and not self.ignores_ranges(info, failed):
-                        return answers + [_failure(failed)] * (len(self.job.ranges) - len(answers))
+                        return answers + [record_of(failed)] * (len(self.request.ranges) - len(answers))
                     why_whole = self.fallback = failed.reason
             whole = whole or self.whole(info)
             answers.append(whole)
@@ -145,7 +151,7 @@ class Fetch:
 
     def why_not_ranges(self, info: dict[str, Any]) -> str | None:
         """None where ranges may be asked for; else the reason for the whole file."""
-        if not self.job.ranges:
+        if not self.request.ranges:
             return "no range is wanted"
         if info.get("protocol") not in ("http", "https"):
             return f"a range over {info.get('protocol')} does not keep its clock"
@@ -153,7 +159,7 @@ class Fetch:
             return f"a range of .{info.get('ext')} does not keep its clock"
         if not brings_ranges(self.ydl.proxy(info["url"])):
             return NO_RANGE_THROUGH_PROXY
-        if self.job.ytdlp.get("source_address"):
+        if self.request.ytdlp.get("source_address"):
             return "a range cannot be asked for from a source_address"  # ffmpeg is not told of it
         return None
 
@@ -211,8 +217,8 @@ class Fetch:
     def check_range(self, path: Path, said: str, low: float, end: float) -> float | None:
         """The source's duration (s); `Failed` unless the file goes to `end`, or as far as the source."""
         size = path.stat().st_size
-        if size >= self.job.max_bytes:
-            raise Failed(FailureClass.TOO_LARGE, f"The range is larger than {self.job.max_bytes} bytes.")
+        if size >= self.request.max_bytes:
+            raise Failed(FailureClass.TOO_LARGE, f"The range is larger than {self.request.max_bytes} bytes.")
         telling = self.explain_ffmpeg(said)
         if telling.failure_class not in _RANGE_ONLY:
             raise telling
@@ -232,8 +238,8 @@ class Fetch:
         """Bring the whole file: an answer, which is a failure where it does not come or is no video."""
         try:
             duration = info.get("duration")
-            if duration and duration > self.job.max_duration:
-                reason = f"The whole video lasts {duration:g} s, more than {self.job.max_duration:g} s."
+            if duration and duration > self.request.max_duration:
+                reason = f"The whole video lasts {duration:g} s, more than {self.request.max_duration:g} s."
                 raise Failed(FailureClass.TOO_LARGE, reason)
             if info.get("protocol") not in ("http", "https", "m3u8_native", "http_dash_segments"):
                 raise Failed(
@@ -245,33 +251,35 @@ class Fetch:
             done, _ = self.ydl.dl(str(path), info)
             if not done or not path.is_file():
                 raise self.why_nothing()
-            if path.stat().st_size > self.job.max_bytes:
+            if path.stat().st_size > self.request.max_bytes:
                 raise self.too_large()
             probe(path)
             return {"file": str(path), "duration": _duration(path)}
         except Exception as error:
             for rest in self.folder.glob("whole.*"):
                 rest.unlink()
-            return _failure(self.explain(error, media=True))
+            return record_of(self.explain(error, media=True))
 
     def explain_ffmpeg(self, said: str) -> Failed:
         declared = re.search(r"ends prematurely at \d+, should be (\d+)", said)
-        if declared and int(declared[1]) > self.job.max_bytes:
+        if declared and int(declared[1]) > self.request.max_bytes:
             return self.too_large()
-        return classify_ffmpeg(said, site=self.job.site)
+        return classify_ffmpeg(said, site=self.request.site)
 
     def watch_size(self, progress: dict[str, Any]) -> None:
-        if max(progress.get("downloaded_bytes") or 0, 0) > self.job.max_bytes:
+        if max(progress.get("downloaded_bytes") or 0, 0) > self.request.max_bytes:
             raise self.too_large()
 
     def too_large(self) -> Failed:
-        return Failed(FailureClass.TOO_LARGE, f"The file is larger than {self.job.max_bytes} bytes.")
+        return Failed(FailureClass.TOO_LARGE, f"The file is larger than {self.request.max_bytes} bytes.")
 
     def why_nothing(self) -> Failed:
         if any("larger than max-filesize" in line for line in self.log.lines):
             return self.too_large()
         said = next((line for line in reversed(self.log.lines) if line.strip()), "nothing")
-        return classify(ExtractorError(f"The download came to nothing: {said.strip()}"), site=self.job.site)
+        return classify(
+            ExtractorError(f"The download came to nothing: {said.strip()}"), site=self.request.site
+        )
 
     def explain(self, error: BaseException, *, media: bool = False) -> Failed:
         """The failure that `error` means; the guard's refusals and missing runtimes come first."""
@@ -279,7 +287,7 @@ class Fetch:
             return Failed(FailureClass.UNSAFE, self.guard.refused)
         if self.guard.looped:
             return FailedForNow(FailureClass.NETWORK, "The address leads round in a redirect loop.")
-        failed = classify(error, site=self.job.site, media=media)
+        failed = classify(error, site=self.request.site, media=media)
         if failed.failure_class is FailureClass.ENVIRONMENT:
             runtime = next((w for w in self.log.warnings if "JavaScript runtime" in w), None)
             remedy = (
@@ -296,15 +304,6 @@ def _duration(path: Path) -> float | None:
 
     with av.open(f"file:{path}", options=reader_options()) as container:
         return None if container.duration is None else (container.duration + 5000) // 10000 / 100
-
-
-def _failure(failed: Failed) -> dict[str, Any]:
-    return {
-        "failed": str(failed.failure_class),
-        "reason": failed.reason,
-        "retry_after": failed.named.isoformat() if failed.named else None,
-        "for_now": isinstance(failed, FailedForNow),
-    }
 
 
 @contextmanager
@@ -365,9 +364,9 @@ def main() -> None:
     threading.Thread(target=_read_requests, args=(lines,), daemon=True).start()
     answers.write(json.dumps({"ready": __version__}).encode() + b"\n")
     while True:
-        job = Job(**json.loads(lines.get()))
-        guard.begin(job.trusted, job.proxy)
-        answers.write(json.dumps(Fetch(job, guard).run()).encode() + b"\n")
+        request = FetchRequest(**json.loads(lines.get()))
+        guard.begin(request.trusted, request.proxy)
+        answers.write(json.dumps(Fetch(request, guard).run()).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from pipeline.outcome import Failed, FailureClass
 
@@ -20,6 +21,23 @@ LONGEST_WAIT = timedelta(days=30)
 
 class FailedForNow(Failed):
     """A failure of the network not to be repeated in this run: a redirect loop, or the site said when."""
+
+
+def record_of(failed: Failed) -> dict[str, Any]:
+    """A failure as plain values for the pipe to the process that runs yt-dlp; `failure_of` reads them."""
+    return {
+        "failed": str(failed.failure_class),
+        "reason": failed.reason,
+        "retry_after": failed.named.isoformat() if failed.named else None,
+        "for_now": isinstance(failed, FailedForNow),
+    }
+
+
+def failure_of(record: dict[str, Any]) -> Failed:
+    """The failure of which `record_of` made a record."""
+    named = datetime.fromisoformat(record["retry_after"]) if record["retry_after"] else None
+    kind = FailedForNow if record["for_now"] else Failed
+    return kind(FailureClass(record["failed"]), record["reason"], named)
 
 
 _SENTENCES: tuple[tuple[FailureClass, str], ...] = (

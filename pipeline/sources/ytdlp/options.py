@@ -1,28 +1,70 @@
-"""What the process that runs yt-dlp is asked for, and the options of yt-dlp that follow from it.
+"""The request to the process that runs yt-dlp, and the options of yt-dlp that follow from it.
 
-The user's own options come between our defaults and what decides bytes and safety.
+The user's own options override our defaults, but not the options that decide bytes and safety.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.media import subprocesses
-from pipeline.outcome import Failed, FailureClass
+from pipeline.outcome import CallError, Failed, FailureClass
 
 COOKIES = "cookies.txt"
-"""Name of the copy of the user's cookies in a job's folder, while it runs."""
+"""Name of the copy of the user's cookies in a request's folder, while it runs."""
 
 _DEMUXERS = "mov,matroska"
 _PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto"
+_OURS = dict.fromkeys(
+    (
+        "allowed_extractors", "continuedl", "download_archive", "download_ranges", "enable_file_urls",
+        "exec_cmd", "external_downloader", "external_downloader_args", "extract_flat", "file_access_retries",
+        "force_keyframes_at_cuts", "hls_prefer_native", "ignoreerrors", "logger", "max_filesize",
+        "noplaylist", "noprogress", "outtmpl", "paths", "playlist_items", "postprocessors",
+        "skip_unavailable_fragments", "updatetime",
+    ),
+    "leave it out",
+) | {
+    "cookiefile": "use --cookies",
+    "extractor_retries": "use --attempts",
+    "ffmpeg_location": "use --ffmpeg",
+    "proxy": "use --proxy",
+    "retries": "use --attempts",
+}  # fmt: skip
+"""Options of yt-dlp that users cannot set, and what they can do instead."""
+
+
+def refuse_ours(names: Iterable[str]) -> None:
+    """Raise `CallError` for an option of yt-dlp that this program decides."""
+    for name in names:
+        if name in _OURS:
+            raise CallError(f"yt-dlp's option {name!r} is decided by this program: {_OURS[name]}.")
+
+
+def check_ytdlp(names: Iterable[str]) -> None:
+    """Raise `CallError` for an option that the installed yt-dlp does not know and would ignore."""
+    names = list(names)
+    if not names:
+        return
+    from yt_dlp import parse_options
+
+    known = parse_options([]).ydl_opts
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "names are those of yt_dlp.YoutubeDL."
+            raise CallError(f"yt-dlp has no option {name!r}; {hint}")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One request, as it comes in: a URL and the ranges wanted of it (none: the whole file, once)."""
+class FetchRequest:
+    """One request to the process: a URL and the ranges wanted of it (none: the whole file, once)."""
 
     url: str
     site: bool  # YouTube, not a plain URL
@@ -37,12 +79,12 @@ class Job:
     ytdlp: dict[str, Any]
     max_bytes: int
     max_duration: float
-    patience: float  # seconds without a byte
+    stall_seconds: float  # without a byte
 
 
 @dataclass
 class Log:
-    """What yt-dlp has to say; its warnings tell why formats are missing."""
+    """Collects the messages of yt-dlp; its warnings tell why formats are missing."""
 
     warnings: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -59,25 +101,25 @@ class Log:
     error = debug
 
 
-def options(job: Job, log: Log) -> dict[str, Any]:
-    """yt-dlp's options for `job`: the user's own, then ours, which decide bytes and safety."""
+def options(request: FetchRequest, log: Log) -> dict[str, Any]:
+    """yt-dlp's options for `request`: our defaults, the user's own, then ours that nobody overrides."""
     reader = [
         "-seek_timestamp", "1",
         "-protocol_whitelist", _PROTOCOLS,
         "-format_whitelist", _DEMUXERS,
-        "-rw_timeout", str(int(job.patience * 1e6)),
+        "-rw_timeout", str(int(request.stall_seconds * 1e6)),
     ]  # fmt: skip
-    if _refuses_redirects(job.ffmpeg):
+    if _refuses_redirects(request.ffmpeg):
         reader += ["-max_redirects", "0"]
-    writer = ["-copyts", "-nostats", "-map", "0:V:0", "-fs", str(job.max_bytes)]
+    writer = ["-copyts", "-nostats", "-map", "0:V:0", "-fs", str(request.max_bytes)]
     defaults = {
         "format": "bv*/b",
-        "format_sort": [f"+res:{job.short_side}", f"vcodec:{job.codec}", "proto", "br"],
-        "socket_timeout": job.patience,
+        "format_sort": [f"+res:{request.short_side}", f"vcodec:{request.codec}", "proto", "br"],
+        "socket_timeout": request.stall_seconds,
         "fragment_retries": 1,
     }
     ours = {
-        "allowed_extractors": ["youtube"] if job.site else ["generic"],
+        "allowed_extractors": ["youtube"] if request.site else ["generic"],
         "noplaylist": True,
         "playlist_items": "1",
         "extract_flat": "in_playlist",
@@ -90,17 +132,17 @@ def options(job: Job, log: Log) -> dict[str, Any]:
         "hls_prefer_native": True,
         "continuedl": False,
         "updatetime": False,
-        "max_filesize": job.max_bytes,
-        "ffmpeg_location": job.ffmpeg,
+        "max_filesize": request.max_bytes,
+        "ffmpeg_location": request.ffmpeg,
         "external_downloader_args": {"ffmpeg_i": reader, "ffmpeg": writer},
-        "cookiefile": _copy_of(job.cookies, Path(job.folder)),
-        "proxy": job.proxy,
+        "cookiefile": _copy_of(request.cookies, Path(request.folder)),
+        "proxy": request.proxy,
     }
-    return defaults | job.ytdlp | ours
+    return defaults | request.ytdlp | ours
 
 
 def _copy_of(cookies: str | None, folder: Path) -> str | None:
-    """yt-dlp writes the cookies it was given back: many processes would write one file."""
+    """A copy of the cookies file for this request alone, since yt-dlp writes to the file that it reads."""
     if cookies is None:
         return None
     copy = folder / COOKIES
@@ -113,12 +155,8 @@ def _copy_of(cookies: str | None, folder: Path) -> str | None:
     return str(copy)
 
 
-_redirects: dict[str, bool] = {}
-
-
+@functools.cache
 def _refuses_redirects(ffmpeg: str) -> bool:
-    """Whether this ffmpeg can be told not to follow redirections; older ones follow by themselves."""
-    if ffmpeg not in _redirects:
-        said = subprocesses.run([ffmpeg, "-hide_banner", "-h", "protocol=http"], timeout=30).stdout
-        _redirects[ffmpeg] = b"-max_redirects" in said
-    return _redirects[ffmpeg]
+    """Whether this ffmpeg has an option against following redirects; older versions always follow them."""
+    said = subprocesses.run([ffmpeg, "-hide_banner", "-h", "protocol=http"], timeout=30).stdout
+    return b"-max_redirects" in said

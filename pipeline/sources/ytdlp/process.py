@@ -15,21 +15,19 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.media import subprocesses
 from pipeline.outcome import Failed, FailureClass
+from pipeline.sources.ytdlp.options import FetchRequest
 
 START_TIMEOUT = 120.0
 """Seconds for a new process to say that it is ready; importing yt-dlp takes about one."""
 
 _ANSWER_LIMIT = 16 << 20
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
-
-
-class Timeout(Exception):
-    """The answer did not come in time; the process that owed it is dead."""
 
 
 class Worker:
@@ -57,23 +55,23 @@ class Worker:
         self.asked = 0
         try:
             self.version: str = self._read(START_TIMEOUT)["ready"]
-        except (Timeout, Failed) as error:
+        except Failed as error:
             self.kill()
             raise Failed(
                 FailureClass.ENVIRONMENT,
-                f"yt-dlp does not start ({self._last_words() or error}): pip install -U yt-dlp.",
+                f"yt-dlp does not start ({self._last_words() or error.reason}): pip install -U yt-dlp.",
             ) from error
 
-    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+    def ask(self, request: FetchRequest, timeout: float) -> dict[str, Any]:
         """Send one request and return its answer.
 
         Raises:
-            Timeout: after `timeout` seconds; the process and all it started are dead then.
-            Failed: corrupt where the process crashed, network where something ended it.
+            Failed: corrupt where the process crashed; network where something ended it, or after `timeout`
+                seconds, when the process and all it started have been killed.
         """
         self.asked += 1
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")  # type: ignore[union-attr]
+            self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
             return self._read(timeout)
         except BrokenPipeError:
@@ -104,7 +102,8 @@ class Worker:
             while b"\n" not in self._held:
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
-                    raise Timeout
+                    late = f"The video did not come in time: {timeout:.3g} s were left for it."
+                    raise Failed(FailureClass.NETWORK, late)
                 chunk = os.read(stdout.fileno(), 1 << 16)
                 if not chunk or len(self._held) > _ANSWER_LIMIT:
                     raise self._died()
@@ -133,7 +132,7 @@ _owner = os.getpid()
 _lock = threading.Lock()
 
 
-def ask(request: dict[str, Any], timeout: float) -> tuple[dict[str, Any], str]:
+def ask(request: FetchRequest, timeout: float) -> tuple[dict[str, Any], str]:
     """`Worker.ask` of a process that is free, or of a new one; the answer, and the version of yt-dlp.
 
     Starting a process does not count against `timeout`.

@@ -39,7 +39,7 @@ from trainer.data.loader import EvaluationBatches, TrainBatches
 from trainer.data.rows import open_rows
 from trainer.optimisation import Optimisation
 from trainer.stream_models import Tower, restore
-from trainer.train import Job, train
+from trainer.train import TrainOptions, train
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(".demo/seed-0/dataset")
@@ -149,7 +149,7 @@ def measure(name: str, stream: str, root: str, times: int = 1) -> dict[str, Any]
     chosen = configuration.resolve(None, settings(name, stream, times))
     with tempfile.TemporaryDirectory() as folder:
         begin = time.process_time()
-        run = train(Job(chosen, (root,), Path(folder)))
+        run = train(TrainOptions(chosen, (root,), Path(folder)))
         seconds = time.process_time() - begin
         trained = checkpoint.load(run)
         towers = restore(trained, stream)

@@ -41,7 +41,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluateOptions:
     """One call of ``evaluate``: which checkpoints (with a stream, or None for all it has), which clips.
 
     `main` takes RUN folders too; `evaluate` names in its scores what stands here.
@@ -58,29 +58,29 @@ class Job:
     lists: Lists | None = None  # whose test part is taken instead of a split
 
 
-def evaluate(job: Job, group: distributed.Group) -> dict[str, Any]:
+def evaluate(options: EvaluateOptions, group: distributed.Group) -> dict[str, Any]:
     """The scores of a split, the same on every rank; see `score` for what is in them.
 
     Raises CheckpointError, RowsError, TooManyFailures.
     """
     found, views = [], []
     classes: tuple[str, ...] = ()
-    for path, stream in job.checkpoints:
+    for path, stream in options.checkpoints:
         checkpoint = checkpoints.load(path)
         towers = restore(checkpoint, stream)
-        split = job.split if job.lists is None else job.lists.test
-        rows = open_rows(job.data, split, tuple(towers) if "both" not in towers else ("rgb", "flow"))
+        split = options.split if options.lists is None else options.lists.test
+        rows = open_rows(options.data, split, tuple(towers) if "both" not in towers else ("rgb", "flow"))
         _fits(path, checkpoint, rows)
-        found.append(_predict_all(job, group, checkpoint, towers, rows))
-        views.append("x".join(map(str, _views(job, checkpoint))) or "whole clip")
+        found.append(_predict_all(options, group, checkpoint, towers, rows))
+        views.append("x".join(map(str, _views(options, checkpoint))) or "whole clip")
         classes = rows.classes
     scores = score(merge(found), classes)
     return {
-        "data": list(job.data),
-        "split": _split(job),
+        "data": list(options.data),
+        "split": _split(options),
         "views": " and ".join(dict.fromkeys(views)),
-        "repeat_frame": job.repeat_frame,
-        "checkpoints": [path for path, _ in job.checkpoints],
+        "repeat_frame": options.repeat_frame,
+        "checkpoints": [path for path, _ in options.checkpoints],
         **scores,
     }
 
@@ -192,34 +192,38 @@ def table(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def output_path(job: Job) -> Path:
+def output_path(options: EvaluateOptions) -> Path:
     """RUN/evaluate-<split>.json, RUN being the folder of the first checkpoint's file."""
-    kind = "-repeat-frame" if job.repeat_frame else ""
-    return Path(job.checkpoints[0][0]).parent / f"evaluate-{_split(job)}{kind}.json"
+    kind = "-repeat-frame" if options.repeat_frame else ""
+    return Path(options.checkpoints[0][0]).parent / f"evaluate-{_split(options)}{kind}.json"
 
 
-def _split(job: Job) -> str:
-    return job.split if job.lists is None else job.lists.test.part
+def _split(options: EvaluateOptions) -> str:
+    return options.split if options.lists is None else options.lists.test.part
 
 
-def main(job: Job, output: Path | None) -> dict[str, Any]:
+def main(options: EvaluateOptions, output: Path | None) -> dict[str, Any]:
     """Evaluates in the group that torchrun started, and writes the scores as JSON."""
     with distributed.join() as group:
-        files = group.from_first(lambda: checkpoints.resolve(job.checkpoints))  # of runs that may go on
-        job = replace(job, checkpoints=files)
-        path = output or output_path(job)
+        files = group.from_first(lambda: checkpoints.resolve(options.checkpoints))  # of runs that may go on
+        options = replace(options, checkpoints=files)
+        path = output or output_path(options)
         if group.first:
             path.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours
-        scores = evaluate(job, group)
+        scores = evaluate(options, group)
         if group.first:
             run_log.write_json(path, scores)
     return scores
 
 
 def _predict_all(
-    job: Job, group: distributed.Group, checkpoint: Checkpoint, towers: Mapping[str, Tower], rows: Rows
+    options: EvaluateOptions,
+    group: distributed.Group,
+    checkpoint: Checkpoint,
+    towers: Mapping[str, Tower],
+    rows: Rows,
 ) -> Predictions:
-    streams, views = list(towers), _views(job, checkpoint)
+    streams, views = list(towers), _views(options, checkpoint)
     if not views:
         _takes_whole_clips(checkpoint, streams, rows)
     input = replace(checkpoint.input, stream=streams[0] if len(streams) == 1 else "both")
@@ -229,8 +233,8 @@ def _predict_all(
         input,
         rank=group.rank,
         world=group.world,
-        workers=job.workers,
-        cache=job.cache,
+        workers=options.workers,
+        cache=options.cache,
         frames=input.frames if views else None,
         clips=clips,
         crops=crops,
@@ -238,12 +242,12 @@ def _predict_all(
     )
     for tower in towers.values():
         tower.to(group.device)
-    precision = precision_for(group.device, job.precision)
-    return predict(towers, batches, group, repeat_frame=job.repeat_frame, precision=precision)
+    precision = precision_for(group.device, options.precision)
+    return predict(towers, batches, group, repeat_frame=options.repeat_frame, precision=precision)
 
 
-def _views(job: Job, checkpoint: Checkpoint) -> tuple[int, ...]:
-    return checkpoint.input.test_views if job.views is None else job.views
+def _views(options: EvaluateOptions, checkpoint: Checkpoint) -> tuple[int, ...]:
+    return checkpoint.input.test_views if options.views is None else options.views
 
 
 def _takes_whole_clips(checkpoint: Checkpoint, streams: Sequence[str], rows: Rows) -> None:

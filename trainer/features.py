@@ -41,7 +41,7 @@ _MACHINE = ("environment", "storage")  # classes of failures that are not the vi
 
 
 @dataclass(frozen=True)
-class Job:
+class FeaturesOptions:
     """One call of ``features``: which towers, over which inputs, how, into which folder."""
 
     checkpoints: Named
@@ -80,7 +80,7 @@ class Outcome:
     failed: dict[str, str]
 
 
-def extract(job: Job) -> Outcome:
+def extract(options: FeaturesOptions) -> Outcome:
     """Writes the features of every input that has none in the folder yet.
 
     Raises:
@@ -89,15 +89,15 @@ def extract(job: Job) -> Outcome:
         Failed: the folder cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    towers = ensemble.load(job.checkpoints).to(device)
-    ensemble.require(towers, job.window, f"give --window {towers.span}, as it was trained")
-    sources = find(job.inputs, towers)
-    storage = Storage(job.output)
-    _settle(storage, job, towers)
+    towers = ensemble.load(options.checkpoints).to(device)
+    ensemble.require(towers, options.window, f"give --window {towers.span}, as it was trained")
+    sources = find(options.inputs, towers)
+    storage = Storage(options.output)
+    _settle(storage, options, towers)
     missing = [source for source in sources if not _done(storage, source.name)]
-    precision = precision_for(device, job.precision)
-    writing = _Writing(storage, job, towers.rate)
-    for batch in _batches(_windows(missing, job, towers), job.batch_size, writing):
+    precision = precision_for(device, options.precision)
+    writing = _Writing(storage, options, towers.rate)
+    for batch in _batches(_windows(missing, options, towers), options.batch_size, writing):
         scale = np.array([item.scale for item in batch], np.float32)
         values = towers.features([item.clip for item in batch], scale, device, precision)
         for item, row in zip(batch, values, strict=True):
@@ -188,14 +188,14 @@ class _Item:
     failure: str | None = None
 
 
-def _windows(sources: Sequence[Source], job: Job, towers: Ensemble) -> Iterator[_Item]:
+def _windows(sources: Sequence[Source], options: FeaturesOptions, towers: Ensemble) -> Iterator[_Item]:
     """The windows of all videos, each video's in order, read by several threads."""
     cores = os.cpu_count() or 1
-    readers = min(job.workers or min(cores, _READERS), max(1, len(sources)))
+    readers = min(options.workers or min(cores, _READERS), max(1, len(sources)))
     waiting: queue.Queue[Source] = queue.Queue()
     for source in sources:
         waiting.put(source)
-    ready: queue.Queue[_Item | BaseException] = queue.Queue(maxsize=2 * job.batch_size)
+    ready: queue.Queue[_Item | BaseException] = queue.Queue(maxsize=2 * options.batch_size)
     stop = threading.Event()
 
     def hand_over(item: _Item | BaseException) -> None:
@@ -220,7 +220,7 @@ def _windows(sources: Sequence[Source], job: Job, towers: Ensemble) -> Iterator[
         with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
             try:
                 shown = source.open(Path(folder), max(1, cores // readers))
-                for clip in frame_stream.windows(shown.frames, job.window, job.stride, towers.views):
+                for clip in frame_stream.windows(shown.frames, options.window, options.stride, towers.views):
                     hand_over(_Item(source, clip, shown.scale))
             except Failed as error:
                 if str(error.failure_class) in _MACHINE:
@@ -273,8 +273,8 @@ def _batches(items: Iterator[_Item], size: int, writing: _Writing) -> Iterator[l
 class _Writing:
     """Files under way: rows are kept on disk until their video ends, then a .npy appears whole."""
 
-    def __init__(self, storage: Storage, job: Job, rate: int):
-        self.storage, self.job, self.rate = storage, job, rate
+    def __init__(self, storage: Storage, options: FeaturesOptions, rate: int):
+        self.storage, self.options, self.rate = storage, options, rate
         self.written = 0
         self.failed: dict[str, str] = {}
         self._rows: dict[str, tuple[IO[bytes], int]] = {}
@@ -297,7 +297,7 @@ class _Writing:
             return
         with file:
             width = file.tell() // (4 * count)
-            times = (np.arange(count) * self.job.stride + self.job.window / 2) / self.rate
+            times = (np.arange(count) * self.options.stride + self.options.window / 2) / self.rate
             self.storage.write(f"{source.name}.times.npy", _npy(times))
             file.seek(0)
             with self.storage.writer(f"{source.name}.npy") as out:
@@ -322,13 +322,13 @@ def _done(storage: Storage, name: str) -> bool:
     return storage.exists(f"{name}.npy")
 
 
-def _settle(storage: Storage, job: Job, towers: Ensemble) -> None:
+def _settle(storage: Storage, options: FeaturesOptions, towers: Ensemble) -> None:
     """Writes down what the folder's features are made with; raises where it holds others."""
     mine = {
         "rate": towers.rate,
-        "window": job.window,
-        "stride": job.stride,
-        "precision": job.precision,
+        "window": options.window,
+        "stride": options.stride,
+        "precision": options.precision,
         "towers": [
             {
                 "stream": stream,

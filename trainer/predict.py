@@ -32,7 +32,7 @@ LEAST = 25
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictOptions:
     """One call of ``predict``."""
 
     checkpoints: Named
@@ -72,24 +72,24 @@ class Prediction:
         }
 
 
-def predict(job: Job) -> Iterator[Prediction | str]:
+def predict(options: PredictOptions) -> Iterator[Prediction | str]:
     """The predictions of all videos in their order; of one that cannot be read the reason.
 
     Raises CheckpointError, ConfigurationError; that too where a video is not there.
     """
-    for name in job.videos:
+    for name in options.videos:
         if named_video.source_of(name) is None and not Path(name).is_file():
             raise ConfigurationError(f"{name} is no file, address or YouTube id: name a video")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    towers = ensemble.load(job.checkpoints).to(device)
-    look = _Look(job, towers, device)
-    for name in job.videos:
+    towers = ensemble.load(options.checkpoints).to(device)
+    look = _Look(options, towers, device)
+    for name in options.videos:
         try:
             with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
                 path = named_video.local_file(name, Path(folder))
                 prediction = look.at(name, path)
-                if job.annotate:
-                    write_annotated(path, job.annotate, prediction)
+                if options.annotate:
+                    write_annotated(path, options.annotate, prediction)
             yield prediction
         except Failed as error:
             yield error.reason
@@ -98,16 +98,16 @@ def predict(job: Job) -> Iterator[Prediction | str]:
 class _Look:
     """The towers with what a call asks of them."""
 
-    def __init__(self, job: Job, towers: Ensemble, device: torch.device):
-        self.job, self.towers, self.device = job, towers, device
-        self.precision = precision_for(device, job.precision)
+    def __init__(self, options: PredictOptions, towers: Ensemble, device: torch.device):
+        self.options, self.towers, self.device = options, towers, device
+        self.precision = precision_for(device, options.precision)
         # A network that takes, or is published for, one length only sees the video in clips of that.
         self.whole = not any(input.test_views for input in towers.inputs.values())
         self.whole = self.whole and not any(towers.refusal(frames) for frames in (LEAST, PIECE))
         self.moment = min(max(towers.span, LEAST), PIECE)  # frames
 
     def at(self, name: str, path: Path) -> Prediction:
-        shown = frame_stream.of_file(path, self.towers.views, self.job.threads)
+        shown = frame_stream.of_file(path, self.towers.views, self.options.threads)
         total, frames = np.zeros(len(self.towers.classes)), 0
         held: list[Frame] = []
         moments: list[np.ndarray] = []
@@ -115,7 +115,7 @@ class _Look:
         def with_moments() -> Iterator[Frame]:
             for frame in shown.frames:
                 yield frame
-                if self.job.annotate:
+                if self.options.annotate:
                     held.append(frame)
                     if len(held) == self.moment:
                         moments.append(self._logits(held, shown.scale))
@@ -148,7 +148,7 @@ class _Look:
         """The `top` classes with their probabilities."""
         odds = np.exp(logits - logits.max())
         odds /= odds.sum()
-        order = np.argsort(-odds, kind="stable")[: self.job.top]
+        order = np.argsort(-odds, kind="stable")[: self.options.top]
         return tuple((self.towers.classes[i], float(odds[i])) for i in order)
 
 

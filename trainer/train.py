@@ -38,9 +38,9 @@ from trainer.data.rows import Rows, open_rows
 from trainer.evaluate import Stopped
 from trainer.initial_weights import Origin
 from trainer.networks import CHANNELS
-from trainer.training import Training, TrainingError
+from trainer.train_state import TrainingError, TrainState
 
-__all__ = ["Interrupted", "Job", "Training", "TrainingError", "set_up", "train"]
+__all__ = ["Interrupted", "TrainOptions", "TrainState", "TrainingError", "set_up", "train"]
 
 
 class RanksDiffer(TrainingError):
@@ -56,7 +56,7 @@ Generations = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainOptions:
     """One call of ``train``: what, on which data sets, into which folder, from where."""
 
     configuration: Configuration
@@ -69,57 +69,57 @@ class Job:
     generations: str = "kept"  # kept: those that the run began with | latest: new ones join as epochs begin
 
 
-def train(job: Job) -> Path:
+def train(options: TrainOptions) -> Path:
     """Trains until the run's length is reached, and returns its last checkpoint.
 
     Raises ConfigurationError, CheckpointError, TrainingError, RowsError, TooManyFailures.
     """
-    if job.output.is_file():
-        raise ConfigurationError(f"--output {job.output} is a file: name a folder")
+    if options.output.is_file():
+        raise ConfigurationError(f"--output {options.output} is a file: name a folder")
     with distributed.join() as group, run_log.Interrupt() as interrupt:
-        while _go(job, set_up(job, group), interrupt):
-            job = replace(job, resume="auto")
-        return checkpoints.find(job.output)
+        while _go(options, set_up(options, group), interrupt):
+            options = replace(options, resume="auto")
+        return checkpoints.find(options.output)
 
 
-def _go(job: Job, training: Training, interrupt: run_log.Interrupt) -> bool:
+def _go(options: TrainOptions, state: TrainState, interrupt: run_log.Interrupt) -> bool:
     """Trains to the run's length; or to the end of an epoch, and True, where new clips are to join."""
-    group, run = training.group, training.configuration.run
-    recorder = run_log.Recorder(job.output, training.done, training.steps) if group.first else None
+    group, run = state.group, state.configuration.run
+    recorder = run_log.Recorder(options.output, state.done, state.steps) if group.first else None
 
     def told() -> bool:
         return interrupt.requested
 
     try:
-        if training.evaluation_due:  # the run was killed before the last epoch's was kept
-            training.evaluate(job.output, recorder, told)
+        if state.evaluation_due:  # the run was killed before the last epoch's was kept
+            state.evaluate(options.output, recorder, told)
         last = time.monotonic()
-        for parts in by_step(training.batches(training.start, training.steps - training.done)):
-            record = training.step(parts)
+        for parts in by_step(state.batches(state.start, state.steps - state.done)):
+            record = state.step(parts)
             now = time.monotonic()
             record |= {"clips_per_second": run.batch_size / (now - last)}
             last = now
             if recorder:
                 recorder.step(record)
-            epoch_ends = training.start[1] == 0
-            stop = training.anyone(interrupt.requested)
-            if training.finished or training.evaluation_due:
-                training.reestimate()
-            if training.done % run.checkpoint_every == 0 or epoch_ends or training.finished or stop:
-                training.save(job.output)
-            if stop and (training.evaluation_due or not training.finished):
+            epoch_ends = state.start[1] == 0
+            stop = state.anyone(interrupt.requested)
+            if state.finished or state.evaluation_due:
+                state.reestimate()
+            if state.done % run.checkpoint_every == 0 or epoch_ends or state.finished or stop:
+                state.save(options.output)
+            if stop and (state.evaluation_due or not state.finished):
                 raise Interrupted(
-                    f"Stopped at step {training.done} of {training.steps}, saved in {job.output}: "
+                    f"Stopped at step {state.done} of {state.steps}, saved in {options.output}: "
                     "the same command goes on from there"
                 )
-            if training.evaluation_due:
-                training.evaluate(job.output, recorder, told)
+            if state.evaluation_due:
+                state.evaluate(options.output, recorder, told)
                 last = time.monotonic()
-            if epoch_ends and not training.finished and _latest(job, training.rows, group):
+            if epoch_ends and not state.finished and _latest(options, state.rows, group):
                 return True
     except Stopped:
         raise Interrupted(
-            f"Stopped in the evaluation after step {training.done}, saved in {job.output}: "
+            f"Stopped in the evaluation after step {state.done}, saved in {options.output}: "
             "the same command goes on from there"
         ) from None
     finally:
@@ -128,53 +128,60 @@ def _go(job: Job, training: Training, interrupt: run_log.Interrupt) -> bool:
     return False
 
 
-def _latest(job: Job, rows: Rows, group: distributed.Group) -> Generations | None:
+def _latest(options: TrainOptions, rows: Rows, group: distributed.Group) -> Generations | None:
     """The data sets' generations, where the run is to have them and `rows` are not of all; else None."""
-    if job.generations != "latest":
+    if options.generations != "latest":
         return None
-    split = "train" if job.lists is None else job.lists.train
-    found = group.from_first(lambda: open_rows(job.data, split, ()).generations)
+    split = "train" if options.lists is None else options.lists.train
+    found = group.from_first(lambda: open_rows(options.data, split, ()).generations)
     return found if found != rows.generations else None
 
 
-def set_up(job: Job, group: distributed.Group) -> Training:
+def set_up(options: TrainOptions, group: distributed.Group) -> TrainState:
     """The run as it stands in its folder, or at its start."""
-    job = _as_repeated(job, group)
-    before, damage = checkpoints.newest(job.output) if job.resume == "auto" else (None, None)
+    options = _as_repeated(options, group)
+    before, damage = checkpoints.newest(options.output) if options.resume == "auto" else (None, None)
     if len(set(group.gather(before.steps if before else 0))) > 1:
-        raise RanksDiffer(f"The ranks find different checkpoints in {job.output}: put it where all see it")
-    streams, splits = job.configuration.input.streams, ("train", "val") if job.lists is None else job.lists
-    rows = open_rows(job.data, splits[0], streams, before.generations if before else None)
-    configuration = with_flow_bound(job.configuration, rows.flow_bound)
-    origin = group.from_first(lambda: origins.find(str(job.init))) if job.init and not before else None
+        raise RanksDiffer(
+            f"The ranks find different checkpoints in {options.output}: put it where all see it"
+        )
+    streams, splits = (
+        options.configuration.input.streams,
+        ("train", "val") if options.lists is None else options.lists,
+    )
+    rows = open_rows(options.data, splits[0], streams, before.generations if before else None)
+    configuration = with_flow_bound(options.configuration, rows.flow_bound)
+    origin = (
+        group.from_first(lambda: origins.find(str(options.init))) if options.init and not before else None
+    )
     given = checkpoints.load(origin.file) if origin and not origin.image else None
-    if before and before.configuration.get("init", job.init):  # a run of before may not know of it
+    if before and before.configuration.get("init", options.init):  # a run of before may not know of it
         given = before  # which was fed as the weights that it began with
     if given:
         configuration = fed_as(configuration, given.input)
-    if theirs := group.from_first(lambda: _on_record(job, before)):
+    if theirs := group.from_first(lambda: _on_record(options, before)):
         configuration = as_begun(configuration, theirs)
-        group.from_first(lambda: _same_run(job, configuration, theirs, before, rows))
-    if before and before.state["step"] == 0 and (latest := _latest(job, rows, group)):
-        older, rows = rows, open_rows(job.data, splits[0], streams, latest)
+        group.from_first(lambda: _same_run(options, configuration, theirs, before, rows))
+    if before and before.state["step"] == 0 and (latest := _latest(options, rows, group)):
+        older, rows = rows, open_rows(options.data, splits[0], streams, latest)
         if group.first:
             epoch = before.state["epoch"]
             print(f"New generations join epoch {epoch}: {len(rows)} clips, not {len(older)}", file=sys.stderr)
     wanted = configuration.run.evaluate_every > 0
-    held_out = open_rows(job.data, splits[1], streams, rows.generations) if wanted else None
+    held_out = open_rows(options.data, splits[1], streams, rows.generations) if wanted else None
     built = _built(configuration, len(rows.classes))
     if before:
         for stream, tower in built.items():
             tower.network.load_state_dict(before.towers[stream])
     else:
-        _initialise(job, origin, given, configuration, built, rows, group.first)
+        _initialise(options, origin, given, configuration, built, rows, group.first)
     if configuration.optimisation.freeze:
         for stream, tower in built.items():
             tower.freeze(
                 stream_models.last_layers(configuration.network.name, configuration.network.options, stream)
             )
     optimiser = before.optimiser or {} if before else {}
-    training = Training(
+    state = TrainState(
         configuration,
         group,
         rows,
@@ -183,58 +190,58 @@ def set_up(job: Job, group: distributed.Group) -> Training:
         done=before.steps if before else 0,
         start=(before.state["epoch"], before.state["step"]) if before else (0, 0),
         history=list(optimiser.get("history", [])),
-        cache=job.cache,
+        cache=options.cache,
         origin=before.configuration.get("init") if before else origin.as_dict() if origin else {},
     )
     if before:
-        training.optimiser.load_state_dict(optimiser["sgd"])
-        training.scaler.load_state_dict(optimiser["scaler"])
-    _settle(job, training, damage)
-    return training
+        state.optimiser.load_state_dict(optimiser["sgd"])
+        state.scaler.load_state_dict(optimiser["scaler"])
+    _settle(options, state, damage)
+    return state
 
 
-def _settle(job: Job, training: Training, damage: str | None) -> None:
+def _settle(options: TrainOptions, state: TrainState, damage: str | None) -> None:
     """Makes the folder that of this run; only now, so that a call that cannot be run leaves what is there."""
-    group = training.group
+    group = state.group
     launch = [name for names in group.gather(launches.names()) for name in names]
     if group.first:
-        job.output.mkdir(parents=True, exist_ok=True)
-        checkpoints.sweep(job.output)
+        options.output.mkdir(parents=True, exist_ok=True)
+        checkpoints.sweep(options.output)
         if damage:
             print(damage, file=sys.stderr)
-            checkpoints.set_aside(job.output, training.done)
-        if job.resume == "none":
-            checkpoints.clear(job.output)
-            run_log.clear(job.output)
-            launches.record(job.output, _call(job), launch)
-        run_log.write_json(job.output / run_log.CONFIGURATION, training.settings)
+            checkpoints.set_aside(options.output, state.done)
+        if options.resume == "none":
+            checkpoints.clear(options.output)
+            run_log.clear(options.output)
+            launches.record(options.output, _call(options), launch)
+        run_log.write_json(options.output / run_log.CONFIGURATION, state.settings)
     group.wait()
 
 
-def _call(job: Job) -> str:
+def _call(options: TrainOptions) -> str:
     """What a repetition of a call has the same."""
-    lists = job.lists and [sampler.digest(sorted(listed.ids)) for listed in job.lists]
-    return repr((job.configuration, job.data, job.init, lists))
+    lists = options.lists and [sampler.digest(sorted(listed.ids)) for listed in options.lists]
+    return repr((options.configuration, options.data, options.init, lists))
 
 
-def _as_repeated(job: Job, group: distributed.Group) -> Job:
-    """The job; where torchrun or Slurm repeats a call that started RUN over, one that goes on with it."""
-    if job.resume == "auto":
-        return job
-    known = [name for name in group.gather(launches.repeated(job.output, _call(job))) if name]
+def _as_repeated(options: TrainOptions, group: distributed.Group) -> TrainOptions:
+    """The options; where torchrun or Slurm repeats a call that started RUN over, one that goes on with it."""
+    if options.resume == "auto":
+        return options
+    known = [name for name in group.gather(launches.repeated(options.output, _call(options))) if name]
     if not known:
-        return job
+        return options
     if group.first:
         print(
-            f"{job.output} was started over by {known[0]}, which this is again: going on with it "
+            f"{options.output} was started over by {known[0]}, which this is again: going on with it "
             "(under another --rdzv-id, ssh.sh's ID, it starts over)",
             file=sys.stderr,
         )
-    return replace(job, resume="auto")
+    return replace(options, resume="auto")
 
 
 def _initialise(
-    job: Job,
+    options: TrainOptions,
     origin: Origin | None,
     given: Checkpoint | None,
     configuration: Configuration,
@@ -243,13 +250,13 @@ def _initialise(
     first: bool,
 ) -> None:
     """Gives fresh towers the weights that the call names; says what stays fresh, and what came with them."""
-    if job.configuration.optimisation.freeze and not job.init:
+    if options.configuration.optimisation.freeze and not options.init:
         raise ConfigurationError("--freeze learns the last layer alone: name the rest's weights with --init")
     told: list[str] = []
     if given:
         fresh = stream_models.initialise(built, given, rows.classes)
         told = [f"left fresh, the classes being others: {', '.join(fresh)}"] if fresh else []
-        fed, default = configuration.input, job.configuration.input
+        fed, default = configuration.input, options.configuration.input
         taken = [f"{n} {getattr(fed, n)}" for n in FED if getattr(fed, n) != getattr(default, n)]
         told += [f"fed as the weights were: {', '.join(taken)}"] if taken else []
     elif origin:
@@ -280,20 +287,24 @@ def _built(configuration: Configuration, classes: int) -> dict[str, stream_model
     )
 
 
-def _on_record(job: Job, before: Checkpoint | None) -> Sections | None:
+def _on_record(options: TrainOptions, before: Checkpoint | None) -> Sections | None:
     """What the run in the folder is set to, of which `before` is the newest checkpoint; None for no run."""
-    path = job.output / run_log.CONFIGURATION
-    if job.resume == "none" or (before is None and not path.exists()):
+    path = options.output / run_log.CONFIGURATION
+    if options.resume == "none" or (before is None and not path.exists()):
         return None
     return before.configuration if before else json.loads(path.read_text(encoding="utf-8"))
 
 
 def _same_run(
-    job: Job, configuration: Configuration, theirs: Sections, before: Checkpoint | None, rows: Rows
+    options: TrainOptions,
+    configuration: Configuration,
+    theirs: Sections,
+    before: Checkpoint | None,
+    rows: Rows,
 ) -> None:
     """Raises ConfigurationError where the folder holds another run, of the record `theirs`, than this one."""
     found = difference(configuration, theirs)
-    if found is None and "init" in theirs and (phrase := origins.difference(job.init, theirs["init"])):
+    if found is None and "init" in theirs and (phrase := origins.difference(options.init, theirs["init"])):
         found = Difference(phrase, "leave --init out to go on with it")
     if found is None and before and before.classes != rows.classes:
         found = Difference("the data set's classes are others")
@@ -302,6 +313,6 @@ def _same_run(
     if found:
         remedy = f"{found.remedy}, or " if found.remedy else ""
         raise ConfigurationError(
-            f"{job.output} holds another run ({found.phrase}): "
+            f"{options.output} holds another run ({found.phrase}): "
             f"{remedy}take another --output, or --resume none to start over"
         )

@@ -99,7 +99,7 @@ def test_a_raw_video_is_the_prepared_clip_and_its_flow_but_for_the_coding(tmp_pa
 
 def extract(checkpoint: Path, output: Path, *inputs: object, **job) -> features.Outcome:
     named = ((str(checkpoint), None),)
-    return features.extract(features.Job(named, tuple(map(str, inputs)), str(output), **job))
+    return features.extract(features.FeaturesOptions(named, tuple(map(str, inputs)), str(output), **job))
 
 
 def test_rows_are_the_towers_features_of_each_window_rgb_before_flow(videos, both, tmp_path):

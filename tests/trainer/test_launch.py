@@ -115,7 +115,7 @@ def test_torchrun_is_known_by_the_program_that_it_is(words, is_one):
 def test_other_lists_are_another_call(tmp_path):
     def call(*train: str) -> str:
         lists = Lists(Listed("train", frozenset(train)), Listed("test", frozenset({"c"})))
-        return training._call(training.Job(resolve(None, {}), ("data",), tmp_path, lists=lists))
+        return training._call(training.TrainOptions(resolve(None, {}), ("data",), tmp_path, lists=lists))
 
     assert call("a", "b") == call("b", "a")
     assert call("a", "b") != call("a", "d")

@@ -83,7 +83,7 @@ def test_a_video_shorter_than_a_second_is_seen_with_its_last_frame_repeated(tmp_
     short = make_videos(tmp_path, ["short"], seconds=0.2) / "short.mp4"
     monkeypatch.setattr(small_network.Small, "forward", forward)
     out = tmp_path / "out.mp4"
-    job = predict.Job(((str(known), None),), (str(short),), annotate=out)
+    job = predict.PredictOptions(((str(known), None),), (str(short),), annotate=out)
     (answer,) = predict.predict(job)
     assert answer.frames == 5
     assert [span for span, _ in answer.moments] == [(0, 0.2)]
@@ -117,7 +117,7 @@ def test_a_long_video_is_seen_in_pieces_and_its_logits_averaged(rgb, tmp_path, m
 
     def logits(piece: int) -> np.ndarray:
         monkeypatch.setattr(predict, "PIECE", piece)
-        (answer,) = predict.predict(predict.Job(((str(rgb), None),), (str(video),)))
+        (answer,) = predict.predict(predict.PredictOptions(((str(rgb), None),), (str(video),)))
         assert answer.frames == 125
         values = dict(answer.classes)
         return np.log([values[name] for name in small_network.CLASSES])
@@ -139,7 +139,7 @@ def test_a_network_published_for_clips_of_its_length_sees_the_video_in_such_clip
     for views, lengths in (((), [100]), ((10, 3), [9] * 11)):
         known = small_network.checkpoint(tmp_path / "c.pt", streams=("rgb",), test_views=views)
         seen.clear()
-        tuple(predict.predict(predict.Job(((str(known), None),), (str(videos / "one.mp4"),))))
+        tuple(predict.predict(predict.PredictOptions(((str(known), None),), (str(videos / "one.mp4"),))))
         assert [n for n in seen if n in (9, 100)][-len(lengths) :] == lengths
         assert seen[-1] == lengths[-1]
 

@@ -67,7 +67,9 @@ def fed_otherwise(configuration: Configuration) -> Configuration:
 
 
 def train(root: Path, output: Path, configuration: Configuration, **options) -> checkpoints.Checkpoint:
-    return checkpoints.load(training.train(training.Job(configuration, (str(root),), output, **options)))
+    return checkpoints.load(
+        training.train(training.TrainOptions(configuration, (str(root),), output, **options))
+    )
 
 
 def lines(run: Path, *dropped: str) -> list[dict]:
@@ -233,7 +235,7 @@ def test_a_run_to_evaluate_without_a_validation_split_is_refused_before_it_start
 def test_a_resume_on_another_number_of_data_sets_is_refused_in_a_sentence(root, tmp_path):
     train(root, tmp_path / "run", tiny(steps=1))
     with pytest.raises(RowsError, match="has 1 data sets, not 2"):
-        training.train(training.Job(tiny(steps=1), (str(root), str(root)), tmp_path / "run"))
+        training.train(training.TrainOptions(tiny(steps=1), (str(root), str(root)), tmp_path / "run"))
 
 
 def test_ranks_that_find_different_checkpoints_are_refused(root, tmp_path):
@@ -288,7 +290,7 @@ def test_new_generations_join_when_asked_as_an_epoch_begins(tmp_path, monkeypatc
     """6 clips make 3 steps of an epoch, 10 make 5; the new ones are published in the midst of epoch 1."""
     data = tiny_dataset.publish(tmp_path / "data", {"train": 6, "val": 2}, flow=False, frames=(30,))
     settings = tiny(epochs=4, steps=None, batch_size=2, evaluate_every=1)
-    step = training.Training.step
+    step = training.TrainState.step
 
     def publish(self, parts):
         if self.done == 4:
@@ -296,7 +298,7 @@ def test_new_generations_join_when_asked_as_an_epoch_begins(tmp_path, monkeypatc
             tiny_dataset.publish(data, **more, flow=False, frames=(30,))
         return step(self, parts)
 
-    monkeypatch.setattr(training.Training, "step", publish)
+    monkeypatch.setattr(training.TrainState, "step", publish)
     run = tmp_path / "run"
     last = train(data, run, settings, generations="latest", resume="none")
     assert [r["epoch"] for r in lines(run)] == [0] * 3 + [1] * 3 + [2] * 5 + [3] * 5

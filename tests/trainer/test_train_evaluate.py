@@ -47,7 +47,7 @@ def run(root, tmp_path_factory) -> Path:
     settings = resolve(
         None, {**FLAGS, "run": {"batch_size": 4, "workers": 0, "precision": "fp32", "steps": 30}}
     )
-    training.train(training.Job(settings, (str(root),), output))
+    training.train(training.TrainOptions(settings, (str(root),), output))
     return output
 
 
@@ -139,7 +139,7 @@ def test_a_network_published_for_clips_of_its_length_never_sees_more_unless_told
     fed = {**FLAGS["input"], "stream": "rgb", "test_views": [2, 3]}
     short = {"batch_size": 4, "workers": 0, "precision": "fp32", "epochs": 1, "evaluate_every": 1}
     settings = resolve(None, {**FLAGS, "input": fed, "run": short})
-    training.train(training.Job(settings, (str(root),), tmp_path / "run"))
+    training.train(training.TrainOptions(settings, (str(root),), tmp_path / "run"))
     assert seen == {(1, 9)}  # in training one clip of each
     call = ["evaluate", "--data", str(root), "--rgb", str(tmp_path / "run"), "--workers", "0", "--output"]
     for more, views, sizes in (

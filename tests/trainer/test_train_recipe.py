@@ -45,7 +45,9 @@ def small(
 
 
 def train(root: Path, output: Path, configuration: Configuration, **options) -> checkpoints.Checkpoint:
-    return checkpoints.load(training.train(training.Job(configuration, (str(root),), output, **options)))
+    return checkpoints.load(
+        training.train(training.TrainOptions(configuration, (str(root),), output, **options))
+    )
 
 
 def lines(path: Path) -> list[dict]:
@@ -141,7 +143,7 @@ def test_statistics_taken_anew_are_those_of_the_weights_as_they_are(root, tmp_pa
     assert torch.equal(stale["first_norm.running_mean"], torch.zeros(16))
     assert torch.equal(stale["first.weight"], fresh["first.weight"])
     group = training.distributed.Group(0, 1, torch.device("cpu"))
-    job = training.Job(small(network, steps=2, reestimate=2), (str(root),), tmp_path / "fresh")
+    job = training.TrainOptions(small(network, steps=2, reestimate=2), (str(root),), tmp_path / "fresh")
     run = training.set_up(job, group)
     means = []
     hook = run.towers["rgb"].network.first.register_forward_hook(
@@ -167,7 +169,7 @@ def test_a_step_takes_a_micro_batch_at_a_time_and_does_not_wait_for_the_next_ste
     lines = []
     for size, clips in ((0, [4]), (2, [2, 2])):
         settings = small({"dropout": 0.5, "bn_frozen": True}, steps=1, micro_batch=size)
-        run = training.set_up(training.Job(settings, (str(root),), tmp_path / str(size)), group)
+        run = training.set_up(training.TrainOptions(settings, (str(root),), tmp_path / str(size)), group)
         parts = list(run.batches((0, 0), 1))
         assert [len(part.target) for part in parts] == clips
         lines.append(run.step(once(parts)))
@@ -185,7 +187,7 @@ def test_a_gradient_is_shortened_to_a_norm_whatever_the_parts_and_the_scale(root
             steps=1,
             micro_batch=4 // parts,
         )
-        run = training.set_up(training.Job(settings, (str(root),), tmp_path / "run", "none"), group)
+        run = training.set_up(training.TrainOptions(settings, (str(root),), tmp_path / "run", "none"), group)
         if scale:
             run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         weights = list(run.towers["rgb"].network.parameters())

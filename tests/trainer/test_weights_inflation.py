@@ -252,7 +252,9 @@ def test_training_begins_with_an_image_network(googlenet, tmp_path, capsys):
         "run": {"batch_size": 2, "steps": 1, "workers": 0},
     }
     init = f"imagenet:{tmp_path / 'googlenet.pth'}"
-    job = training.Job(configuration.resolve("quick", sections), (str(root),), tmp_path / "run", init=init)
+    job = training.TrainOptions(
+        configuration.resolve("quick", sections), (str(root),), tmp_path / "run", init=init
+    )
     found = checkpoints.load(training.train(job)).towers
     assert "--init: left fresh, the image network not having them: logits.weight" in capsys.readouterr().err
     first = googlenet.conv1.conv.weight

@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.split and options.split_file:
         raise ConfigurationError("--split-file says by itself which clips test: leave out --split")
-    job = evaluate.Job(
+    job = evaluate.EvaluateOptions(
         checkpoints=checkpoints(options),
         data=tuple(options.data),
         split=options.split or "val",

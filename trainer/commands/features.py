@@ -47,10 +47,10 @@ def add(commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.features import FAILED, Job, extract
+    from trainer.features import FAILED, FeaturesOptions, extract
 
     outcome = extract(
-        Job(
+        FeaturesOptions(
             checkpoints=checkpoints(options),
             inputs=tuple(options.inputs),
             output=options.output,

@@ -27,7 +27,7 @@ def add(commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     from trainer.weights import importing
 
-    job = importing.Job(
+    job = importing.ImportOptions(
         files=tuple(options.files),
         output=options.output,
         format=options.format,

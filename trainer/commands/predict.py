@@ -30,9 +30,9 @@ def add(commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.predict import Job, Prediction, predict
+    from trainer.predict import Prediction, PredictOptions, predict
 
-    job = Job(
+    job = PredictOptions(
         checkpoints=checkpoints(options),
         videos=tuple(options.videos),
         top=options.top,

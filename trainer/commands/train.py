@@ -69,7 +69,7 @@ def add(commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from trainer import configuration
-    from trainer.train import Job, train
+    from trainer.train import TrainOptions, train
 
     flags = {
         "network": {"name": options.network},
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
         },
     }
     settings = configuration.resolve(options.config, flags)
-    job = Job(
+    job = TrainOptions(
         settings,
         tuple(options.data),
         options.output,

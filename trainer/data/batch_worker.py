@@ -1,6 +1,6 @@
-"""From jobs (which rows make a batch) to batches: what runs in each worker of the loader.
+"""From plans (which rows make a batch) to batches: what runs in each worker of the loader.
 
-A job says everything its batch depends on, so it does not matter which process does it.
+A plan says everything its batch depends on, so it does not matter which process does it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REPLACEMENTS = 16  # rows tried in the place of one before the data are given u
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchPlan:
     """One rank's share of one step, or a part of that: what is assembled, and held in memory, at once."""
 
     epoch: int
@@ -48,7 +48,7 @@ class Stopped:
 
 
 @dataclass(frozen=True)
-class Training:
+class RandomViews:
     """Random cuts keyed by (seed, epoch, row); what cannot be had is replaced by rows drawn from that key."""
 
     rows: Rows
@@ -57,15 +57,15 @@ class Training:
     usable: np.ndarray = field(repr=False)  # int64: the rows that may stand in for another
     views: int = 1
 
-    def length(self, job: Job) -> int:
-        """Frames of each clip in a job."""
+    def length(self, plan: BatchPlan) -> int:
+        """Frames of each clip in a plan."""
         return self.input.frames
 
-    def attempts(self, job: Job, place: int) -> Iterator[tuple[int, list[Cut]]]:
+    def attempts(self, plan: BatchPlan, place: int) -> Iterator[tuple[int, list[Cut]]]:
         """The row of a place with its cut, then the rows that replace it."""
-        own = int(job.rows[place])
-        moment = job.epoch + (0 if job.turns is None else int(job.turns[place]) << 32)
-        if job.weight[place]:  # else it was removed: there is nothing to read
+        own = int(plan.rows[place])
+        moment = plan.epoch + (0 if plan.turns is None else int(plan.turns[place]) << 32)
+        if plan.weight[place]:  # else it was removed: there is nothing to read
             yield own, [self._cut(own, Draws(AUGMENTATION, self.seed, moment, own))]
         for attempt in range(1, _REPLACEMENTS):
             draws = Draws(AUGMENTATION, self.seed, moment, own, attempt)
@@ -78,7 +78,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class FixedViews:
     """Fixed cuts; what cannot be had gets weight 0."""
 
     rows: Rows
@@ -92,39 +92,39 @@ class Evaluation:
         """Views of each clip."""
         return self.clips * self.crops
 
-    def length(self, job: Job) -> int:
-        """Frames of each view in a job; whole clips of one job are equally long."""
+    def length(self, plan: BatchPlan) -> int:
+        """Frames of each view in a plan; whole clips of one plan are equally long."""
         if self.input.segments:
             return self.input.test_frames
         if self.frames is not None:
             return self.frames
-        return len(range(0, int(self.rows.frames[job.rows[0]]), self.input.stride))
+        return len(range(0, int(self.rows.frames[plan.rows[0]]), self.input.stride))
 
-    def attempts(self, job: Job, place: int) -> Iterator[tuple[int, list[Cut]]]:
+    def attempts(self, plan: BatchPlan, place: int) -> Iterator[tuple[int, list[Cut]]]:
         """The row of a place with its cuts; there is no other."""
-        row = int(job.rows[place])
+        row = int(plan.rows[place])
         size = _size(self.rows, row)
         yield row, evaluation_cuts(self.input, *size, self.frames, self.clips, self.crops)
 
 
 class BatchStream(IterableDataset):
-    """The jobs of all workers, dealt in turn: worker w of W does jobs w, w + W, ...
+    """The plans of all workers, dealt in turn: worker w of W does plans w, w + W, ...
 
     Args:
-        jobs: (first, every) -> the jobs first, first + every, ... in order.
-        purpose: how a job's rows become cuts.
+        plans: (first, every) -> the plans first, first + every, ... in order.
+        purpose: how a plan's rows become cuts.
         in_flight: reads under way at once.
         cache: of what is read from elsewhere.
     """
 
     def __init__(
         self,
-        jobs: Callable[[int, int], Iterator[Job]],
-        purpose: Training | Evaluation,
+        plans: Callable[[int, int], Iterator[BatchPlan]],
+        purpose: RandomViews | FixedViews,
         in_flight: int,
         cache: Cache | None = None,
     ):
-        self._jobs = jobs
+        self._plans = plans
         self._purpose = purpose
         self._in_flight = in_flight
         self._cache = cache
@@ -133,18 +133,18 @@ class BatchStream(IterableDataset):
         worker = get_worker_info()
         first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
         try:
-            yield from self._batches(self._jobs(first, every))
+            yield from self._batches(self._plans(first, every))
         except ReadError as error:
             yield Stopped(str(error))
 
-    def _batches(self, jobs: Iterator[Job]) -> Iterator[Batch]:
+    def _batches(self, plans: Iterator[BatchPlan]) -> Iterator[Batch]:
         purpose = self._purpose
         reader = Reader(purpose.rows, purpose.input.streams, self._cache)
-        wanted = ((job, int(row)) for job in jobs for row in job.rows)
+        wanted = ((plan, int(row)) for plan in plans for row in plan.rows)
         batch: _Unfinished | None = None
         with contextlib.closing(ahead(reader, wanted, self._in_flight)) as reads:
-            for job, _, members in reads:
-                batch = batch or _Unfinished(purpose, reader, job)
+            for plan, _, members in reads:
+                batch = batch or _Unfinished(purpose, reader, plan)
                 if batch.add(members):
                     yield batch.finish()
                     batch = None
@@ -153,13 +153,13 @@ class BatchStream(IterableDataset):
 class _Unfinished:
     """A batch whose clips are put into their places one after another."""
 
-    def __init__(self, purpose: Training | Evaluation, reader: Reader, job: Job):
-        self._purpose, self._reader, self._job = purpose, reader, job
+    def __init__(self, purpose: RandomViews | FixedViews, reader: Reader, plan: BatchPlan):
+        self._purpose, self._reader, self._plan = purpose, reader, plan
         self._filled = 0
         self._failures: list[str] = []
-        self._weight = job.weight.copy()
-        self._target = np.full(len(job.rows), -1, np.int64)
-        count, frames, side = len(job.rows) * purpose.views, purpose.length(job), purpose.input.crop
+        self._weight = plan.weight.copy()
+        self._target = np.full(len(plan.rows), -1, np.int64)
+        count, frames, side = len(plan.rows) * purpose.views, purpose.length(plan), purpose.input.crop
         self._pixels = {
             stream: torch.zeros((count, channels, frames, side, side), dtype=torch.uint8)
             for stream, channels in (("rgb", 3), ("flow", 2))
@@ -169,10 +169,10 @@ class _Unfinished:
 
     def add(self, members: Future[dict[str, bytes]]) -> bool:
         """Decode the next clip into its place; True when the batch is full."""
-        place, job, purpose = self._filled, self._job, self._purpose
-        for row, cuts in purpose.attempts(job, place):
+        place, plan, purpose = self._filled, self._plan, self._purpose
+        for row, cuts in purpose.attempts(plan, place):
             try:
-                own = row == int(job.rows[place])
+                own = row == int(plan.rows[place])
                 self._decode(place, row, cuts, members.result() if own else self._reader.read(row))
                 self._target[place] = purpose.rows.target[row]
                 break
@@ -181,8 +181,8 @@ class _Unfinished:
             except (Undecodable, SampleError) as error:
                 self._failures.append(f"{purpose.rows.keys[row].as_py()}: {error}")
         else:
-            if isinstance(purpose, Training):
-                key = purpose.rows.keys[int(job.rows[place])].as_py()
+            if isinstance(purpose, RandomViews):
+                key = purpose.rows.keys[int(plan.rows[place])].as_py()
                 why = "; ".join(self._failures[-2:]) or "they were taken down"
                 raise ReadError(
                     f"neither {key} nor any of the clips drawn in its place could be had: {why}; "
@@ -190,25 +190,25 @@ class _Unfinished:
                 )
             self._weight[place] = 0
         self._filled += 1
-        return self._filled == len(job.rows)
+        return self._filled == len(plan.rows)
 
     def finish(self) -> Batch:
         """The batch."""
-        job = self._job
+        plan = self._plan
         return Batch(
-            epoch=job.epoch,
-            step=job.step,
-            keys=job.keys,
+            epoch=plan.epoch,
+            step=plan.step,
+            keys=plan.keys,
             rgb=self._pixels.get("rgb"),
             flow=self._pixels.get("flow"),
             flow_scale=torch.from_numpy(self._scale) if "flow" in self._pixels else None,
             target=torch.from_numpy(self._target),
             weight=torch.from_numpy(self._weight),
-            total_weight=job.total_weight,
+            total_weight=plan.total_weight,
             failures=tuple(self._failures),
             views=self._purpose.views,
-            first=job.first,
-            last=job.last,
+            first=plan.first,
+            last=plan.last,
         )
 
     def _decode(self, place: int, row: int, cuts: list[Cut], members: dict[str, bytes]) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trainer.data import sampler
-from trainer.data.batch_worker import BatchStream, Evaluation, Job, Stopped, Training
+from trainer.data.batch_worker import BatchPlan, BatchStream, FixedViews, RandomViews, Stopped
 from trainer.data.batches import Batch, Input
 from trainer.data.cache import Cache
 from trainer.data.reading import ReadError
@@ -102,7 +102,7 @@ class TrainBatches:
             self.steps_per_epoch = sampler.steps_per_epoch(places, batch_size)
         except ValueError as error:
             raise RowsError(str(error)) from None
-        self._jobs = _TrainingJobs(
+        self._plans = _TrainingPlans(
             rows,
             usable,
             seed,
@@ -115,8 +115,8 @@ class TrainBatches:
             self.steps_per_epoch,
             balanced,
         )
-        purpose = Training(rows, input, seed, np.flatnonzero(usable))
-        self._stream = BatchStream(self._jobs, purpose, in_flight, cache)
+        purpose = RandomViews(rows, input, seed, np.flatnonzero(usable))
+        self._stream = BatchStream(self._plans, purpose, in_flight, cache)
         self._workers, self._pin, self._max_failures = workers, pin, max_failures
 
     def __iter__(self) -> Iterator[Batch]:
@@ -164,21 +164,21 @@ class EvaluationBatches:
         if clips < 1 or crops not in (1, 3) or (frames is None and clips != 1):
             raise RowsError(f"{clips}x{crops} views are not possible: 1 clip when whole, and 1 or 3 crops")
         whole = frames is None and not input.segments
-        self._jobs = _EvaluationJobs(rows, batch_size, rank, world, whole)
+        self._plans = _EvaluationPlans(rows, batch_size, rank, world, whole)
         self._stream = BatchStream(
-            self._jobs, Evaluation(rows, input, frames, clips, crops), in_flight, cache
+            self._plans, FixedViews(rows, input, frames, clips, crops), in_flight, cache
         )
         self._workers, self._pin, self._max_failures = workers, pin, max_failures
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
         return _watched(self._stream, self._workers, self._pin, self._max_failures)
 
 
-class _TrainingJobs:
-    """(first, every) -> this rank's jobs first, first + every, ... counted from `start`."""
+class _TrainingPlans:
+    """(first, every) -> this rank's plans first, first + every, ... counted from `start`."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class _TrainingJobs:
         share = len(sampler.share(range(batch), rank, world))
         self._parts = -(-share // micro_batch) if micro_batch else 1  # of each step
 
-    def __call__(self, first: int, every: int) -> Iterator[Job]:
+    def __call__(self, first: int, every: int) -> Iterator[BatchPlan]:
         known, rows, turns = -1, np.empty(0, np.int64), None
         number = self._first * self._parts + first
         while self._end is None or number < self._end * self._parts:
@@ -219,7 +219,7 @@ class _TrainingJobs:
             here = sampler.share(places, part, self._parts)
             mine = batch[here.start : here.stop]
             turn = None if turns is None else sampler.global_batch(turns, step, self._batch)
-            yield Job(
+            yield BatchPlan(
                 epoch,
                 step,
                 mine,
@@ -233,8 +233,8 @@ class _TrainingJobs:
             number += every
 
 
-class _EvaluationJobs:
-    """(first, every) -> this rank's jobs first, first + every, ...; the last ones padded with weight 0."""
+class _EvaluationPlans:
+    """(first, every) -> this rank's plans first, first + every, ...; the last ones padded with weight 0."""
 
     def __init__(self, rows: Rows, batch: int, rank: int, world: int, whole: bool):
         chosen = np.flatnonzero(~rows.removed & (rows.target >= 0))
@@ -251,14 +251,14 @@ class _EvaluationJobs:
     def __len__(self) -> int:
         return -(-len(self._batches) // self._world)
 
-    def __call__(self, first: int, every: int) -> Iterator[Job]:
+    def __call__(self, first: int, every: int) -> Iterator[BatchPlan]:
         for step in range(first, len(self), every):
             number = step * self._world + self._rank
             padding = number >= len(self._batches)
             mine = self._batches[-1 if padding else number]
             weight = np.full(len(mine), 0 if padding else 1, np.float32)
             keys = tuple(self._rows.keys.take(mine).to_pylist())
-            yield Job(0, step, mine, weight, keys, float(weight.sum()))
+            yield BatchPlan(0, step, mine, weight, keys, float(weight.sum()))
 
 
 def _watched(stream: BatchStream, workers: int, pin: bool, max_failures: float) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ LABEL_MAPS = {400: "kinetics-400.txt", 600: "kinetics-600.txt"}
 
 
 @dataclass(frozen=True)
-class Job:
+class ImportOptions:
     """One call of ``import``: the files, one for each tower, and what is said of them."""
 
     files: tuple[str, ...]
@@ -29,27 +29,29 @@ class Job:
     config: str | None = None  # settings over the network's own, as `configuration.resolve` takes them
 
 
-def run(job: Job) -> str:
+def run(options: ImportOptions) -> str:
     """Writes the checkpoint; returns a sentence about what is in it.
 
     Raises WeightsError, ConfigurationError.
     """
-    loaded = [load(file, job.format, job.network) for file in job.files]
+    loaded = [load(file, options.format, options.network) for file in options.files]
     described = [description for _, description in loaded]
-    for file, description in zip(job.files, described, strict=True):
-        if job.stream not in (None, description.stream):
-            raise ConfigurationError(f"{file} is of {description.stream}: leave out --stream {job.stream}")
+    for file, description in zip(options.files, described, strict=True):
+        if options.stream not in (None, description.stream):
+            raise ConfigurationError(
+                f"{file} is of {description.stream}: leave out --stream {options.stream}"
+            )
     first = described[0]
-    _go_together(job.files, described)
-    classes, told = _classes(job, first)
+    _go_together(options.files, described)
+    classes, told = _classes(options, first)
     stream = first.stream if len(described) == 1 else "both"
     settings = configuration.resolve(
-        job.config,
+        options.config,
         {"network": {"name": first.network, **first.options}, "input": {"stream": stream, **first.input}},
     )
-    job.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write(
-        job.output,
+        options.output,
         Checkpoint(
             network=first.network,
             options=dict(settings.network.options),
@@ -63,7 +65,7 @@ def run(job: Job) -> str:
         ),
     )
     what = ", ".join(f"{d.stream} from {d.format}'s weights" for d in described)
-    return f"{job.output}: {first.network}, {what}; {told}"
+    return f"{options.output}: {first.network}, {what}; {told}"
 
 
 def _go_together(files: Sequence[str], described: Sequence[Description]) -> None:
@@ -82,11 +84,11 @@ def _go_together(files: Sequence[str], described: Sequence[Description]) -> None
         raise ConfigurationError(f"{first.network} has one tower: import one file")
 
 
-def _classes(job: Job, description: Description) -> tuple[tuple[str, ...], str]:
+def _classes(options: ImportOptions, description: Description) -> tuple[tuple[str, ...], str]:
     """The names of the classes, and a phrase about where they are from."""
     count = description.classes
-    if job.classes is not None:
-        return _read_classes(job.classes, count), f"{count} classes from {job.classes}"
+    if options.classes is not None:
+        return _read_classes(options.classes, count), f"{count} classes from {options.classes}"
     if count in LABEL_MAPS:
         names = (Path(__file__).parent / LABEL_MAPS[count]).read_text(encoding="utf-8").splitlines()
         return tuple(names), f"{count} classes, taken to be Kinetics-{count}'s (--classes names others)"

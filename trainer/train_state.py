@@ -49,7 +49,7 @@ def _as_many_clips_as_go() -> Iterator[None]:
 
 
 @dataclass
-class Training:
+class TrainState:
     """The state of a run on one rank: what a checkpoint holds, and what moves it on by a step."""
 
     configuration: Configuration

@@ -17,6 +17,7 @@ import trainer
 FLOORS = (  # from the ground up; the longest name that fits a module is its own
     (
         "pipeline.outcome",
+        "pipeline.progress_line",
         "pipeline.keys",
         "pipeline.recipe",
         "pipeline.sources.recipe",
@@ -34,7 +35,7 @@ FLOORS = (  # from the ground up; the longest name that fits a module is its own
     ("pipeline.__main__",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-DOORS = ("dataset", "media", "flow", "sources", "storage", "outcome", "recipe")
+DOORS = ("dataset", "media", "flow", "sources", "storage", "outcome", "progress_line", "recipe")
 """Rooms of the pipeline that the trainer may enter."""
 
 

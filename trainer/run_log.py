@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import signal
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
+
+from pipeline.progress_line import ProgressLine
 
 CONFIGURATION = "configuration.json"
 LAUNCH = "launch.json"  # that started the run over; see `trainer.launch`
@@ -31,7 +31,7 @@ class Recorder:
         self.run = run
         self.metrics = (run / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
-        self.progress = Progress(steps)
+        self.progress = ProgressLine("train", steps, "steps", done=done, smoothing=0.1)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """One line a step, written as the step ends."""
@@ -39,7 +39,13 @@ class Recorder:
         for name, value in record.items():
             if isinstance(value, float):
                 self.board.add_scalar(f"train/{name}", value, record["step"])
-        self.progress.show(record)
+        self.progress.show(
+            record["step"],
+            f"epoch {record['epoch']}",
+            f"loss {record['loss']:.4f}",
+            f"lr {record['lr']:.3g}",
+            f"{record['clips_per_second']:.1f} clips/s",
+        )
 
     def evaluations(self, history: Sequence[Mapping[str, Any]]) -> None:
         """What the evaluations within training gave, the last one new: one line each in evaluations.jsonl."""
@@ -53,38 +59,6 @@ class Recorder:
         self.progress.close()
         self.metrics.close()
         self.board.close()
-
-
-class Progress:
-    """One line on standard error that is written over; to no terminal, a line every ten seconds."""
-
-    def __init__(self, steps: int, stream: TextIO | None = None):
-        self.steps = steps
-        self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
-        self.shown = 0.0
-        self.rate = 0.0  # steps a second, smoothed
-        self.last = time.monotonic()
-
-    def show(self, record: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        rate = 1 / max(now - self.last, 1e-6)
-        self.rate, self.last = (0.9 * self.rate + 0.1 * rate if self.rate else rate), now
-        done = record["step"] == self.steps
-        if now - self.shown < (0.2 if self.live else 10) and not done:
-            return
-        self.shown = now
-        left = (self.steps - record["step"]) / self.rate
-        text = (
-            f"step {record['step']}/{self.steps}  epoch {record['epoch']}  loss {record['loss']:.4f}  "
-            f"lr {record['lr']:.3g}  {record['clips_per_second']:.1f} clips/s  {_duration(left)} left"
-        )
-        self.stream.write(f"\r\x1b[K{text}" if self.live else f"{text}\n")
-        self.stream.flush()
-
-    def close(self) -> None:
-        if self.live and self.shown:
-            self.stream.write("\n")
 
 
 class Interrupt:
@@ -145,9 +119,3 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(lines), encoding="utf-8")
     temporary.replace(path)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

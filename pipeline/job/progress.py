@@ -1,7 +1,7 @@
-"""What a person sees while a job runs: clips by outcome, rate, time left, on one line.
+"""Counts clips by outcome in all workers, and shows the counts on one line while a job runs.
 
-Each worker process counts for itself and leaves its counts in the work store, one small file each; the
-launching process adds them up. What a worker did before it died counts again where it is repeated.
+Each worker process writes its counts to one small file in the work store; the launching process adds them
+up. Work that is repeated after a worker died is counted twice.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,21 +17,22 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from pipeline.outcome import READY, Failed
+from pipeline.progress_line import ProgressLine
 from pipeline.sources.rate_limit import paused_until
 from pipeline.storage import Storage, Sync
 
-LOCAL_SECONDS = 1.0  # between two writings of a worker's counts
-REMOTE_SECONDS = 30.0  # from a cluster, or to an object store, where every write and every look is paid for
+LOCAL_SECONDS = 1.0  # between two writes of a worker's counts, and between two reads
+REMOTE_SECONDS = 30.0  # from a cluster, or in an object store, where every request is paid for
 
-WHOLE_FILES = "whole files"
-"""Counted beside the clips: fetches that gave up ranges."""
+FULL_DOWNLOADS = "full downloads"
+"""Counted beside the clips: videos downloaded in full because range requests failed."""
 
 
 class Tally:
-    """One worker process's counts by outcome or failure class, for all its threads; see `tally`.
+    """Counts clips by outcome or failure class, for all threads of one worker process; see `tally`.
 
     Args:
-        every: seconds between two writings. The first is at once: it says that a worker has begun.
+        every: seconds between two writes. The first is at once: it shows that a worker has begun.
     """
 
     def __init__(self, storage: Storage, generation: str, every: float):
@@ -44,14 +44,14 @@ class Tally:
         self._write()
 
     def count(self, name: str) -> None:
-        """Count one clip, or one of `WHOLE_FILES`; written now and then, the rest by `flush`."""
+        """Count one clip, or one of `FULL_DOWNLOADS`; written every few seconds, and by `flush`."""
         with self._lock:
             self._counts[name] += 1
             if time.monotonic() - self._written >= self._every:
                 self._write()
 
     def flush(self) -> None:
-        """Write the counts as they stand."""
+        """Write the counts now."""
         with self._lock:
             self._write()
 
@@ -65,7 +65,7 @@ _opening = threading.Lock()
 
 
 def tally(storage: Storage, generation: str, local: bool) -> Tally:
-    """This process's tally of a generation; the same one for all who ask."""
+    """The tally of this process for a generation: one for all its threads."""
     with _opening:
         name = (storage.url, generation)
         if name not in _tallies:
@@ -80,7 +80,7 @@ def begun(storage: Storage, generation: str) -> bool:
 
 
 def counts(storage: Storage, generation: str) -> Counter[str]:
-    """The sum over all workers' tallies."""
+    """Add up the tallies of all workers."""
     total: Counter[str] = Counter()
     for name in storage.names(f"progress/{generation}"):
         if name.endswith(".json"):
@@ -89,18 +89,18 @@ def counts(storage: Storage, generation: str) -> Counter[str]:
 
 
 def clear(storage: Storage, generation: str) -> None:
-    """Forget the tallies of an earlier run of this generation."""
+    """Delete the tallies of an earlier run of this generation."""
     for name in storage.names(f"progress/{generation}"):
         storage.delete(f"progress/{generation}/{name}")
 
 
 class Display:
-    """A context manager that shows the tallies: a live line on a terminal, else a line now and then.
+    """A context manager that shows the sum of the tallies on one line while the job runs.
 
     Args:
         clips: how many there are to do.
-        engine: what a cluster says of itself, shown until a worker has begun; None for a local job.
-        stream: where to; None: standard error.
+        engine: asks a cluster for its state, shown until a worker has begun; None for a local job.
+        stream: None for standard error.
     """
 
     def __init__(
@@ -111,11 +111,9 @@ class Display:
         engine: Callable[[], str] | None = None,
         stream: TextIO | None = None,
     ):
-        self._storage, self._generation, self._clips = storage, generation, clips
-        self._engine, self._stream = engine, stream
-        self._live = (stream or sys.stderr).isatty()
-        near = 1.0 if self._live else 15.0
-        self._every = REMOTE_SECONDS if engine or not storage.is_local else near
+        self._storage, self._generation, self._clips, self._engine = storage, generation, clips, engine
+        self._every = REMOTE_SECONDS if engine or not storage.is_local else LOCAL_SECONDS
+        self._line = ProgressLine("prepare", clips, "clips", every=max(15.0, self._every), stream=stream)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -127,53 +125,37 @@ class Display:
     def __exit__(self, *exception: object) -> None:
         self._done.set()
         self._thread.join()
+        self._line.close()
 
     def _run(self) -> None:
         last = False
         while not last:
             last = self._done.wait(self._every)
-            with contextlib.suppress(
-                Failed, OSError
-            ):  # a store that does not answer now may at the next turn
-                self._show(last)
+            with contextlib.suppress(Failed, OSError):  # a store that does not answer now may do so next time
+                self._show()
 
-    def _show(self, last: bool) -> None:
+    def _show(self) -> None:
         total = counts(self._storage, self._generation)
-        text = line(total, self._clips, time.monotonic() - self._start)
+        facts = describe(total, time.monotonic() - self._start)
         if self._engine and not total:
-            text += f", {self._engine()}"
+            facts.append(self._engine())
         pause = paused_until(self._storage)
         if pause and pause[0] > datetime.now(UTC):
-            text += f", all paused until {pause[0]:%H:%M} UTC ({pause[1]})"
-        if self._live:
-            text = f"\r\x1b[K{text}"
-        stream = self._stream or sys.stderr  # asked for at each use: it may be redirected meanwhile
-        stream.write(text + ("\n" if last or not self._live else ""))
-        stream.flush()
+            facts.append(f"all paused until {pause[0]:%H:%M} UTC ({pause[1]})")
+        self._line.show(min(clips_in(total), self._clips), *facts)
 
 
-def line(total: Counter[str], clips: int, seconds: float) -> str:
-    """One line of progress, e.g. ``prepare: 40/128 clips, 38 ready, 2 gone, 12.0 a minute, 7 min left``."""
-    whole = total[WHOLE_FILES]
-    done = min(total.total() - whole, clips)
-    failures = [f"{n} {name}" for name, n in total.most_common() if name not in (READY, WHOLE_FILES)]
-    parts = [f"prepare: {done}/{clips} clips", f"{total[READY]} ready", *failures]
-    if done and seconds > 0:
-        parts.append(f"{60 * done / seconds:.1f} a minute")
-        if done < clips:
-            parts.append(f"{duration((clips - done) * seconds / done)} left")
-    if whole:
-        parts.append(f"{whole} whole files for want of ranges")
-    return ", ".join(parts)
+def clips_in(total: Counter[str]) -> int:
+    """The number of clips counted, whatever their outcome."""
+    return total.total() - total[FULL_DOWNLOADS]
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``40 s``, ``7 min``, ``2 h 40 min``, ``3 d 4 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+def describe(total: Counter[str], seconds: float) -> list[str]:
+    """The counts and the rate in words, e.g. ``38 ready``, ``2 gone``, ``12.0 a minute``."""
+    failures = [f"{n} {name}" for name, n in total.most_common() if name not in (READY, FULL_DOWNLOADS)]
+    facts = [f"{total[READY]} ready", *failures]
+    if (done := clips_in(total)) and seconds > 0:
+        facts.append(f"{60 * done / seconds:.1f} a minute")
+    if full := total[FULL_DOWNLOADS]:
+        facts.append(f"{full} full downloads (range requests failed)")
+    return facts

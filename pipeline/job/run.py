@@ -23,7 +23,7 @@ from pipeline import dataset
 from pipeline.dataset import publish, schema, shards
 from pipeline.flow import device_class
 from pipeline.flow.recipe import FlowRecipe
-from pipeline.job import launch, packing, pending_rows, progress
+from pipeline.job import launch, packing, pending_rows
 from pipeline.job.pending_rows import PrepareError
 from pipeline.job.settings import Job, Settings
 from pipeline.lists import manifest, plan
@@ -31,6 +31,7 @@ from pipeline.maintenance import purge, reconciliation
 from pipeline.media import clip
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import EXCLUDED, FAILED, CallError, Failed
+from pipeline.progress_line import duration
 from pipeline.recipe import Recipe
 from pipeline.sources import archive, parse, rehearsal
 from pipeline.sources.rate_limit import Pressure
@@ -311,7 +312,7 @@ def _remaining(planned: pa.Table, root: Storage, pressure: Pressure) -> str:
     text = f"prepare: {decided} of {rows} rows are decided and published; {rows - decided} rows of {videos} "
     if not pressure.budget:
         return f"{text}videos are left"
-    time = progress.duration(3600 * videos / pressure.budget)
+    time = duration(3600 * videos / pressure.budget)
     return f"{text}videos are left, about {time} at this budget"
 
 

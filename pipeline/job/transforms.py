@@ -15,7 +15,7 @@ from apache_beam.metrics import Metrics
 
 from pipeline.job import packing, stages
 from pipeline.job.canary import check_canary
-from pipeline.job.progress import WHOLE_FILES, tally
+from pipeline.job.progress import FULL_DOWNLOADS, tally
 from pipeline.job.settings import Job
 from pipeline.job.stages import Task
 from pipeline.media import clip
@@ -104,7 +104,7 @@ class _Process(beam.DoFn):
         Metrics.counter("fetch", "requests").inc(fetched.requests)
         Metrics.counter("fetch", "fallbacks").inc(len(fetched.fallbacks))
         for _ in fetched.fallbacks:
-            self._tally.count(WHOLE_FILES)
+            self._tally.count(FULL_DOWNLOADS)
 
     def finish_bundle(self) -> None:
         self._tally.flush()

@@ -123,7 +123,7 @@ def test_the_longest_clip_of_a_list_has_time_enough_on_a_slow_core():
     assert stages.timeout_for(600) > 25 * 600 * 1.0  # seconds a pair, where 0.02 is usual
 
 
-def test_whole_files_are_told_beside_the_clips_and_are_none(tmp_path):
+def test_full_downloads_are_told_beside_the_clips_and_are_none(tmp_path):
     store = WorkStore(tmp_path)
     counting = transforms._Process(
         Job(str(tmp_path), str(tmp_path), (), without_flow(), FetchOptions(), None, "00000", True)
@@ -133,5 +133,7 @@ def test_whole_files_are_told_beside_the_clips_and_are_none(tmp_path):
     for _ in range(3):
         counting._tally.count("ready")
     counting.finish_bundle()
-    said = progress.line(progress.counts(store.storage, "00000"), 4, 60)
-    assert said == "prepare: 3/4 clips, 3 ready, 3.0 a minute, 20 s left, 2 whole files for want of ranges"
+    total = progress.counts(store.storage, "00000")
+    assert progress.clips_in(total) == 3
+    said = ", ".join(progress.describe(total, 60))
+    assert said == "3 ready, 3.0 a minute, 2 full downloads (range requests failed)"

@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+import google_crc32c
 import torch
 from torch import Tensor
 
-from trainer.weights.crc32c import crc32c, masked
 from trainer.weights.keys import WeightsError
 
 TYPES = {
@@ -97,6 +97,12 @@ def read(path: Path) -> dict[str, Tensor]:
     return {entry.name: found[entry.name] for entry in entries}
 
 
+def masked_crc(data: bytes) -> int:
+    """The CRC-32C of `data` in the form that TensorFlow stores (tensorflow/core/lib/hash/crc32c.h)."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
 def _read_shard(file: Path, entries: list[Entry]) -> dict[str, Tensor]:
     """The variables that lie in `file`, side by side from its first byte to its last."""
     found = {}
@@ -123,7 +129,7 @@ def _read_tensor(stream: BinaryIO, file: Path, entry: Entry) -> Tensor:
     if most > _MOST_ELEMENTS or math.prod(entry.shape) * dtype.itemsize != entry.size:
         raise WeightsError(f"{file}: {entry.name} is no {dtype} of {entry.shape}: {_DAMAGED}")
     data = bytearray(stream.read(entry.size))
-    if masked(crc32c(bytes(data))) != entry.crc:
+    if masked_crc(bytes(data)) != entry.crc:
         raise WeightsError(f"{file} is damaged in {entry.name}, its checksum is another: {_DAMAGED}")
     return (
         torch.frombuffer(data, dtype=dtype).reshape(entry.shape)
@@ -190,9 +196,7 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     end = offset + size
     if end + _TRAILER_SIZE > len(data) - _FOOTER_SIZE or size < 4:
         raise ValueError("a block lies outside it")
-    if masked(crc32c(data[offset : end + 1])) != int.from_bytes(
-        data[end + 1 : end + _TRAILER_SIZE], "little"
-    ):
+    if masked_crc(data[offset : end + 1]) != int.from_bytes(data[end + 1 : end + _TRAILER_SIZE], "little"):
         raise ValueError("the checksum of a block is another")
     if data[end]:
         raise ValueError("it is compressed, which TensorFlow does not do to an index")

@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Exact versions: a release elsewhere changes nothing here. `make constraints` makes the file.
-INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
+# CONSTRAINTS= (empty) installs the newest of everything instead.
+CONSTRAINTS ?= constraints.txt
+INSTALL := $(BIN)/pip install --quiet $(CONSTRAINTS:%=--constraint %) --editable
 
 .PHONY: venv demo test test-slow lint types docs constraints clean
 
@@ -12,7 +14,7 @@ venv: $(VENV)/.ready-to-train
 demo: $(VENV)/.ready-to-train
 	$(BIN)/python -m demo
 
-test: lint types
+test: lint types docs
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.ready-for-clusters
@@ -27,7 +29,7 @@ types: $(VENV)/.ready-to-develop
 
 # The documentation as a site, in build/site; a dead link is an error.
 docs: $(VENV)/.ready-to-develop
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Versions held so far stay if they can; make constraints UPGRADE=--upgrade takes the newest.
 constraints: $(VENV)/.ready-to-develop

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from pipeline.lists.cost import Costs, of
 
 SECONDS = 10.0  # a clip
@@ -41,5 +43,6 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(table())
     print(f"\n{Costs()}")

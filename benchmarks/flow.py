@@ -245,10 +245,19 @@ def plot(measured: dict[str, dict[str, np.ndarray]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=Path, default=os.environ.get("QUOVADIS_TEST_CLIPS"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--clips",
+        type=Path,
+        default=os.environ.get("QUOVADIS_TEST_CLIPS"),
+        help="folder of real videos (default: QUOVADIS_TEST_CLIPS)",
+    )
     parser.add_argument("--pairs", type=int, default=20, help="pairs of each clip")
-    parser.add_argument("--only", choices=["real", "synthetic", "coding", "clip", "limits"])
+    parser.add_argument(
+        "--only", choices=["real", "synthetic", "coding", "clip", "limits"], help="this part alone"
+    )
     options = parser.parse_args()
     if options.clips is None:
         parser.error("name a folder of real footage with --clips")

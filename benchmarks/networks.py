@@ -300,12 +300,16 @@ def _colour(row: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=DATA, help=f"default {DATA}, which make demo leaves")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=networks.names(), help="these, in this order"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS / "networks.json")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS / "networks.json", help="default benchmarks/results"
+    )
     options = parser.parse_args()
     if not (options.data / "dataset.json").is_file():
         parser.error(f"{options.data} is no data set: run make demo first, or name one with --data")

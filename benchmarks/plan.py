@@ -6,6 +6,7 @@ read and planned in a process of their own; prints one JSON line. Claim: at most
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
@@ -92,7 +93,7 @@ def measure(paths: list[str]) -> dict:
     }
 
 
-def run(rows: int = ROWS) -> dict:
+def run(rows: int) -> dict:
     """Synthesises lists and measures in a fresh process, so that only planning counts."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(path) for path in synthesise(Path(folder), rows)]
@@ -101,7 +102,8 @@ def run(rows: int = ROWS) -> dict:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(sys.argv[2:])))
-    else:
-        print(json.dumps(run(int(sys.argv[1]) if sys.argv[1:] else ROWS)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="?", type=int, default=ROWS, help=f"of all lists (default {ROWS:,})")
+    parser.add_argument("--measure", nargs="+", metavar="LIST", help="plan these lists in this process")
+    options = parser.parse_args()
+    print(json.dumps(measure(options.measure) if options.measure else run(options.rows)))

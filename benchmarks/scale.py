@@ -246,10 +246,14 @@ def steps(usages: Sequence[Usage]) -> list[dict[str, float]]:
 
 def main() -> None:
     """Measure what is asked for; one JSON line for each run and each step."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--local", nargs="*", type=int, default=[])
-    parser.add_argument("--spark", nargs="*", type=int, default=[])
-    parser.add_argument("--store", nargs="*", type=int, default=[])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--local", nargs="*", type=int, default=[], metavar="CLIPS", help="run here")
+    parser.add_argument("--spark", nargs="*", type=int, default=[], metavar="CLIPS", help="run on Spark")
+    parser.add_argument(
+        "--store", nargs="*", type=int, default=[], metavar="CLIPS", help="count an S3 server's requests"
+    )
     parser.add_argument("--ideal", type=Path, metavar="FOLDER", help="of real videos of ten seconds or more")
     parser.add_argument("--clips", type=int, default=24, help="of --ideal (default 24)")
     arguments = parser.parse_args()

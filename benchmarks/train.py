@@ -56,7 +56,7 @@ SETTINGS = (
 )
 
 
-class Training:
+class TrainedNetwork:
     """A network in one setting, and its next step."""
 
     def __init__(
@@ -94,12 +94,12 @@ def main() -> None:
     size = (frames, crop, crop)
     gmacs = networks.multiply_adds(networks.build(options.network, 400), (3, *size)) / 1e9
     print(f"{options.network}, {batch} clips of {frames}x{crop}x{crop}, {gmacs:.2f} GMACs, {_named(device)}")
-    running: list[Training] = []
+    running: list[TrainedNetwork] = []
     for setting in SETTINGS:
         if (setting.compiled and not options.compile) or (setting.precision == "fp16" and not large):
             continue  # processors have no fp16 of their own
         try:
-            training = Training(setting, options.network, size, batch, device)
+            training = TrainedNetwork(setting, options.network, size, batch, device)
             for _ in range(2):
                 training.step()
             running.append(training)
@@ -127,11 +127,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--network", default="i3d")
-    parser.add_argument("--frames", type=int)
-    parser.add_argument("--crop", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--network", default="i3d", help="default i3d")
+    parser.add_argument("--frames", type=int, help="of a clip (default 16, 64 on a GPU)")
+    parser.add_argument("--crop", type=int, help="pixels (default 64, 224 on a GPU)")
+    parser.add_argument("--batch", type=int, help="clips")
+    parser.add_argument("--steps", type=int, default=7, help="of each setting (default 7)")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -139,7 +139,7 @@ def _options() -> argparse.Namespace:
         help="measure torch.compile too (default on a GPU: for a processor it takes minutes to begin)",
     )
     parser.add_argument("--data", help="a published data set, to measure the loader")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="of the loader (default 2)")
     return parser.parse_args()
 
 

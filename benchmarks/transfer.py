@@ -213,7 +213,9 @@ def table(scores: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=DATA, help=f"default {DATA}, which make demo leaves")
     parser.add_argument("--splits", type=int, choices=(1, 2, 3), default=3, help="how many of the three")
     parser.add_argument("--folder", type=Path, default=Path(".demo/transfer"), help="where it works")

@@ -85,9 +85,11 @@ def difference(network: torch.nn.Module, path: Path, logits: Tensor) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clip", type=Path, help="default: arm_wrestling.mp4 in QUOVADIS_TEST_CLIPS")
-    parser.add_argument("--frames", type=int, default=50)
+    parser.add_argument("--frames", type=int, default=50, help="of the clip (default 50)")
     parser.add_argument("--mode", choices=("online", "offline"), help="this one alone, as JSON")
     options = parser.parse_args()
     path = options.clip or Path(os.environ.get("QUOVADIS_TEST_CLIPS", ".")) / "arm_wrestling.mp4"

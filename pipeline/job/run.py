@@ -21,19 +21,18 @@ import pyarrow.compute as pc
 
 from pipeline import dataset
 from pipeline.dataset import publish, schema, shards
-from pipeline.flow import device_class
 from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import launch, packing, pending_rows
+from pipeline.job.media_stages import media_for
 from pipeline.job.pending_rows import PrepareError
 from pipeline.job.settings import Job, Settings
 from pipeline.lists import manifest, plan
 from pipeline.maintenance import purge, reconciliation
-from pipeline.media import clip
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import EXCLUDED, FAILED, CallError, Failed
 from pipeline.progress_line import duration
 from pipeline.recipe import Recipe
-from pipeline.sources import archive, parse, rehearsal
+from pipeline.sources import archive, parse
 from pipeline.sources.rate_limit import Pressure
 from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import Busy, Storage, scratch
@@ -106,20 +105,16 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     return found
 
 
-def make_recipe(settings: Settings, ffmpeg: str) -> Recipe:
-    """The recipe that these settings mean with this encoder. Raises CallError where `--ffmpeg` names none."""
-    if settings.sources == (rehearsal.NAME,):
-        return rehearsal.recipe(flow=settings.flow != "none")
+def make_recipe(settings: Settings) -> Recipe:
+    """The recipe that these settings mean on this machine. Raises CallError where `--ffmpeg` names none."""
+    flow = FlowRecipe() if settings.flow != "none" else None
+    recipe = Recipe(FetchRecipe(), EncodeRecipe(), flow)
     try:
-        encoder = clip.encoder_version(ffmpeg)
+        return media_for(settings.sources).complete(recipe, settings.ffmpeg, settings.flow_device)
     except Failed as failure:
         if settings.ffmpeg is None:
             raise
         raise CallError(f"--ffmpeg {failure.reason}") from failure
-    flow = None
-    if settings.flow != "none":
-        flow = FlowRecipe(device=device_class(settings.flow_device), encoder=encoder)
-    return Recipe(FetchRecipe(), EncodeRecipe(encoder=encoder), flow)
 
 
 def run(settings: Settings, options: PipelineOptions) -> Summary:
@@ -139,13 +134,12 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
     store = WorkStore(settings.work or f"{root.url}/work")
     if graph.is_cluster(options) and not settings.shared:
         _refuse_folders(settings, graph.runner_name(options))
-    ffmpeg = clip.ffmpeg_binary(settings.ffmpeg)
     network = any(parse(spec).network for spec in settings.sources)
     job = Job(
         output=root.url,
         work=store.storage.url,
         sources=settings.sources,
-        recipe=make_recipe(settings, ffmpeg),
+        recipe=make_recipe(settings),
         fetch=replace(settings.fetch, ffmpeg=settings.ffmpeg, work=store.storage.url),
         ffmpeg=settings.ffmpeg,
         generation="",

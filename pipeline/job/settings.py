@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline import sources
 from pipeline.lists.plan import PlanOptions
 from pipeline.recipe import Recipe, stage_hash
-from pipeline.sources import FetchOptions, rehearsal
+from pipeline.sources import FetchOptions
 from pipeline.sources.rate_limit import Pressure
+
+if TYPE_CHECKING:
+    from pipeline.job.media_stages import MediaStages
+    from pipeline.sources.rehearsal import Rehearsal
 
 SITE_BUDGET = 300.0  # videos an hour that a video site allows a guest
 
@@ -71,9 +76,11 @@ class Job:
         return any(sources.parse(spec).network for spec in self.sources)
 
     @property
-    def rehearsed(self) -> bool:
-        """Whether stand-ins take the place of all media."""
-        return self.sources == (rehearsal.NAME,)
+    def media(self) -> MediaStages | Rehearsal:
+        """Makes the clips: stand-ins in a rehearsal."""
+        from pipeline.job.media_stages import media_for
+
+        return media_for(self.sources)
 
     @property
     def laned(self) -> bool:

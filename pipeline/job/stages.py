@@ -11,14 +11,10 @@ import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.flow import coding, tvl1_clip, tvl1_pairs
-from pipeline.flow.recipe import FlowRecipe
 from pipeline.job import fetched_sources
 from pipeline.job.settings import Job
 from pipeline.lists import plan
@@ -26,16 +22,10 @@ from pipeline.lists.manifest import Clip
 from pipeline.media import clip
 from pipeline.outcome import FAILED, READY, Failed, FailureClass
 from pipeline.recipe import stage_hash
-from pipeline.sources import Fetched, Piece, Video, rehearsal
+from pipeline.sources import Fetched, Piece, Video
 from pipeline.sources.rate_limit import Lane
 from pipeline.storage import Storage, scratch
 from pipeline.storage.work_store import WorkStore, canonical_json
-
-
-def timeout_for(seconds: float) -> float:
-    """Seconds of work that a clip of so many seconds is given: many times what it takes on one slow core, so
-    that only a hang meets the limit."""
-    return 300.0 + 30.0 * seconds
 
 
 @dataclass(frozen=True)
@@ -170,9 +160,10 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
     encoded = store.read_record("encode", encode_hash, wanted.key)
     video_file = folder / f"{wanted.key}.mp4"
     if encoded is None or recipe.flow is not None:
-        cut = _cut(piece, job, video_file if encoded is None else None)
+        out = video_file if encoded is None else None
+        cut = job.media.cut(piece, recipe.encode, out, job.ffmpeg)
         if encoded is not None and encoded.get("moved", 0.0) != cut.source.moved:
-            encoded, cut = None, _cut(piece, job, video_file)
+            encoded, cut = None, job.media.cut(piece, recipe.encode, video_file, job.ffmpeg)
     if encoded is None:
         stored = store.put_file("encode", encode_hash, wanted.key, ".mp4", video_file)
         video_file.unlink()
@@ -182,10 +173,7 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
     files, meta = dict(encoded["files"]), dict(encoded["meta"])
     if recipe.flow is not None:
         flow_file = folder / f"{wanted.key}.flow.mp4"
-        if job.rehearsed:
-            saturation = rehearsal.write_flow(flow_file)
-        else:
-            saturation = write_flow(clip.gray(cut.planes), cut.frames, recipe.flow, flow_file, job)
+        saturation = job.media.write_flow(cut, recipe, flow_file, job.ffmpeg)
         stored = store.put_file("flow", job.clip_hash, wanted.key, ".flow.mp4", flow_file)
         flow_file.unlink()
         files["flow.mp4"] = stored.as_dict()
@@ -195,22 +183,6 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
             "tvl1": asdict(recipe.flow.solver),
         }
     return {"outcome": READY, "files": files, "meta": meta}
-
-
-def _cut(piece: Piece, job: Job, out: Path | None) -> clip.Cut:
-    if job.rehearsed:
-        return rehearsal.cut(piece.start, piece.end, job.recipe.encode, out)
-    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), timeout_for(piece.end - piece.start)
-    return clip.cut(
-        piece.path,
-        piece.start,
-        piece.end,
-        job.recipe.encode,
-        out,
-        ffmpeg=ffmpeg,
-        timeout=timeout,
-        trimmed=piece.trimmed,
-    )
 
 
 def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict:
@@ -231,36 +203,6 @@ def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict:
             "duration": cut.source.duration if piece.duration is None else piece.duration,
         },
     }
-
-
-def write_flow(gray: np.ndarray, frames: int, recipe: FlowRecipe, out: Path, job: Job) -> float:
-    """Solve and store the flow of `gray`, uint8 (frames or frames + 1, H, W), as the video `out`.
-
-    Returns:
-        The share of flow values beyond the bound, in [0, 1]. The last flow is repeated where the
-        source has no frame after the clip's last.
-    """
-    saturated: list[float] = []
-
-    def flows() -> Iterator[np.ndarray]:
-        last = np.zeros((*gray.shape[1:], 2), np.float32)
-        for last in solve(gray, recipe):
-            saturated.append(coding.saturation(last, recipe.coding))
-            yield last
-        for _ in range(frames - len(saturated)):
-            saturated.append(saturated[-1] if saturated else 0.0)
-            yield last
-
-    ffmpeg, timeout = clip.ffmpeg_binary(job.ffmpeg), timeout_for(frames / job.recipe.encode.rate)
-    coding.encode(flows(), out, recipe.coding, ffmpeg=ffmpeg, timeout=timeout)
-    return round(float(np.mean(saturated)), 6)
-
-
-def solve(gray: np.ndarray, recipe: FlowRecipe) -> Iterable[np.ndarray]:
-    """The flow of every pair, float32 (H, W, 2) each, by the kind of device that the recipe names."""
-    if recipe.device == "cuda":
-        return tvl1_clip(gray, recipe.solver, device="cuda")
-    return tvl1_pairs(gray, recipe.solver)
 
 
 def place(result: ClipResult) -> bytes:

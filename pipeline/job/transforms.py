@@ -14,11 +14,9 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline.job import packing, stages
-from pipeline.job.canary import check_canary
 from pipeline.job.progress import FULL_DOWNLOADS, tally
 from pipeline.job.settings import Job
 from pipeline.job.stages import Task
-from pipeline.media import clip
 from pipeline.sources import Fetched
 from pipeline.sources.rate_limit import Lane
 from pipeline.storage import scratch
@@ -96,9 +94,8 @@ class _Process(beam.DoFn):
             scratch.use(self._job.scratch)
         self._lane = Lane(self._job.pressure, self._store.storage)
         self._tally = tally(self._store.storage, self._job.generation, self._job.local)
-        if not self._job.rehearsed:
-            with stages.stop_on_failure(self._store, self._job):
-                check_canary(self._job.recipe, clip.ffmpeg_binary(self._job.ffmpeg), self._store)
+        with stages.stop_on_failure(self._store, self._job):
+            self._job.media.check_machine(self._job.recipe, self._job.ffmpeg, self._store)
 
     def _heard(self, fetched: Fetched) -> None:
         Metrics.counter("fetch", "requests").inc(fetched.requests)

@@ -18,7 +18,7 @@ _SOURCES = (
     ("http://", "web.UrlSource", ""),
     ("dir:", "directory.DirectorySource", "dir:PATH"),
     ("archive:", "archive.ArchiveSource", "archive:GLOB of tar and tar.gz files"),
-    ("rehearsal", "rehearsal.RehearsalSource", ""),  # prepare --rehearse
+    ("rehearsal", "rehearsal.Rehearsal", ""),  # prepare --rehearse
 )
 
 

@@ -20,8 +20,8 @@ from pipeline.media import clip
 from pipeline.outcome import Failed
 from pipeline.job.canary import check_canary
 from pipeline.storage.work_store import WorkStore
-settings = Settings(("list.csv",), "root", flow=sys.argv[2])
-recipe = run.make_recipe(settings, sys.argv[3])
+settings = Settings(("list.csv",), "root", flow=sys.argv[2], ffmpeg=sys.argv[3])
+recipe = run.make_recipe(settings)
 try:
     check_canary(recipe, clip.ffmpeg_binary(), WorkStore(sys.argv[1]))
 except Failed as failure:

@@ -13,7 +13,7 @@ from small_runs import make_videos
 
 from pipeline import sources
 from pipeline.flow.recipe import FlowRecipe
-from pipeline.job import progress, stages, transforms
+from pipeline.job import media_stages, progress, stages, transforms
 from pipeline.job.settings import Job
 from pipeline.job.stages import Task
 from pipeline.media.clip import encoder_version, ffmpeg_binary
@@ -108,9 +108,11 @@ def test_a_kept_source_is_used_again_and_one_that_is_damaged_or_gone_is_fetched_
 
 def test_a_flow_that_takes_too_long_fails_its_clip_and_stops_no_job(video, tmp_path, monkeypatch):
     limits = iter([60.0, 0.5])  # of the clip, of its flow
-    monkeypatch.setattr(stages, "timeout_for", lambda seconds: next(limits))
+    monkeypatch.setattr(media_stages, "timeout_for", lambda seconds: next(limits))
     monkeypatch.setattr(
-        stages, "solve", lambda gray, recipe: itertools.repeat(np.zeros((*gray.shape[1:], 2), np.float32))
+        media_stages,
+        "solve",
+        lambda gray, recipe: itertools.repeat(np.zeros((*gray.shape[1:], 2), np.float32)),
     )
     plain = without_flow()
     recipe = Recipe(plain.fetch, plain.encode, FlowRecipe(encoder=plain.encode.encoder))
@@ -120,7 +122,7 @@ def test_a_flow_that_takes_too_long_fails_its_clip_and_stops_no_job(video, tmp_p
 
 
 def test_the_longest_clip_of_a_list_has_time_enough_on_a_slow_core():
-    assert stages.timeout_for(600) > 25 * 600 * 1.0  # seconds a pair, where 0.02 is usual
+    assert media_stages.timeout_for(600) > 25 * 600 * 1.0  # seconds a pair, where 0.02 is usual
 
 
 def test_full_downloads_are_told_beside_the_clips_and_are_none(tmp_path):

@@ -13,7 +13,7 @@ import timestamped
 
 from pipeline import sources
 from pipeline.flow.recipe import FlowRecipe
-from pipeline.job import stages
+from pipeline.job import media_stages, stages
 from pipeline.job.settings import Job
 from pipeline.job.stages import ClipResult, Task
 from pipeline.lists.manifest import Clip
@@ -189,13 +189,13 @@ def test_a_clip_encoded_by_another_clock_than_its_flows_is_encoded_anew(tmp_path
         cuts.append(given[4])
         return cut_clip(*given, **how | ({"trimmed": False} if len(cuts) == 1 else {}))
 
-    def write_flow(gray, frames, recipe, out, job) -> float:
-        flows.append(frames)
+    def write_flow(self, cut, recipe, out, ffmpeg) -> float:
+        flows.append(cut.frames)
         out.write_bytes(b"flow")
         return 0.0
 
-    monkeypatch.setattr(stages.clip, "cut", cut)
-    monkeypatch.setattr(stages, "write_flow", write_flow)
+    monkeypatch.setattr(media_stages.clip, "cut", cut)
+    monkeypatch.setattr(media_stages.MediaStages, "write_flow", write_flow)
     _, store = make(tmp_path / "work", path.parent, wanted)
     (record,) = (tmp_path / "work" / "encode").rglob("*.json")
     old = json.loads(record.read_text())

@@ -12,6 +12,11 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 READY, EXCLUDED, FAILED = "ready", "excluded", "failed"
+PROCESS = "process"
+"""The plan's decision for a row that has to become ready or fail; its others are EXCLUDED and FAILED."""
+
+DUPLICATE, LEAK, LISTED, REMOVED = EXCLUDED_FOR = ("duplicate", "leak", "listed", "removed")
+"""The reasons of an exclusion. Listed: by --exclude. Removed: taken down."""
 
 
 class FailureClass(StrEnum):

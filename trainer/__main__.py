@@ -70,7 +70,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _is_wrong_call(error: Exception) -> bool:
-    from pipeline.storage import CallError
+    from pipeline.outcome import CallError
     from trainer.data.rows import DamagedError
 
     return isinstance(error, CallError) and not isinstance(error, DamagedError)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.outcome import CallError
 from pipeline.recipe import unknown
-from pipeline.storage import CallError
 from trainer.data.batches import Input
 
 FORMAT = 2

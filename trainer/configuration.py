@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pipeline.storage import CallError
+from pipeline.outcome import CallError
 from trainer import networks
 from trainer.choices import PRECISIONS
 from trainer.data.batches import Input

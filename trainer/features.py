@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from pipeline import dataset
+from pipeline.outcome import Failed
 from pipeline.sources import named_video
 from pipeline.sources.directory import VIDEO_SUFFIXES, walk
-from pipeline.storage import Failed, Storage
+from pipeline.storage import Storage
 from trainer import ensemble, frame_stream
 from trainer.configuration import ConfigurationError
 from trainer.data.decoding import Undecodable

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from pipeline.media import whole_video
+from pipeline.outcome import Failed
 from pipeline.sources import named_video
-from pipeline.storage import Failed
 from trainer import annotation, ensemble, frame_stream
 from trainer.configuration import ConfigurationError
 from trainer.ensemble import Clip, Ensemble, Named

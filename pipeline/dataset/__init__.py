@@ -14,10 +14,10 @@ from pipeline.dataset.reader import (
     Sample,
     ShardInfo,
     decode_flow,
-    id_of,
     latest,
     open,
 )
+from pipeline.keys import id_of
 
 __all__ = [
     "FLOW_BOUND",

@@ -14,10 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.schema import INDEX_SCHEMA, OUTCOME_SCHEMA, ShardInfo
-from pipeline.outcome import EXCLUDED, FAILED, READY, RETRY_AFTER, FailureClass
+from pipeline.outcome import (
+    EXCLUDED,
+    EXCLUDED_FOR,
+    FAILED,
+    PROCESS,
+    READY,
+    REMOVED,
+    RETRY_AFTER,
+    FailureClass,
+)
 
-PROCESS = "process"  # the plan's decision for a row that a stage must bring to its outcome
-EXCLUDED_FOR = ("duplicate", "leak", "listed", "removed")
 _IDENTITY = ("key", "youtube_id", "time_start", "time_end", "label", "split")
 
 
@@ -149,7 +156,7 @@ def check_again(earlier: pa.Table, outcomes: pa.Table, index: pa.Table) -> None:
     before = earlier.take(pa.array(_positions(old, new[again])))
     for name in _IDENTITY:
         _equal_columns(before, now, name, "the published outcomes", "the manifests given now")
-    removed = pc.fill_null(pc.equal(before["excluded_for"], "removed"), False)
+    removed = pc.fill_null(pc.equal(before["excluded_for"], REMOVED), False)
     removed = pc.and_(removed, pc.not_equal(now["outcome"], EXCLUDED))
     if pc.any(removed, min_count=0).as_py():
         raise NotConserved(

@@ -24,15 +24,14 @@ from pipeline.dataset.schema import (
     FLOW_ZERO,
     INDEX_SCHEMA,
     MEDIA,
+    MEMBERS,
     META_FILE,
     OUTCOME_SCHEMA,
     REMOVED_MEMBER,
     SPLITS,
-    SUFFIXES,
     DatasetError,
     ShardInfo,
     check_index,
-    id_of,
     index_path,
     outcome_path,
     read_meta,
@@ -56,7 +55,6 @@ __all__ = [
     "Sample",
     "ShardInfo",
     "decode_flow",
-    "id_of",
     "latest",
     "open",
 ]
@@ -238,7 +236,7 @@ def parse_sample(data: bytes, key: str, where: str) -> dict[str, bytes]:
                 if member.name == REMOVED_MEMBER:
                     raise DatasetError(f"{where}: {key} was removed since; open the data set again")
                 stem, _, suffix = member.name.partition(".")
-                if not member.isreg() or stem != key or suffix not in SUFFIXES or suffix in members:
+                if not member.isreg() or stem != key or suffix not in MEMBERS or suffix in members:
                     raise DatasetError(f"{where}: {member.name[:100]!r} does not belong to {key}")
                 file = tar.extractfile(member)
                 members[suffix] = file.read() if file else b""

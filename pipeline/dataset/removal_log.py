@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset import consistency
 from pipeline.dataset.schema import REMOVED_LOG
-from pipeline.outcome import EXCLUDED, READY
+from pipeline.outcome import EXCLUDED, PROCESS, READY, REMOVED
 from pipeline.storage import Storage
 from pipeline.storage.work_store import canonical_json
 
-REMOVED = "removed"  # what such a row is excluded for
 _MAX_LOG = 1 << 28  # bytes
 
 
@@ -71,7 +69,7 @@ def withhold(plan: pa.Table, storage: Storage) -> pa.Table:
     if not reasons:
         return plan
     place = _places(plan, reasons)
-    gone = pc.and_(pc.equal(plan["decision"], consistency.PROCESS), pc.is_valid(place)).combine_chunks()
+    gone = pc.and_(pc.equal(plan["decision"], PROCESS), pc.is_valid(place)).combine_chunks()
     reason = pa.array(list(reasons.values()), pa.string()).take(place.combine_chunks())
     values = {"decision": pa.scalar(EXCLUDED), "excluded_for": pa.scalar(REMOVED), "reason": reason}
     values["shard"] = pa.scalar(None, plan.schema.field("shard").type)

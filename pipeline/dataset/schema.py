@@ -7,7 +7,6 @@ Reading samples belongs to `pipeline.dataset`, writing them to `pipeline.dataset
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -17,17 +16,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.keys import KEY
 from pipeline.recipe import Recipe, unknown
 from pipeline.storage import Storage
-from pipeline.storage.work_store import KEY
 
 FORMAT = "quovadis/1"
 SPLITS = ("train", "val", "test")
 UNKNOWN_SPLIT = "unknown"  # of a malformed manifest row
 MEDIA = {"rgb": "mp4", "flow": "flow.mp4"}
 """Name of a media member in the index -> its suffix in the tar."""
-SUFFIXES = ("cls", "flow.mp4", "json", "mp4")
-"""Members of a sample, in their order in the tar."""
+MEMBERS = ("cls", "flow.mp4", "json", "mp4")
+"""Suffixes of a sample's members, in their order in the tar."""
 REMOVED_MEMBER = "__removed__"
 REMOVED_LOG = "removed.jsonl"
 """What was taken down, with time and reason: one JSON object a line."""
@@ -96,23 +95,10 @@ _GENERATION = re.compile(r"[0-9]{5}")
 SHARD = re.compile(r"shards/(train|val|test)-([0-9]{5})-[0-9]{5}\.tar")
 """Path of a shard; its groups are split and generation."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class DatasetError(ValueError):
     """The folder is no data set, or a damaged one: one sentence that names the file."""
-
-
-def id_of(name: str) -> str:
-    """The id in a data set of a video that has only a file name (without ending).
-
-    That name where it is a plain one of at most 64 letters, digits, '-' and '_'; else its beginning with
-    what is no such character replaced, and the first eight hex digits of its sha256.
-    """
-    if _PLAIN.fullmatch(name):
-        return name
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:55]}-{digest}"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from pipeline.dataset.schema import (
     INDEX_SCHEMA,
     MAX_SAMPLE,
     MEDIA,
+    MEMBERS,
     SHARD,
-    SUFFIXES,
     DatasetError,
     ShardInfo,
     read_meta,
@@ -30,9 +30,10 @@ from pipeline.dataset.schema import (
     shard_path,
     write_table,
 )
+from pipeline.keys import KEY
 from pipeline.outcome import Failed, FailureClass
 from pipeline.storage import CHUNK, Storage
-from pipeline.storage.work_store import KEY, Stored, canonical_json
+from pipeline.storage.work_store import Stored, canonical_json
 
 __all__ = ["PackedSample", "ShardInfo", "order", "pack", "read_part", "shard_path", "write_part"]
 
@@ -173,7 +174,7 @@ class _Tar:
 
 def _add(tar: _Tar, sample: PackedSample, work: Storage, path: str) -> dict[str, Any]:
     start, offsets = tar.position, {}
-    for suffix in SUFFIXES:
+    for suffix in MEMBERS:
         name = f"{sample.key}.{suffix}"
         if suffix == "cls" and sample.class_index is not None:
             tar.bytes(name, str(sample.class_index).encode())

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline import dataset
 from pipeline.dataset import publish, removal_log
 from pipeline.lists import plan
-from pipeline.outcome import FAILED, RETRY_AFTER
+from pipeline.outcome import EXCLUDED, FAILED, REMOVED, RETRY_AFTER
 from pipeline.storage import Storage
 from pipeline.storage.work_store import WorkStore
 
@@ -154,8 +154,8 @@ def _recognised(
 
 def _agree(planned: pa.Table, published: pa.Table) -> bool:
     """Whether rows of the plan are the published ones, in the same order."""
-    removed = pc.fill_null(pc.equal(published["excluded_for"], "removed"), False)
-    excluded = (pc.equal(planned["decision"], "excluded"), pc.equal(published["outcome"], "excluded"))
+    removed = pc.fill_null(pc.equal(published["excluded_for"], REMOVED), False)
+    excluded = (pc.equal(planned["decision"], EXCLUDED), pc.equal(published["outcome"], EXCLUDED))
     same = (planned[name].equals(published[name].cast(planned[name].type)) for name in _SAME)
     return all(same) and pc.all(pc.or_(pc.equal(*excluded), removed), min_count=0).as_py()
 

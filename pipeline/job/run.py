@@ -29,7 +29,7 @@ from pipeline.job.settings import Job, Settings
 from pipeline.lists import manifest, plan
 from pipeline.maintenance import purge, reconciliation
 from pipeline.media.recipe import EncodeRecipe
-from pipeline.outcome import EXCLUDED, FAILED, CallError, Failed
+from pipeline.outcome import EXCLUDED, FAILED, PROCESS, CallError, Failed
 from pipeline.progress_line import duration
 from pipeline.recipe import Recipe
 from pipeline.sources import archive, parse
@@ -253,7 +253,7 @@ def _exclusively(root: Storage, work: Storage) -> Iterator[None]:
 def _write_plan(table: pa.Table, job: Job, store: WorkStore) -> list[str]:
     """Write the plan and its parts into the work store; the parts' paths."""
     plan.write(table, store.storage, f"plan/{job.generation}.parquet")
-    videos = pc.count_distinct(table.filter(pc.equal(table["decision"], plan.PROCESS))["video"]).as_py()
+    videos = pc.count_distinct(table.filter(pc.equal(table["decision"], PROCESS))["video"]).as_py()
     count = min(MOST_PARTS, -(-videos // VIDEOS_A_PART))
     if job.laned:
         count = min(job.pressure.lanes or 1, videos)
@@ -274,7 +274,7 @@ def _work(
     """Run the graph over the plan's parts, if it has any."""
     if not parts:
         return
-    clips = pc.sum(pc.equal(table["decision"], plan.PROCESS)).as_py()
+    clips = pc.sum(pc.equal(table["decision"], PROCESS)).as_py()
     try:
         launch.run(job, parts, clips, options, store, start_timeout)
     except launch.LaunchError as error:
@@ -283,7 +283,7 @@ def _work(
 
 def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Table], list[Any]]:
     """What packing left in the work store: outcomes, and shards with their index rows."""
-    planned = table.filter(pc.equal(table["decision"], plan.PROCESS))
+    planned = table.filter(pc.equal(table["decision"], PROCESS))
     numbers = planned.group_by(["split", "shard"]).aggregate([]).to_pylist()
     names = sorted((row["split"], row["shard"]) for row in numbers)
     outcomes = [
@@ -300,7 +300,7 @@ def _remaining(planned: pa.Table, root: Storage, pressure: Pressure) -> str:
     rows, decided = planned.num_rows, outcomes.num_rows
     if decided == rows:
         return ""
-    left = pc.equal(planned["decision"], plan.PROCESS).to_numpy().copy()
+    left = pc.equal(planned["decision"], PROCESS).to_numpy().copy()
     left[pending_rows.as_published(planned, outcomes, root)[1]] = False
     videos = pc.count_distinct(planned["video"].filter(pa.array(left))).as_py()
     text = f"prepare: {decided} of {rows} rows are decided and published; {rows - decided} rows of {videos} "

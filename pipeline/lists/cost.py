@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lists.plan import PROCESS
+from pipeline.outcome import PROCESS
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline.outcome import CallError
 from pipeline.storage import location
 
-SPLITS = ("val", "test", "train")
+PRECEDENCE = ("val", "test", "train")
 """The splits, the one that wins a video first."""
 
 UNKNOWN = "unknown"

@@ -18,12 +18,10 @@ import pyarrow.compute as pc
 
 from pipeline.dataset.schema import read_table, write_table
 from pipeline.lists import manifest
-from pipeline.lists.manifest import SPLITS, ManifestError
+from pipeline.lists.manifest import PRECEDENCE, ManifestError
 from pipeline.lists.uniqueness import REASONS, collisions, column, encode, exclusions
-from pipeline.outcome import EXCLUDED, FAILED, FailureClass
+from pipeline.outcome import EXCLUDED, FAILED, PROCESS, FailureClass
 from pipeline.storage import Storage
-
-PROCESS = "process"
 
 _BLOCK = 16_384  # rows that become Python strings at a time
 
@@ -155,7 +153,7 @@ def only(table: pa.Table, chosen: np.ndarray, shard_size: int, purpose: str) -> 
     """
     rows = table.filter(pa.array(chosen)).combine_chunks()
     planned = pc.equal(rows["decision"], PROCESS).combine_chunks().to_numpy(zero_copy_only=False)
-    split = pc.index_in(column(rows, "split"), pa.array(SPLITS)).fill_null(-1).to_numpy()
+    split = pc.index_in(column(rows, "split"), pa.array(PRECEDENCE)).fill_null(-1).to_numpy()
     number = pa.array(_shards(column(rows, "key"), split, planned, shard_size), mask=~planned)
     rows = rows.set_column(rows.schema.get_field_index("shard"), SCHEMA.field("shard"), number)
     return rows.replace_schema_metadata({**(table.schema.metadata or {}), _PURPOSE: purpose.encode()})
@@ -223,7 +221,7 @@ def parts(table: pa.Table, count: int) -> list[pa.Table]:
 def _shards(key: pa.Array, split: np.ndarray, planned: np.ndarray, size: int) -> np.ndarray:
     """Shard numbers (n,): the planned rows of a split by the key's sha256, in even runs of at most size."""
     shard = np.zeros(len(planned), np.int32)
-    for number in range(len(SPLITS)):
+    for number in range(len(PRECEDENCE)):
         found = np.flatnonzero(planned & (split == number))
         if len(found):
             order = np.lexsort(_sha256(key.take(pa.array(found))).T[::-1])

@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lists.manifest import SPLITS
+from pipeline.lists.manifest import PRECEDENCE
+from pipeline.outcome import DUPLICATE, LEAK, LISTED
 
-DUPLICATE, LEAK, LISTED = "duplicate", "leak", "listed"
-
-_VAL, _TEST, _TRAIN = (SPLITS.index(split) for split in ("val", "test", "train"))
+_VAL, _TEST, _TRAIN = (PRECEDENCE.index(split) for split in ("val", "test", "train"))
 REASONS = (  # (excluded_for, reason); the order is that of the codes in `exclusions`
     (LEAK, "The video is also in val, which keeps it."),
     (LEAK, "The video is also in test, which keeps it from train."),
@@ -31,7 +30,7 @@ class Coded:
     """The rows as numbers, (n,) each; -1 where a malformed row has nothing."""
 
     valid: np.ndarray  # bool
-    split: np.ndarray  # int64, place in SPLITS
+    split: np.ndarray  # int64, place in PRECEDENCE
     video: np.ndarray  # int64
     key: np.ndarray  # int64, one for each (split, key)
     label: np.ndarray  # int64, -1 without label
@@ -43,7 +42,7 @@ class Coded:
 def encode(rows: pa.Table, listed: pa.Table | None) -> Coded:
     """Tables as `pipeline.lists.manifest.read` returns them, those of --exclude in ``listed``, to numbers."""
     valid = pc.is_null(column(rows, "error")).to_numpy(zero_copy_only=False)
-    split = pc.index_in(column(rows, "split"), pa.array(SPLITS)).fill_null(-1).to_numpy()
+    split = pc.index_in(column(rows, "split"), pa.array(PRECEDENCE)).fill_null(-1).to_numpy()
     ids = [column(rows, "youtube_id")] + ([column(listed, "youtube_id")] if listed is not None else [])
     video = _codes(pa.concat_arrays(ids))
     video, others = video[: len(valid)], video[len(valid) :]

@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 from pipeline import dataset
 from pipeline.dataset import publish, shards
 from pipeline.dataset.schema import MEDIA, REMOVED_LOG, REMOVING_LOG, generation_name, shard_path
-from pipeline.lists import plan
-from pipeline.outcome import READY
+from pipeline.outcome import PROCESS, READY
 from pipeline.storage import Storage, scratch
 from pipeline.storage.work_store import WorkStore
 
@@ -50,7 +49,7 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
     rows = {row["key"]: row for split in data.splits for row in data.index(split).to_pylist()}
     outcomes = data.outcomes()
     ready = set(outcomes.filter(pc.equal(outcomes["outcome"], READY))["key"].to_pylist())
-    wanted = [r for r in planned.to_pylist() if r["decision"] == plan.PROCESS and r["key"] in ready]
+    wanted = [r for r in planned.to_pylist() if r["decision"] == PROCESS and r["key"] in ready]
     wanted.sort(key=lambda r: (r["split"], r["shard"]))
     packed = []
     for (split, number), group in itertools.groupby(wanted, key=lambda r: (r["split"], r["shard"])):
@@ -60,9 +59,7 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
             path = shard_path(split, generation, number)
             info, index = shards.pack(samples, members.storage, storage, path)
             packed.append((info, pa.Table.from_pylist(index, schema=dataset.INDEX_SCHEMA)))
-    processed = pc.is_in(
-        _names(outcomes), _names(planned.filter(pc.equal(planned["decision"], plan.PROCESS)))
-    )
+    processed = pc.is_in(_names(outcomes), _names(planned.filter(pc.equal(planned["decision"], PROCESS))))
     return publish.publish(
         storage,
         plan=planned,

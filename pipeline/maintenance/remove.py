@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pipeline import dataset
 from pipeline.dataset import Dataset, card, consistency, publish, removal_log
 from pipeline.dataset.publish import CARD_FILE, PUBLISH_LOCK
-from pipeline.dataset.removal_log import REMOVED, Entry
+from pipeline.dataset.removal_log import Entry
 from pipeline.dataset.schema import (
     META_FILE,
     REMOVED_LOG,
@@ -33,11 +33,12 @@ from pipeline.dataset.schema import (
     outcome_path,
     write_table,
 )
+from pipeline.keys import KEY
 from pipeline.lists import plan
 from pipeline.maintenance import erase, purge
-from pipeline.outcome import EXCLUDED, FAILED, READY, CallError
+from pipeline.outcome import EXCLUDED, FAILED, READY, REMOVED, CallError
 from pipeline.storage import Busy, Changed, Storage, location
-from pipeline.storage.work_store import KEY, WorkStore, canonical_json
+from pipeline.storage.work_store import WorkStore, canonical_json
 
 _MAX_REASON = 500  # characters
 _Hashes = dict[str, erase.Digests]  # by shard

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from pipeline.dataset.schema import MEDIA, REMOVED_MEMBER, SUFFIXES, ShardInfo
+from pipeline.dataset.schema import MEDIA, MEMBERS, REMOVED_MEMBER, ShardInfo
 from pipeline.outcome import Failed
 from pipeline.storage import CHUNK, Storage
 
@@ -95,7 +95,7 @@ def _complete(info: ShardInfo, row: dict[str, Any] | None, names: list[str]) -> 
         "json": True,
         "mp4": True,
     }
-    wanted = [f"{row['key']}.{suffix}" for suffix in SUFFIXES if held[suffix]]
+    wanted = [f"{row['key']}.{suffix}" for suffix in MEMBERS if held[suffix]]
     if names != wanted:
         yield f"{info.path}: {row['key']} has the members {names}, not {wanted}"
 

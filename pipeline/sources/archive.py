@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from pipeline.dataset.schema import DatasetError, read_table, write_table
 from pipeline.lists.manifest import Clip
-from pipeline.outcome import CallError, Failed, FailureClass
+from pipeline.outcome import PROCESS, CallError, Failed, FailureClass
 from pipeline.sources.archive_index import SCHEMA, UNREADABLE, copy_bytes, is_packed, read_index
 from pipeline.sources.base import Fetched, FetchOptions, Piece, Video, all_failed, share_one_file
 from pipeline.sources.directory import find, names
@@ -191,7 +191,7 @@ def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: Fet
     paths = _paths(specs)
     if not paths:
         return
-    rows = plan.filter(pc.equal(plan["decision"], "process")).select(list(Clip.__dataclass_fields__))
+    rows = plan.filter(pc.equal(plan["decision"], PROCESS)).select(list(Clip.__dataclass_fields__))
     wanted: set[str] = set()
     for row in rows.to_pylist():
         wanted.update(names(Clip(**row)))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.dataset.schema import id_of
+from pipeline.keys import id_of
 from pipeline.lists.manifest import ManifestError
 from pipeline.media import probe
 from pipeline.outcome import Failed
@@ -19,7 +19,7 @@ _UNKNOWN_SECONDS = 10.0  # of a video that says no length: `prepare` finds out w
 def write(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
     """Write a list of the videos in `folder`, all in train: what trains and what tests, other lists say.
 
-    Each row is a whole video; its id is its file's name (`pipeline.dataset.schema.id_of`), its label its
+    Each row is a whole video; its id is its file's name (`pipeline.keys.id_of`), its label its
     folder's. Returns how many there are. Raises ManifestError where there is none, or two of one name.
     """
     rows: dict[str, tuple[str, str]] = {}

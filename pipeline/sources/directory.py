@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.dataset.schema import id_of
+from pipeline.keys import id_of
 from pipeline.outcome import CallError, Failed, FailureClass
 from pipeline.sources.base import (
     Fetched,

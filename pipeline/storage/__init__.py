@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO
 
-from pipeline.outcome import CallError as CallError
 from pipeline.outcome import Failed, FailureClass, Misplaced
 
 if TYPE_CHECKING:

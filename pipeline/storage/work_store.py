@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.keys import KEY
 from pipeline.outcome import Failed, FailureClass
 from pipeline.recipe import unknown
 from pipeline.storage import CHUNK, Storage, Sync
-
-KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
-"""What a key or id may look like: no dot (webdataset's grouping), and a tar header has 100 bytes a name."""
 
 _STAGE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,12}){1,3}")

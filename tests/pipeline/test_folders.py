@@ -11,7 +11,7 @@ import pytest
 import small_runs
 
 from pipeline.__main__ import main
-from pipeline.dataset import schema
+from pipeline.keys import id_of
 from pipeline.lists import manifest
 from pipeline.lists.manifest import Clip, ManifestError
 from pipeline.sources import FetchOptions, Video, class_folders, parse
@@ -39,7 +39,7 @@ def test_every_video_is_a_row_with_its_length_and_its_folder_as_label(published,
     assert [(r["youtube_id"], r["label"]) for r in rows] == [
         ("v_Archery_g01_c01", "Archery"),
         ("v_Archery_g01_c02", "Archery"),
-        (schema.id_of(ODD), "brush_hair"),
+        (id_of(ODD), "brush_hair"),
         ("broken", "brush_hair"),
     ]
     assert rows[0]["time_end"] == pytest.approx(1.2, abs=0.05)
@@ -76,13 +76,13 @@ def test_the_source_finds_each_by_its_id(published, tmp_path):
         clip = Clip("list.csv", row["row"], row["youtube_id"], 0.0, row["time_end"], row["label"], "train")
         fetched = source.fetch(Video(clip.youtube_id, (clip,)), tmp_path, FetchOptions())
         path = fetched.pieces[clip.key].path
-        assert schema.id_of(path.stem) == row["youtube_id"]
+        assert id_of(path.stem) == row["youtube_id"]
         assert path.parent.name == row["label"]
 
 
 def test_an_id_is_the_name_where_that_is_plain_and_else_tells_names_apart():
-    assert schema.id_of("v_Archery_g01_c01") == "v_Archery_g01_c01"
-    odd = {schema.id_of(name) for name in (ODD, ODD + "y", "a!b", "a#b", "a b", "ä", "", "x" * 65)}
+    assert id_of("v_Archery_g01_c01") == "v_Archery_g01_c01"
+    odd = {id_of(name) for name in (ODD, ODD + "y", "a!b", "a#b", "a b", "ä", "", "x" * 65)}
     assert len(odd) == 8
     assert all(manifest._NAME.fullmatch(name) for name in odd)
 

@@ -258,7 +258,7 @@ def test_any_bytes_give_rows_or_a_manifest_error(tmp_path_factory, header, conte
         if row["error"] is None:
             clip = manifest.Clip(**{name: value for name, value in row.items() if name != "error"})
             assert 0 <= clip.time_start < clip.time_end
-            assert clip.split in manifest.SPLITS
+            assert clip.split in manifest.PRECEDENCE
             assert len(clip.key) <= 78
         else:
             assert row["error"].startswith(f"{path}:{row['row']}: ")

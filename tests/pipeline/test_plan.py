@@ -170,7 +170,7 @@ def test_the_clips_of_a_video_lie_side_by_side_in_one_part_in_every_process(tmp_
         runs = [v for i, v in enumerate(videos) if i == 0 or videos[i - 1] != v]
         assert len(runs) == len(set(runs))
     plan.write(table, Storage(tmp_path), "plan.parquet")
-    code = "from pipeline import plan, storage;"
+    code = "from pipeline import storage; from pipeline.lists import plan;"
     code += f"t = plan.read(storage.Storage({str(tmp_path)!r}), 'plan.parquet');"
     code += "print([p['video'].to_pylist() for p in plan.parts(t, 7)], plan.digest(t))"
     environment = {"PYTHONHASHSEED": "123", "PYTHONPATH": str(ROOT)}

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.storage import CallError
+from pipeline.outcome import CallError
 
 GIB = 1 << 30
 _ROOM = 0.1  # share of the limit that is made free at a time, so that the folder is seldom gone through

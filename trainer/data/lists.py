@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipeline.dataset import id_of
-from pipeline.storage import CallError
+from pipeline.outcome import CallError
 
 
 class ListError(CallError, ValueError):

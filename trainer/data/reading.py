@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from pipeline.dataset import REMOVED_MEMBER
-from pipeline.storage import Failed, Storage
+from pipeline.outcome import Failed
+from pipeline.storage import Storage
 from trainer.data.cache import Cache
 from trainer.data.rows import MEDIA, Rows
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import dataset
 from pipeline.dataset import Dataset, DatasetError
-from pipeline.storage import CallError, Failed, Misplaced
+from pipeline.outcome import CallError, Failed, Misplaced
 from trainer.data.batches import Input
 from trainer.data.lists import Listed
 

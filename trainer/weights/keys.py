@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.storage import CallError
+from pipeline.outcome import CallError
 from trainer import networks
 
 

@@ -75,6 +75,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         exclude=tuple(arguments.exclude),
         flow=arguments.flow,
         flow_device=arguments.flow_device,
+        rate=arguments.rate,
+        short_side=arguments.short_side,
         plan=plan.PlanOptions(
             arguments.unique,
             arguments.limit,
@@ -110,7 +112,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         network = any(parse(spec).network for spec in settings.sources)
         found = cost.estimate(
             run.make_plan(settings),
-            budget=settings.rate,
+            budget=settings.hourly_budget,
+            pixels=settings.pixels,
             flow=settings.flow != "none",
             network=network,
             keep_sources=network if settings.keep_sources is None else settings.keep_sources,
@@ -229,6 +232,8 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
     )
     add("--flow", choices=["tvl1", "none"], default="tvl1", help="optical flow (default tvl1)")
     add("--flow-device", choices=["cpu", "cuda"], default="cpu", help="what computes the flow (default cpu)")
+    add("--rate", type=_natural, default=25, metavar="FPS", help="frames a second (default 25)")
+    add("--short-side", type=_natural, default=256, metavar="PIXELS", help="of every clip (default 256)")
     add("--unique", choices=["video", "clip"], default="video", help="at most one clip a video, or all")
     add(
         "--exclude",

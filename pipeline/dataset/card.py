@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset import schema
 from pipeline.outcome import EXCLUDED, FAILED, READY
 
 TITLE = "# A data set made by Quovadis"
@@ -27,12 +28,13 @@ def text(meta: dict[str, Any], outcomes: pa.Table) -> str:
     """
     size = sum(shard["size"] for shard in meta["shards"])
     ready = sum(row.get(READY, 0) for row in meta["counts"].values())
+    rate, short_side = schema.rate(meta), schema.short_side(meta)
     sections = [
         TITLE,
         f"{ready} clips in {len(meta['shards'])} shards, {size / 1e9:.3f} GB, "
         f"{len(meta['classes'])} classes, generations {', '.join(meta['generations'])}.\n\n"
         "The shards are plain tar files in WebDataset's layout: each sample has `<key>.cls` (class index), "
-        "`<key>.mp4` (25 frames a second, short side 256 pixels), `<key>.json` and, with flow, "
+        f"`<key>.mp4` ({rate} frames a second, short side {short_side} pixels), `<key>.json` and, with flow, "
         "`<key>.flow.mp4` (u above v; a luma value g stands for (g - 128) * 20 / 127 pixels). "
         "`dataset.json` names them, `index/` says where each sample lies, `outcomes/` what became of each "
         "row of the lists.\n\n"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.dataset import schema
 from pipeline.dataset.schema import (
     FLOW_BOUND,
     FLOW_SCALE,
@@ -130,6 +131,8 @@ class Dataset:
         generations: names, oldest first.
         shards: `ShardInfo` by path.
         splits: those that have samples, in the order train, val, test.
+        rate: frames a second of all clips.
+        short_side: of all clips, in pixels.
     """
 
     def __init__(self, storage: Storage, meta: dict[str, Any]):
@@ -138,6 +141,8 @@ class Dataset:
         self.classes: list[str] = meta["classes"]
         self.generations: list[str] = meta["generations"]
         self.shards = {s["path"]: shard_info(s) for s in meta["shards"]}
+        self.rate = schema.rate(meta)
+        self.short_side = schema.short_side(meta)
         present = {s.split for s in self.shards.values()}
         self.splits = [split for split in SPLITS if split in present]
         self._tables: dict[str, pa.Table] = {}

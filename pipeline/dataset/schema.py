@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.keys import KEY
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.recipe import Recipe, unknown
 from pipeline.storage import Storage
 
@@ -206,6 +207,10 @@ def problem_with(meta: Any) -> str | None:
         return "recipe is no object"
     if newer := unknown(Recipe, meta["recipe"]):
         return f"its recipe has {newer}, which this version does not know: upgrade quovadis"
+    if not isinstance(meta["recipe"].get("encode", {}), dict) or not all(
+        _count(number) and number > 0 for number in (rate(meta), short_side(meta))
+    ):
+        return "its recipe has no rate and short side that are whole numbers above 0"
     if not isinstance(counts, dict) or not all(
         split in (*SPLITS, UNKNOWN_SPLIT) and isinstance(row, dict) and all(_count(n) for n in row.values())
         for split, row in counts.items()
@@ -223,6 +228,16 @@ def problem_with(meta: Any) -> str | None:
             return f"entry {number} of shards is not one that this format has"
         seen.add(shard["path"])
     return None
+
+
+def rate(meta: dict[str, Any]) -> int:
+    """Frames a second of a data set's clips and flow."""
+    return meta["recipe"].get("encode", {}).get("rate", EncodeRecipe.rate)
+
+
+def short_side(meta: dict[str, Any]) -> int:
+    """Pixels of the short side of a data set's clips."""
+    return meta["recipe"].get("encode", {}).get("short_side", EncodeRecipe.short_side)
 
 
 def _shard_is_sane(shard: dict[str, Any], generations: list[str]) -> bool:

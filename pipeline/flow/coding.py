@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.flow.recipe import FlowCoding
 from pipeline.media import subprocesses
+from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
 
 _ZERO, _STEPS = 128, 127
@@ -48,7 +49,7 @@ def encode(
     flows: Iterable[np.ndarray],
     out: Path,
     coding: FlowCoding = _DEFAULTS,
-    rate: int = 25,
+    rate: int = EncodeRecipe.rate,
     *,
     ffmpeg: str,
     timeout: float,

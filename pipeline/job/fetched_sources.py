@@ -15,10 +15,12 @@ from pathlib import Path
 
 from pipeline import sources
 from pipeline.job.settings import Job
+from pipeline.media.probe import probe
 from pipeline.outcome import FAILED, Failed, FailureClass
 from pipeline.recipe import stage_hash
 from pipeline.sources import Fetched, Piece, Video
 from pipeline.sources import retrying as fetching
+from pipeline.sources.recipe import FORMATS, FetchRecipe
 from pipeline.storage.work_store import Stored, WorkStore, refuse_newer
 
 MACHINE = (FailureClass.ENVIRONMENT, FailureClass.STORAGE)
@@ -42,8 +44,11 @@ def fetch(
     if not job.network:
         return fetching.fetch(video, chosen, folder, job.fetch)
     near = tuple(itertools.takewhile(lambda source: not source.network, chosen))
-    record = _source_record(video, job, store)
+    record = _source_record(video, stage_hash(job.recipe.fetch), store)
     pieces = _kept_pieces(video, record, job, store, folder)
+    for other in job.kept:
+        if (wanted := _without(video, pieces)).clips:
+            pieces |= _large_enough(wanted, other, job, store, folder)
     failures: dict[str, Failed] = {}
     if near and (wanted := _without(video, pieces)).clips:
         for key, piece in fetching.fetch(wanted, near, folder, job.fetch).pieces.items():
@@ -100,9 +105,34 @@ def _kept_pieces(
     return found
 
 
-def _source_record(video: Video, job: Job, store: WorkStore) -> dict:
-    record = store.read_record("source", stage_hash(job.recipe.fetch), video.youtube_id)
-    return record or {"files": {}, "pieces": {}}
+def other_sizes(fetch: FetchRecipe, store: WorkStore) -> tuple[str, ...]:
+    """Hashes of fetches for clips of other sizes that the work store has sources of, smallest first."""
+    there = store.storage.names("source")
+    others = (stage_hash(replace(fetch, short_side=side)) for side in FORMATS if side != fetch.short_side)
+    return tuple(other for other in others if other in there)
+
+
+def _large_enough(
+    video: Video, fetch_hash: str, job: Job, store: WorkStore, folder: Path
+) -> dict[str, Piece | Failed]:
+    """Pieces that were fetched for clips of another size and have the pixels for these."""
+    record = _source_record(video, fetch_hash, store)
+    wanted = {clip.key for clip in video.clips}
+    record["pieces"] = {k: p for k, p in record["pieces"].items() if k in wanted and "file" in p}
+    found = _kept_pieces(video, record, job, store, folder)
+    return {key: piece for key, piece in found.items() if _short_side(piece) >= job.recipe.encode.short_side}
+
+
+def _short_side(piece: Piece | Failed) -> float:
+    """Pixels of the picture as shown; 0 for a file that cannot be read."""
+    try:
+        return 0 if isinstance(piece, Failed) else float(min(probe(piece.path, piece.trimmed).shown_size))
+    except Failed:
+        return 0
+
+
+def _source_record(video: Video, fetch_hash: str, store: WorkStore) -> dict:
+    return store.read_record("source", fetch_hash, video.youtube_id) or {"files": {}, "pieces": {}}
 
 
 def _keep(video: Video, fetched: Fetched, record: dict, job: Job, store: WorkStore) -> None:
@@ -128,9 +158,10 @@ def _keep(video: Video, fetched: Fetched, record: dict, job: Job, store: WorkSto
 
 def forget(video: Video, job: Job, store: WorkStore) -> None:
     """Delete the kept source of `video`, once its clips are made and nobody wants it kept."""
-    record = _source_record(video, job, store)
+    fetch_hash = stage_hash(job.recipe.fetch)
+    record = _source_record(video, fetch_hash, store)
     if record["files"]:
-        store.write_record("source", stage_hash(job.recipe.fetch), video.youtube_id, {**record, "files": {}})
+        store.write_record("source", fetch_hash, video.youtube_id, {**record, "files": {}})
         for file in record["files"].values():
             store.storage.delete(file["path"])
 

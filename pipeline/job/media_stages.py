@@ -77,8 +77,9 @@ class MediaStages:
                 saturated.append(saturated[-1] if saturated else 0.0)
                 yield last
 
-        timeout = timeout_for(cut.frames / recipe.encode.rate)
-        coding.encode(flows(), out, parameters.coding, ffmpeg=clip.ffmpeg_binary(ffmpeg), timeout=timeout)
+        rate = recipe.encode.rate
+        binary, timeout = clip.ffmpeg_binary(ffmpeg), timeout_for(cut.frames / rate)
+        coding.encode(flows(), out, parameters.coding, rate, ffmpeg=binary, timeout=timeout)
         return round(float(np.mean(saturated)), 6)
 
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipeline import dataset
 from pipeline.dataset import publish, schema, shards
 from pipeline.flow.recipe import FlowRecipe
-from pipeline.job import launch, packing, pending_rows
+from pipeline.job import fetched_sources, launch, packing, pending_rows
 from pipeline.job.media_stages import media_for
 from pipeline.job.pending_rows import PrepareError
 from pipeline.job.settings import Job, Settings
@@ -108,7 +108,8 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
 def make_recipe(settings: Settings) -> Recipe:
     """The recipe that these settings mean on this machine. Raises CallError where `--ffmpeg` names none."""
     flow = FlowRecipe() if settings.flow != "none" else None
-    recipe = Recipe(FetchRecipe(), EncodeRecipe(), flow)
+    encode = EncodeRecipe(rate=settings.rate, short_side=settings.short_side)
+    recipe = Recipe(FetchRecipe.of(settings.short_side), encode, flow)
     try:
         return media_for(settings.sources).complete(recipe, settings.ffmpeg, settings.flow_device)
     except Failed as failure:
@@ -135,18 +136,20 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
     if graph.is_cluster(options) and not settings.shared:
         _refuse_folders(settings, graph.runner_name(options))
     network = any(parse(spec).network for spec in settings.sources)
+    recipe = make_recipe(settings)
     job = Job(
         output=root.url,
         work=store.storage.url,
         sources=settings.sources,
-        recipe=make_recipe(settings),
-        fetch=replace(settings.fetch, ffmpeg=settings.ffmpeg, work=store.storage.url),
+        recipe=recipe,
+        fetch=replace(settings.fetch, recipe=recipe.fetch, ffmpeg=settings.ffmpeg, work=store.storage.url),
         ffmpeg=settings.ffmpeg,
         generation="",
         keep_sources=network if settings.keep_sources is None else settings.keep_sources,
         pressure=_pressure(settings, options),
         scratch=settings.scratch and os.path.abspath(settings.scratch),
         local=graph.is_local(options),
+        kept=fetched_sources.other_sizes(recipe.fetch, store) if network else (),
     )
     if job.scratch and job.local:
         scratch.check(job.scratch)
@@ -231,7 +234,7 @@ def _pressure(settings: Settings, options: PipelineOptions) -> Pressure:
     from pipeline.job import graph
 
     lanes = settings.lanes or (graph.workers(options) if graph.is_local(options) else None)
-    return Pressure(budget=settings.rate, lanes=lanes, pause=settings.pause)
+    return Pressure(budget=settings.hourly_budget, lanes=lanes, pause=settings.pause)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline import sources
 from pipeline.lists.plan import PlanOptions
+from pipeline.media.recipe import EncodeRecipe
+from pipeline.outcome import CallError
 from pipeline.recipe import Recipe, stage_hash
 from pipeline.sources import FetchOptions
 from pipeline.sources.rate_limit import Pressure
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from pipeline.sources.rehearsal import Rehearsal
 
 SITE_BUDGET = 300.0  # videos an hour that a video site allows a guest
+
+RATES = range(1, 61)  # frames a second
+SHORT_SIDES = range(32, 2161, 2)  # pixels
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Settings:
     exclude: tuple[str, ...] = ()  # lists whose videos stay out of train
     flow: str = "tvl1"  # or none
     flow_device: str = "cpu"  # or cuda
+    rate: int = EncodeRecipe.rate  # frames a second
+    short_side: int = EncodeRecipe.short_side  # pixels
     plan: PlanOptions = field(default_factory=PlanOptions)
     work: str | None = None  # the work store; None: ROOT/work
     keep_sources: bool | None = None  # None: keep videos that were fetched over a network
@@ -43,10 +50,24 @@ class Settings:
     shared: bool = False  # all workers see the folders of this call at the same paths
     start_timeout: float = 900.0  # seconds; a cluster's job is cancelled if no worker has started by then
 
+    def __post_init__(self) -> None:
+        if self.rate not in RATES:
+            raise CallError(f"--rate is {self.rate}: give {RATES[0]} to {RATES[-1]} frames a second")
+        if self.short_side not in SHORT_SIDES:
+            least, most = SHORT_SIDES[0], SHORT_SIDES[-1]
+            raise CallError(
+                f"--short-side is {self.short_side}: give an even number of {least} to {most} pixels"
+            )
+
     @property
-    def rate(self) -> float | None:
+    def hourly_budget(self) -> float | None:
         """Videos an hour for all workers; None where neither the user nor a video site limits it."""
         return self.budget or (SITE_BUDGET if "youtube" in self.sources else None)
+
+    @property
+    def pixels(self) -> float:
+        """Pixels a second of a clip, as a multiple of the default recipe's."""
+        return self.rate / EncodeRecipe.rate * (self.short_side / EncodeRecipe.short_side) ** 2
 
 
 @dataclass(frozen=True)
@@ -64,6 +85,7 @@ class Job:
     pressure: Pressure = field(default_factory=Pressure)
     scratch: str | None = None  # the workers' temporary folder; None: the machine's own
     local: bool = False  # workers are processes of this machine, not of a cluster
+    kept: tuple[str, ...] = ()  # fetch hashes of other sizes in the work store, smallest first
 
     @property
     def clip_hash(self) -> str:

@@ -41,6 +41,7 @@ def estimate(
     network: bool = True,
     keep_sources: bool = True,
     budget: float | None = 300.0,
+    pixels: float = 1.0,
     costs: Costs | None = None,
 ) -> dict[str, Any]:
     """What carrying out a plan costs, if every video is still there. Plain numbers, fit for JSON.
@@ -49,6 +50,7 @@ def estimate(
         flow, network, keep_sources: whether flow is computed, videos are asked for over the
             network, and what was fetched is kept.
         budget: videos an hour; 300 is what a video site lets a guest have; None where nothing limits it.
+        pixels: a second, as a multiple of the default recipe's.
     """
     planned = table.select(["split", "shard", "video", "time_start", "time_end"])
     planned = planned.filter(pc.equal(table["decision"], PROCESS))
@@ -66,6 +68,7 @@ def estimate(
             network=network,
             keep_sources=keep_sources,
             budget=budget,
+            pixels=pixels,
             costs=costs,
         ),
     }
@@ -80,14 +83,15 @@ def of(
     network: bool = True,
     keep_sources: bool = True,
     budget: float | None = 300.0,
+    pixels: float = 1.0,
     costs: Costs | None = None,
 ) -> dict[str, Any]:
     """As `estimate`, of so many clips out of so many videos, with `footage` seconds in all."""
     costs = costs or Costs()
-    data_set = footage * (costs.clip_bytes + flow * costs.flow_bytes)
+    data_set = footage * pixels * (costs.clip_bytes + flow * costs.flow_bytes)
     sources = (footage + costs.source_margin * clips) * costs.source_bytes * network * keep_sources
-    encode_hours = footage * costs.encode_core_seconds / 3600
-    flow_hours = footage * costs.flow_core_seconds / 3600 * flow
+    encode_hours = footage * pixels * costs.encode_core_seconds / 3600
+    flow_hours = footage * pixels * costs.flow_core_seconds / 3600 * flow
     job_hours = clips * costs.job_core_seconds / 3600
     return {
         "clips": clips,

@@ -31,7 +31,7 @@ from pipeline.dataset.schema import (
     outcome_path,
 )
 from pipeline.dataset.shards import order
-from pipeline.maintenance.verify_media import sample_breaches
+from pipeline.maintenance.verify_media import Promised, sample_breaches
 from pipeline.maintenance.verify_shards import shard_breaches
 from pipeline.outcome import Failed
 from pipeline.storage import Storage
@@ -175,7 +175,7 @@ def _leftovers(opened: Dataset) -> Iterator[str]:
 
 def _tasks(opened: Dataset, tables: dict[str, pa.Table], sample: float, report: Report) -> Iterator[_Task]:
     """Made as they are needed: the rows of a large data set are not all in memory as Python values."""
-    with_flow = opened.meta["recipe"].get("flow") is not None
+    promised = Promised(opened.rate, opened.short_side, flow=opened.meta["recipe"].get("flow") is not None)
     report.checked["clips decoded"] = 0
     for info in opened.shards.values():
         table = tables.get(info.split, INDEX_SCHEMA.empty_table())
@@ -184,19 +184,19 @@ def _tasks(opened: Dataset, tables: dict[str, pa.Table], sample: float, report: 
         chosen = [r for r in rows if not r["removed"] and int(order(r["key"])[:8], 16) < sample * 2**32]
         report.checked["clips decoded"] += len(chosen)
         for first in range(0, len(chosen), _CLIPS_A_TASK):
-            yield clip_breaches, (opened.storage, info, chosen[first : first + _CLIPS_A_TASK], with_flow)
+            yield clip_breaches, (opened.storage, info, chosen[first : first + _CLIPS_A_TASK], promised)
 
 
 def clip_breaches(
-    storage: Storage, info: ShardInfo, rows: Iterable[dict[str, Any]], with_flow: bool
+    storage: Storage, info: ShardInfo, rows: Iterable[dict[str, Any]], promised: Promised
 ) -> list[str]:
     """What is wrong with these samples of one shard, one sentence each; every frame is decoded."""
-    opened = Dataset(storage, {"classes": [], "generations": [], "shards": []})
+    opened = Dataset(storage, {"classes": [], "generations": [], "shards": [], "recipe": {}})
     found: list[str] = []
     for row in rows:
         try:
             members = opened.read_row(row).members
-            found += [f"{info.path}: {row['key']}: {b}" for b in sample_breaches(row, members, with_flow)]
+            found += [f"{info.path}: {row['key']}: {b}" for b in sample_breaches(row, members, promised)]
         except DatasetError as error:
             found.append(str(error))
         except FileNotFoundError:

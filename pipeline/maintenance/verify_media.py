@@ -13,8 +13,6 @@ import numpy as np
 
 from pipeline.dataset.schema import FLOW_BOUND, FLOW_ZERO
 
-RATE = 25  # frames a second
-SHORT_SIDE = 256  # pixels
 KEYFRAME_INTERVAL = 16  # frames
 _SOURCE_FIELDS = ("kind", "codec", "width", "height", "rate", "duration")
 _FULL = 2  # AVColorRange; 1 is limited, 0 is not told, which for yuv420p means limited
@@ -34,7 +32,7 @@ class Video:
     codec: str
     audio: bool
     others: int  # streams that are neither video nor audio, or further videos
-    constant_rate: bool  # frame i stands at i/25 s after the first
+    constant_rate: bool  # frame i stands at i/rate s after the first
     square_pixels: bool
     upright: bool
     longest_gap: int  # frames from one keyframe to the next, or to the end
@@ -42,45 +40,56 @@ class Video:
     gray: bool  # chroma is 128 throughout
 
 
-def sample_breaches(row: dict[str, Any], members: dict[str, bytes], with_flow: bool) -> list[str]:
-    """What is wrong with a sample, a sentence fragment each, without its name.
+@dataclass(frozen=True)
+class Promised:
+    """What a data set's recipe promises of every sample."""
+
+    rate: int  # frames a second
+    short_side: int  # pixels
+    flow: bool
+
+
+def sample_breaches(row: dict[str, Any], members: dict[str, bytes], promised: Promised) -> list[str]:
+    """Checks a sample: a sentence fragment for each breach, without the sample's name.
 
     Args:
         row: its row of the index.
         members: its raw members by suffix.
-        with_flow: whether the recipe has flow.
+        promised: by the recipe.
     """
-    found = [*_class_breaches(row, members), *_json_breaches(row, members["json"], with_flow)]
-    if with_flow != ("flow.mp4" in members):
-        found.append("its flow is missing" if with_flow else "it has flow though the recipe has none")
-    rgb = _inspected(members["mp4"], "mp4", found)
+    found = [*_class_breaches(row, members), *_json_breaches(row, members["json"], promised)]
+    if promised.flow != ("flow.mp4" in members):
+        found.append("its flow is missing" if promised.flow else "it has flow though the recipe has none")
+    rgb = _inspected(members["mp4"], "mp4", promised.rate, found)
     if rgb is not None:
-        found += rgb_breaches(rgb, row)
-    flow = _inspected(members["flow.mp4"], "flow.mp4", found) if "flow.mp4" in members else None
+        found += rgb_breaches(rgb, row, promised)
+    flow = (
+        _inspected(members["flow.mp4"], "flow.mp4", promised.rate, found) if "flow.mp4" in members else None
+    )
     if flow is not None:
-        found += flow_breaches(flow, row)
+        found += flow_breaches(flow, row, promised)
     return found
 
 
-def rgb_breaches(video: Video, row: dict[str, Any]) -> list[str]:
-    """What is wrong with a clip, given its row of the index."""
+def rgb_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[str]:
+    """Checks a clip against its row of the index."""
     rules = {
         f"mp4 has {video.frames} frames, the index says {row['frames']}": video.frames == row["frames"],
         f"mp4 has {video.width}x{video.height} pixels, the index says {row['width']}x{row['height']}": (
             (video.width, video.height) == (row["width"], row["height"])
         ),
-        f"mp4 has a short side of {min(video.width, video.height)}, not {SHORT_SIDE}": (
-            min(video.width, video.height) == SHORT_SIDE
+        f"mp4 has a short side of {min(video.width, video.height)}, not {promised.short_side}": (
+            min(video.width, video.height) == promised.short_side
         ),
         f"mp4 has an odd side: {video.width}x{video.height}": video.width % 2 == video.height % 2 == 0,
         f"mp4 is {video.pixel_format}, not yuv420p": video.pixel_format == "yuv420p",
         "mp4 is full range, not limited": not video.full_range,
     }
-    return [text for text, holds in rules.items() if not holds] + _video_breaches(video, "mp4")
+    return [text for text, holds in rules.items() if not holds] + _video_breaches(video, "mp4", promised.rate)
 
 
-def flow_breaches(video: Video, row: dict[str, Any]) -> list[str]:
-    """What is wrong with a flow video, given its row of the index."""
+def flow_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[str]:
+    """Checks a flow video against its row of the index."""
     size = (row["width"], 2 * row["height"])
     rules = {
         f"flow.mp4 has {video.frames} frames, the index says {row['frames']}": video.frames == row["frames"],
@@ -91,11 +100,13 @@ def flow_breaches(video: Video, row: dict[str, Any]) -> list[str]:
         "flow.mp4 is limited range, not full": video.full_range,
         f"flow.mp4 has chroma other than {FLOW_ZERO}": video.gray,
     }
-    return [text for text, holds in rules.items() if not holds] + _video_breaches(video, "flow.mp4")
+    return [text for text, holds in rules.items() if not holds] + _video_breaches(
+        video, "flow.mp4", promised.rate
+    )
 
 
-def inspect(data: bytes) -> Video:
-    """Decode a whole mp4 and say what it is. Raises ValueError where it cannot be decoded."""
+def inspect(data: bytes, rate: int) -> Video:
+    """Decodes a whole mp4 of `rate` frames a second. Raises ValueError where it cannot be decoded."""
     try:
         with av.open(io.BytesIO(data), format="mp4") as container:
             assert isinstance(container, av.container.InputContainer)
@@ -118,7 +129,7 @@ def inspect(data: bytes) -> Video:
                 codec=context.name,
                 audio=bool(container.streams.audio),
                 others=len(container.streams) - len(container.streams.audio) - 1,
-                constant_rate=steps == [Fraction(i, RATE) for i in range(len(steps))],
+                constant_rate=steps == [Fraction(i, rate) for i in range(len(steps))],
                 square_pixels=context.sample_aspect_ratio in (None, 0, 1),
                 upright=all(f.upright for f in frames),
                 longest_gap=max(gaps) if places[:1] == [0] else len(frames) + 1,
@@ -160,20 +171,20 @@ def _frame(frame: av.VideoFrame) -> _Frame:
     return _Frame(time, bool(frame.is_corrupt), frame.rotation == 0, gray)
 
 
-def _inspected(data: bytes, suffix: str, found: list[str]) -> Video | None:
+def _inspected(data: bytes, suffix: str, rate: int, found: list[str]) -> Video | None:
     try:
-        return inspect(data)
+        return inspect(data, rate)
     except ValueError as error:
         found.append(f"{suffix} {error}")
         return None
 
 
-def _video_breaches(video: Video, suffix: str) -> list[str]:
+def _video_breaches(video: Video, suffix: str, rate: int) -> list[str]:
     rules = {
         f"is {video.codec}, not h264": video.codec == "h264",
         "has audio": not video.audio,
         "has further streams": video.others == 0,
-        f"is not constant {RATE} frames a second": video.constant_rate,
+        f"is not constant {rate} frames a second": video.constant_rate,
         "has pixels that are not square": video.square_pixels,
         "is turned by its metadata": video.upright,
         f"has {video.longest_gap} frames between keyframes, more than {KEYFRAME_INTERVAL}": (
@@ -189,7 +200,7 @@ def _class_breaches(row: dict[str, Any], members: dict[str, bytes]) -> list[str]
     return [] if members.get("cls") == expected else [f"cls says {members.get('cls')!r}, not {expected!r}"]
 
 
-def _json_breaches(row: dict[str, Any], data: bytes, with_flow: bool) -> list[str]:
+def _json_breaches(row: dict[str, Any], data: bytes, promised: Promised) -> list[str]:
     try:
         meta = json.loads(data)
         source, flow = meta["source"], meta.get("flow")
@@ -198,11 +209,11 @@ def _json_breaches(row: dict[str, Any], data: bytes, with_flow: bool) -> list[st
         for name in ("key", "frames", "width", "height"):
             if meta[name] != row[name]:
                 found.append(f"json says {name} {meta[name]!r}, the index {row[name]!r}")
-        wanted = round(RATE * (row["time_end"] - row["time_start"]))
-        shorter = RATE <= row["frames"] < wanted and bool(meta.get("note"))
+        wanted = round(promised.rate * (row["time_end"] - row["time_start"]))
+        shorter = promised.rate <= row["frames"] < wanted and bool(meta.get("note"))
         if row["frames"] != wanted and not shorter:
             found.append(f"{row['frames']} frames instead of {wanted}, and the json does not say why")
-        if with_flow:
+        if promised.flow:
             if flow["bound"] != FLOW_BOUND:
                 found.append(f"json says flow bound {flow['bound']!r}, not {FLOW_BOUND}")
             if flow["saturation"] != row["flow_saturation"]:

@@ -126,7 +126,7 @@ def _play(data: Dataset, row: dict[str, Any], folder: Path) -> Playing:
     (folder / f"{key}.flow.mp4").write_bytes(sample.members["flow.mp4"])
     longest = _longest(sample.flow)
     _picture(folder / f"{key}.colours.jpg", colour(sample.flow[middle], longest))
-    _video(folder / f"{key}.colours.mp4", sample, longest)
+    _video(folder / f"{key}.colours.mp4", sample, longest, data.rate)
     return Playing(
         row, sample.meta, f"{key}.mp4", f"{key}.jpg", f"{key}.colours.mp4", f"{key}.colours.jpg",
         f"{key}.flow.mp4", longest,
@@ -153,20 +153,20 @@ def _picture(path: Path, picture: np.ndarray) -> None:
     height, width, _ = picture.shape
     codec = av.CodecContext.create("mjpeg", "w")
     codec.width, codec.height, codec.pix_fmt = width, height, "yuvj444p"
-    codec.time_base = Fraction(1, 25)
+    codec.time_base = Fraction(1)
     codec.options = {"qmin": "3", "qmax": "3"}
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
     packets = [*codec.encode(frame.reformat(format="yuvj444p")), *codec.encode(None)]
     path.write_bytes(b"".join(bytes(packet) for packet in packets))
 
 
-def _video(path: Path, sample: Sample, longest: float) -> None:
+def _video(path: Path, sample: Sample, longest: float, rate: int) -> None:
     """Write a sample's flow in colours, as many frames as its RGB. Raises Failed(environment)."""
     flow = sample.flow
     assert flow is not None
     frames, height, width, _ = flow.shape
     options = (
-        f"-hide_banner -loglevel error -y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r 25 -i pipe:0 "
+        f"-hide_banner -loglevel error -y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {rate} -i pipe:0 "
         f"-frames:v {frames} -vf scale=out_color_matrix=bt709:out_range=tv,format=yuv420p -color_range tv "
         "-colorspace bt709 -color_primaries bt709 -color_trc bt709 "
         "-c:v libx264 -preset veryfast -crf 20 -g 16 -threads 1 -movflags +faststart -f mp4"

@@ -16,7 +16,6 @@ from markupsafe import Markup
 
 from pipeline.dataset import Dataset
 from pipeline.outcome import READY
-from pipeline.recipe import EncodeRecipe
 from pipeline.report.archives import Archives
 from pipeline.report.counts import OUTCOMES, Counts
 from pipeline.report.gallery import LEGEND, Shown
@@ -70,7 +69,7 @@ def render(data: Dataset, counts: Counts, shown: Shown, archives: Archives | Non
         ready_clips=sorted(counts.labels[name][READY] for name in data.classes),
         legend=LEGEND,
         recipe=recipe,
-        rate=recipe.get("encode", {}).get("rate", EncodeRecipe.rate),
+        rate=data.rate,
         style=style,
         script=script,
     )

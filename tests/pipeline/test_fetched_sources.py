@@ -13,7 +13,7 @@ from small_runs import make_videos
 
 from pipeline import sources
 from pipeline.flow.recipe import FlowRecipe
-from pipeline.job import media_stages, progress, stages, transforms
+from pipeline.job import fetched_sources, media_stages, progress, stages, transforms
 from pipeline.job.settings import Job
 from pipeline.job.stages import Task
 from pipeline.media.clip import encoder_version, ffmpeg_binary
@@ -60,14 +60,17 @@ def work_through(site: Scripted, work: Path, monkeypatch, recipe: Recipe) -> tup
     """Bring the clip to its outcome; the outcome, and the record of its source."""
     monkeypatch.setattr(sources, "parse", lambda spec: site)
     pressure = Pressure(pause=0.01)
-    job = Job(str(work), str(work), ("site",), recipe, FetchOptions(), None, "00000", True, pressure)
     store = WorkStore(work)
+    kept = fetched_sources.other_sizes(recipe.fetch, store)
+    options = FetchOptions()
+    job = Job(str(work), str(work), ("site",), recipe, options, None, "00000", True, pressure, kept=kept)
     (result,) = stages.process(TASK, job, store, Lane(pressure, store.storage), site.heard.append)
     return result, store.read_record("source", stage_hash(recipe.fetch), "good") or {}
 
 
 def without_flow(**encode) -> Recipe:
-    return Recipe(FetchRecipe(), EncodeRecipe(encoder=encoder_version(ffmpeg_binary()), **encode), None)
+    made = EncodeRecipe(encoder=encoder_version(ffmpeg_binary()), **encode)
+    return Recipe(FetchRecipe.of(made.short_side), made, None)
 
 
 def test_a_source_is_on_record_with_its_tool_its_fallbacks_and_all_attempts(video, tmp_path, monkeypatch):
@@ -104,6 +107,19 @@ def test_a_kept_source_is_used_again_and_one_that_is_damaged_or_gone_is_fetched_
     kept.unlink()
     anew, _ = work_through(site, tmp_path, monkeypatch, without_flow(crf=35))
     assert (anew.outcome, site.asked) == ("ready", 3)
+
+
+def test_another_rate_and_another_size_fetch_nothing_where_the_kept_source_has_the_pixels(
+    video, tmp_path, monkeypatch
+):
+    site = Scripted(video, [None, None])  # of 256 lines
+    first, _ = work_through(site, tmp_path, monkeypatch, without_flow(rate=15, short_side=300))
+    assert (first.meta["frames"], first.meta["height"], site.asked) == (30, 300, 1)
+    for rate, side in ((25, 256), (30, 256), (15, 128)):
+        made, _ = work_through(site, tmp_path, monkeypatch, without_flow(rate=rate, short_side=side))
+        assert (made.meta["frames"], made.meta["height"], site.asked) == (2 * rate, side, 1)
+    larger, _ = work_through(site, tmp_path, monkeypatch, without_flow(short_side=480))
+    assert (larger.meta["height"], site.asked) == (480, 2)
 
 
 def test_a_flow_that_takes_too_long_fails_its_clip_and_stops_no_job(video, tmp_path, monkeypatch):

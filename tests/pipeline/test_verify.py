@@ -20,7 +20,7 @@ from pipeline import dataset
 from pipeline.dataset import shards
 from pipeline.dataset.schema import INDEX_SCHEMA, OUTCOME_SCHEMA
 from pipeline.maintenance.verify import verify
-from pipeline.maintenance.verify_media import flow_breaches, inspect, rgb_breaches
+from pipeline.maintenance.verify_media import Promised, flow_breaches, inspect, rgb_breaches
 from pipeline.storage.work_store import WorkStore
 
 
@@ -315,8 +315,8 @@ def test_a_shorter_clip_must_say_why(tmp_path, monkeypatch):
 
 def test_what_is_promised_of_a_video_is_seen_in_one(published):
     row = {"frames": 50, "width": 320, "height": 256}
-    assert rgb_breaches(inspect(video(0).read_bytes()), row) == []
-    assert flow_breaches(inspect(video(0, True).read_bytes()), row) == []
+    assert rgb_breaches(inspect(video(0).read_bytes(), 25), row, Promised(25, 256, flow=True)) == []
+    assert flow_breaches(inspect(video(0, True).read_bytes(), 25), row, Promised(25, 256, flow=True)) == []
 
 
 def _take_down(root: Path, split: str, number: int) -> str:

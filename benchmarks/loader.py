@@ -26,11 +26,11 @@ import torch
 import webdataset
 
 from pipeline import dataset
-from trainer.data.augmentation import random_cut
+from trainer.data.augmentation import random_view
 from trainer.data.loader import Input, TrainBatches
 from trainer.data.reading import Reader
 from trainer.data.rows import open_rows
-from trainer.data.sampler import AUGMENTATION, Draws, epoch_order
+from trainer.data.sampler import AUGMENTATION, KeyedRandom, epoch_order
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def main() -> None:
         row = int(epoch_order(0, epoch, len(rows))[step])
         members = reader.read(row)
         size = int(rows.frames[row]), int(rows.width[row]), int(rows.height[row])
-        frames = random_cut(input, *size, Draws(AUGMENTATION, 0, epoch, row)).frames
+        frames = random_view(input, *size, KeyedRandom(AUGMENTATION, 0, epoch, row)).frames
 
         def bare(members: dict[str, bytes] = members, frames: tuple[int, ...] = frames) -> int:
             return sum(bare_decode(data, min(frames), max(frames)) for data in members.values())

@@ -38,7 +38,7 @@ from trainer.configuration import Configuration
 from trainer.data.loader import EvaluationBatches, TrainBatches
 from trainer.data.rows import open_rows
 from trainer.optimisation import Optimisation
-from trainer.stream_models import Tower, restore
+from trainer.stream_models import StreamModel, restore
 from trainer.train import TrainOptions, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -152,21 +152,21 @@ def measure(name: str, stream: str, root: str, times: int = 1) -> dict[str, Any]
         run = train(TrainOptions(chosen, (root,), Path(folder)))
         seconds = time.process_time() - begin
         trained = checkpoint.load(run)
-        towers = restore(trained, stream)
+        models = restore(trained, stream)
         clips = trained.steps * chosen.run.batch_size
     rows = open_rows((root,), "train", chosen.input.streams)
     batches = TrainBatches(rows, chosen.input, batch_size=chosen.run.batch_size, seed=chosen.run.seed + 1)
     epoch = itertools.islice(batches, batches.steps_per_epoch)
-    towers[stream].train()
-    validation.reestimate(towers, epoch, torch.device("cpu"))
-    towers[stream].eval()
+    models[stream].train()
+    validation.reestimate(models, epoch, torch.device("cpu"))
+    models[stream].eval()
     seen = {
-        "training": accuracy(towers, chosen, root, "train"),
-        "validation": accuracy(towers, chosen, root, "val"),
-        "one frame repeated": accuracy(towers, chosen, root, "val", repeat_frame=True),
+        "training": accuracy(models, chosen, root, "train"),
+        "validation": accuracy(models, chosen, root, "val"),
+        "one frame repeated": accuracy(models, chosen, root, "val", repeat_frame=True),
     }
     published = next(row for row in networks.describe(name) if row.stream == stream)
-    network = towers[stream].network
+    network = models[stream].network
     return {
         "network": name,
         "stream": stream,
@@ -196,16 +196,21 @@ def shapes(chosen: Configuration) -> list[tuple[int, int, int, int]]:
 
 
 def accuracy(
-    towers: Mapping[str, Tower], chosen: Configuration, root: str, split: str, *, repeat_frame: bool = False
+    models: Mapping[str, StreamModel],
+    chosen: Configuration,
+    root: str,
+    split: str,
+    *,
+    repeat_frame: bool = False,
 ) -> tuple[float, int]:
     """Top-1 on the middle of each clip, and how many clips there were."""
     rows = open_rows((root,), split, chosen.input.streams)
     batches = EvaluationBatches(rows, chosen.input, batch_size=8, frames=chosen.input.frames)
     with distributed.join() as group:
         scores = evaluate.score(
-            evaluate.predict(towers, batches, group, repeat_frame=repeat_frame), rows.classes
+            evaluate.predict(models, batches, group, repeat_frame=repeat_frame), rows.classes
         )
-    stream = next(iter(towers))
+    stream = next(iter(models))
     return scores["joint" if stream == "both" else stream]["top1"], scores["clips"]
 
 

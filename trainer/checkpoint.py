@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.outcome import CallError
 from pipeline.recipe import unknown
-from trainer.data.batches import Input
+from trainer.data.batches import Input, current_names
 
 FORMAT = 2
 KEPT = 2  # of a run: the newest and the one before it
@@ -49,7 +49,7 @@ class Checkpoint:
         configuration: the run's, as in RUN/configuration.json.
         state: seed, epoch and step within the epoch of the next batch.
         steps: taken so far.
-        towers: stream -> state dict.
+        weights: stream -> state dict.
         optimiser: its state dict; None in a checkpoint that only stands for its weights.
         fingerprint: `Rows.fingerprint` of what it was trained on; empty where none of our data sets was.
     """
@@ -62,7 +62,7 @@ class Checkpoint:
     configuration: Mapping[str, Any]
     state: Mapping[str, int]
     steps: int
-    towers: Mapping[str, Mapping[str, Tensor]]
+    weights: Mapping[str, Mapping[str, Tensor]]
     optimiser: Mapping[str, Any] | None = None
     fingerprint: str = ""
 
@@ -93,6 +93,7 @@ def keep_best(run: Path) -> None:
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Writes `path` whole or not at all: a temporary file, fsync, rename. It ends with its own sha256."""
     plain = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+    plain["towers"] = plain.pop("weights")  # as all files have it
     plain["input"] = dict(vars(checkpoint.input))
     plain["classes"] = list(checkpoint.classes)
     plain["generations"] = [list(names) for names in checkpoint.generations]
@@ -160,6 +161,8 @@ def _parse(file: Path, stream: BufferedReader) -> Checkpoint:
             raise CheckpointError(
                 f"{file} has format {plain['format']}, this version reads {FORMAT}: upgrade quovadis"
             )
+        plain["weights"] = plain.pop("towers")
+        plain["input"] = current_names(plain["input"])
         known = {*Checkpoint.__dataclass_fields__, "format"}
         if newer := next((n for n in plain if n not in known), None) or unknown(Input, plain["input"]):
             raise CheckpointError(f"{file} has {newer}, which this version does not know: upgrade quovadis")

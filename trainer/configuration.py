@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pipeline.outcome import CallError
 from trainer import networks
 from trainer.choices import PRECISIONS
-from trainer.data.batches import Input
+from trainer.data.batches import Input, current_names
 from trainer.optimisation import Optimisation
 
 FOLDER = Path(__file__).parent / "configurations"
@@ -25,7 +25,7 @@ FREE = {f"run.{n}" for n in ("workers", "micro_batch", "evaluate_every", "checkp
 FREE |= {"input.test_views"}
 """Settings that a resume may have others of: they change nothing in what is learned, save `micro_batch`, over
 which batch normalisation takes its statistics; of that a run keeps its own unless the call names one."""
-FED = ("mean", "deviation", "rate", "stride")
+FED = ("mean", "std", "rate", "stride")
 """Settings of the input that weights are made for: they go with the weights, unless a call names others."""
 
 
@@ -111,10 +111,10 @@ class Configuration:
         return sections
 
     @property
-    def towers(self) -> tuple[str, ...]:
-        """The streams that get a tower of their own: ("both",) for a network that takes both at once."""
+    def model_streams(self) -> tuple[str, ...]:
+        """The streams that get a model of their own: ("both",) for a network that takes both at once."""
         entry = networks.entry(self.network.name)
-        return self.input.streams if entry.two_towers else (self.input.stream,)
+        return self.input.streams if entry.separate_streams else (self.input.stream,)
 
 
 Sections = Mapping[str, Mapping[str, Any]]
@@ -166,7 +166,15 @@ def read(file: str) -> dict[str, dict[str, Any]]:
             raise ConfigurationError(
                 f"{file}: there is no section [{section}]; there are network, {', '.join(_PARTS)}"
             )
-    return sections
+    return with_current_names(sections)
+
+
+def with_current_names(sections: Sections) -> dict[str, dict[str, Any]]:
+    """The sections of a file that an earlier version may have written, under the present names."""
+    return {
+        section: current_names(values) if section == "input" else dict(values)
+        for section, values in sections.items()
+    }
 
 
 def from_dict(sections: Sections) -> Configuration:

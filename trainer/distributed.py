@@ -54,10 +54,10 @@ class Group:
             return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
     @contextmanager
-    def alone(self, module: nn.Module, alone: bool) -> Iterator[None]:
-        """Keeps the gradients that a wrapped `module` gathers in the block from the group, while `alone`."""
-        apart = alone and isinstance(module, DistributedDataParallel)
-        with module.no_sync() if apart else nullcontext():  # type: ignore[operator]
+    def no_sync(self, module: nn.Module, hold: bool) -> Iterator[None]:
+        """Keeps the gradients that a wrapped `module` gathers in the block to this rank, if `hold`."""
+        hold = hold and isinstance(module, DistributedDataParallel)
+        with module.no_sync() if hold else nullcontext():  # type: ignore[operator]
             yield
 
     def sum(self, values: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Group:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """What `make` returns or raises on the first rank alone, on every rank; of causes OSError's kind."""
         if self.world == 1:
             return make()

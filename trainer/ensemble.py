@@ -1,6 +1,6 @@
-"""Trained towers that look at the same videos: which, on what, and what they say together.
+"""Trained models that look at the same videos: which, on what, and what they say together.
 
-Owns what ``evaluate``, ``predict``, ``features`` and ``export`` ask of several checkpoints at once; a tower
+Owns what ``evaluate``, ``predict``, ``features`` and ``export`` ask of several checkpoints at once; a model
 itself is `trainer.stream_models`'s.
 """
 
@@ -18,115 +18,114 @@ from trainer.checkpoint import Checkpoint, UnfitError
 from trainer.configuration import ConfigurationError
 from trainer.data.batches import STREAMS, Batch, Input
 from trainer.frame_stream import numbers
-from trainer.stream_models import Pictures, Tower, autocast, build, restore
+from trainer.stream_models import Pictures, StreamModel, autocast, build, restore
 
 Named = Sequence[tuple[str, str | None]]
-"""Checkpoints by path, each with the stream whose tower is wanted, or None for all it has."""
+"""Checkpoints by path, each with the stream whose model is wanted, or None for all it has."""
 
 Clip = Mapping[str, np.ndarray]
 """A clip as the networks see it: "rgb" uint8 (3, T, side, side), "flow" uint8 (2, T, side, side)."""
 
 
 @dataclass(frozen=True)
-class Ensemble:
-    """Towers by stream ("rgb", "flow" or "both"; RGB before flow), what each is fed, and where it is from."""
+class Member:
+    """A trained model of one stream, how it is fed, and the checkpoint that it is from."""
 
-    towers: Mapping[str, Tower]
-    inputs: Mapping[str, Input]
-    digests: Mapping[str, str]  # of the files that they are from, sha256 in hex
-    origins: Mapping[str, Checkpoint]
+    model: StreamModel
+    input: Input
+    checkpoint: Checkpoint
+    sha256: str  # of the file, in hex
+    path: str
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Trained models by stream ("rgb", "flow" or "both"; RGB before flow) whose logits are added."""
+
+    members: Mapping[str, Member]
     classes: tuple[str, ...]
 
     @property
-    def views(self) -> dict[str, Input]:
-        """What is to be read: for "rgb" and "flow", as far as a tower wants them."""
-        return {s: self.inputs[s if s in self.inputs else "both"] for s in self.streams}
+    def stream_inputs(self) -> dict[str, Input]:
+        """How "rgb" and "flow" are fed, as far as a model wants them."""
+        return {s: self.members[s if s in self.members else "both"].input for s in self.streams}
 
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams to be read."""
-        return tuple(s for s in STREAMS if s in self.towers or "both" in self.towers)
+        return tuple(s for s in STREAMS if s in self.members or "both" in self.members)
 
     @property
     def rate(self) -> int:
         """Frames a second."""
-        return next(iter(self.inputs.values())).rate
+        return next(iter(self.members.values())).input.rate
 
     @property
     def span(self) -> int:
-        """Frames at `rate` that a training clip covers, of the tower with the longest."""
-        return max(input.frames * input.stride for input in self.inputs.values())
+        """Frames at `rate` that a training clip covers, of the model with the longest."""
+        return max(m.input.frames * m.input.stride for m in self.members.values())
 
     def to(self, device: torch.device) -> Ensemble:
-        """The same towers, moved."""
-        for tower in self.towers.values():
-            tower.to(device)
+        """The same models, moved."""
+        for member in self.members.values():
+            member.model.to(device)
         return self
 
     def features(
         self, clips: Sequence[Clip], scale: np.ndarray, device: torch.device, precision: str
     ) -> np.ndarray:
-        """Penultimate features of equally long clips, float32 (n, sum of the towers' widths), RGB first.
+        """Penultimate features of equally long clips, float32 (n, sum of the models' widths), RGB first.
 
         Args:
             scale: float32 (n, 2), what each clip's u and v are multiplied by.
         """
         pictures = as_pictures(clips, scale, device)
         with torch.inference_mode(), autocast(device, precision):
-            each = [tower.features(pictures) for tower in self.towers.values()]
+            each = [member.model.features(pictures) for member in self.members.values()]
         return torch.cat(each, dim=1).float().cpu().numpy()
 
     def logits(
         self, clips: Sequence[Clip], scale: np.ndarray, device: torch.device, precision: str
     ) -> np.ndarray:
-        """The towers' logits of equally long clips, added: float32 (n, num_classes), as in `evaluate`."""
+        """The models' logits of equally long clips, added: float32 (n, num_classes), as in `evaluate`."""
         pictures = as_pictures(clips, scale, device)
         with torch.inference_mode(), autocast(device, precision):
-            each = [tower(pictures) for tower in self.towers.values()]
+            each = [member.model(pictures) for member in self.members.values()]
         return torch.stack(each).sum(0).float().cpu().numpy()
 
     def refusal(self, frames: int) -> str | None:
         """Why a network does not take a clip of `frames` at `rate`, in its own words; None where all do."""
-        for stream, origin in self.origins.items():
-            if why := refusal(origin, stream, frames):
-                return f"{origin.network} does not take {frames} frames ({why})"
+        for stream, member in self.members.items():
+            if why := refusal(member.checkpoint, stream, frames):
+                return f"{member.checkpoint.network} does not take {frames} frames ({why})"
         return None
 
 
 def load(named: Named) -> Ensemble:
-    """The towers of checkpoints that are to say one thing together.
+    """The models of checkpoints that are to say one thing together.
 
     Raises:
         UnfitError: one is absent or of another stream, or they differ in classes or rate.
         CheckpointError: one is damaged.
     """
-    towers: dict[str, Tower] = {}
-    inputs, files, digests, origins = {}, {}, {}, {}
+    found: dict[str, Member] = {}
     for path, wanted in checkpoints.resolve(named):
         checkpoint, digest = checkpoints.read(path)
-        for stream, tower in restore(checkpoint, wanted).items():
-            towers[stream], origins[stream] = tower, checkpoint
-            inputs[stream] = replace(checkpoint.input, stream=stream)
-            files[stream], digests[stream] = path, digest
-    order = [s for s in (*STREAMS, "both") if s in towers]
-    first = origins[order[0]]
-    for stream in order[1:]:
-        if origins[stream].classes != first.classes:
+        for stream, model in restore(checkpoint, wanted).items():
+            found[stream] = Member(model, replace(checkpoint.input, stream=stream), checkpoint, digest, path)
+    members = {s: found[s] for s in (*STREAMS, "both") if s in found}
+    first, *others = members.values()
+    for other in others:
+        if other.checkpoint.classes != first.checkpoint.classes:
             raise UnfitError(
-                f"{files[order[0]]} and {files[stream]} know different classes: name towers of one list"
+                f"{first.path} and {other.path} know different classes: name checkpoints of the same classes"
             )
-        if inputs[stream].rate != first.input.rate:
+        if other.input.rate != first.input.rate:
             raise UnfitError(
-                f"{files[order[0]]} wants {first.input.rate} frames a second, {files[stream]} "
-                f"{inputs[stream].rate}: name towers of one rate"
+                f"{first.path} wants {first.input.rate} frames a second, {other.path} {other.input.rate}: "
+                "name checkpoints of one rate"
             )
-    return Ensemble(
-        {s: towers[s] for s in order},
-        {s: inputs[s] for s in order},
-        {s: digests[s] for s in order},
-        {s: origins[s] for s in order},
-        first.classes,
-    )
+    return Ensemble(members, first.checkpoint.classes)
 
 
 def refusal(checkpoint: Checkpoint, stream: str, frames: int) -> str | None:
@@ -135,11 +134,11 @@ def refusal(checkpoint: Checkpoint, stream: str, frames: int) -> str | None:
     seen = len(numbers(input, frames))
     try:
         with torch.device("meta"), torch.no_grad():
-            tower = build(
+            model = build(
                 checkpoint.network, checkpoint.options, [stream], len(checkpoint.classes), input=input
             )[stream].eval()
             rgb, flow = (torch.empty(1, networks.CHANNELS[s], seen, input.crop, input.crop) for s in STREAMS)
-            tower((rgb, flow))
+            model((rgb, flow))
     except (ValueError, RuntimeError) as error:
         return str(error).split("\n")[0]
     return None
@@ -152,7 +151,7 @@ def require(ensemble: Ensemble, frames: int, remedy: str) -> None:
 
 
 def as_pictures(clips: Sequence[Clip], scale: np.ndarray, device: torch.device) -> Pictures:
-    """Clips of bytes as the towers take them, float32 in [-1, 1] on `device`."""
+    """Clips of bytes as the models take them, float32 in [-1, 1] on `device`."""
     stacked = {s: torch.from_numpy(np.stack([clip[s] for clip in clips])) for s in STREAMS if s in clips[0]}
     none = torch.empty(0)
     batch = Batch(

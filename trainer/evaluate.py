@@ -19,7 +19,7 @@ from trainer.data.lists import Lists
 from trainer.data.loader import EvaluationBatches
 from trainer.data.rows import Rows, open_rows
 from trainer.ensemble import refusal
-from trainer.stream_models import Pictures, Tower, autocast, precision_for, restore
+from trainer.stream_models import Pictures, StreamModel, autocast, precision_for, restore
 
 STREAMS = ("rgb", "flow", "joint")
 
@@ -67,11 +67,11 @@ def evaluate(options: EvaluateOptions, group: distributed.Group) -> dict[str, An
     classes: tuple[str, ...] = ()
     for path, stream in options.checkpoints:
         checkpoint = checkpoints.load(path)
-        towers = restore(checkpoint, stream)
+        models = restore(checkpoint, stream)
         split = options.split if options.lists is None else options.lists.test
-        rows = open_rows(options.data, split, tuple(towers) if "both" not in towers else ("rgb", "flow"))
+        rows = open_rows(options.data, split, tuple(models) if "both" not in models else ("rgb", "flow"))
         _fits(path, checkpoint, rows)
-        found.append(_predict_all(options, group, checkpoint, towers, rows))
+        found.append(_predict_all(options, group, checkpoint, models, rows))
         views.append("x".join(map(str, _views(options, checkpoint))) or "whole clip")
         classes = rows.classes
     scores = score(merge(found), classes)
@@ -86,7 +86,7 @@ def evaluate(options: EvaluateOptions, group: distributed.Group) -> dict[str, An
 
 
 def predict(
-    towers: Mapping[str, Tower],
+    models: Mapping[str, StreamModel],
     batches: EvaluationBatches,
     group: distributed.Group,
     *,
@@ -104,7 +104,7 @@ def predict(
     keys: list[str] = []
     targets: list[Tensor] = []
     failures: list[str] = []
-    logits: dict[str, list[Tensor]] = {stream: [] for stream in towers}
+    logits: dict[str, list[Tensor]] = {stream: [] for stream in models}
     for batch in batches:
         if stop and group.sum(torch.tensor(float(stop()), device=group.device)) > 0:
             raise Stopped("the evaluation was stopped")
@@ -116,8 +116,8 @@ def predict(
         targets.append(batch.target[there])
         failures += batch.failures
         with torch.inference_mode(), autocast(group.device, precision):
-            for stream, tower in towers.items():
-                by_view = torch.cat([tower(some) for some in _portions(pictures)])
+            for stream, model in models.items():
+                by_view = torch.cat([model(some) for some in _portions(pictures)])
                 logits[stream].append(by_view.unflatten(0, (-1, batch.views)).mean(1).cpu()[there])
     mine = (keys, torch.cat(targets), {s: torch.cat(x) for s, x in logits.items()}, failures)
     return _in_order(group.gather(mine))
@@ -205,7 +205,9 @@ def _split(options: EvaluateOptions) -> str:
 def main(options: EvaluateOptions, output: Path | None) -> dict[str, Any]:
     """Evaluates in the group that torchrun started, and writes the scores as JSON."""
     with distributed.join() as group:
-        files = group.from_first(lambda: checkpoints.resolve(options.checkpoints))  # of runs that may go on
+        files = group.broadcast_from_rank0(
+            lambda: checkpoints.resolve(options.checkpoints)
+        )  # of runs that may go on
         options = replace(options, checkpoints=files)
         path = output or output_path(options)
         if group.first:
@@ -220,10 +222,10 @@ def _predict_all(
     options: EvaluateOptions,
     group: distributed.Group,
     checkpoint: Checkpoint,
-    towers: Mapping[str, Tower],
+    models: Mapping[str, StreamModel],
     rows: Rows,
 ) -> Predictions:
-    streams, views = list(towers), _views(options, checkpoint)
+    streams, views = list(models), _views(options, checkpoint)
     if not views:
         _takes_whole_clips(checkpoint, streams, rows)
     input = replace(checkpoint.input, stream=streams[0] if len(streams) == 1 else "both")
@@ -240,10 +242,10 @@ def _predict_all(
         crops=crops,
         pin=group.device.type == "cuda",
     )
-    for tower in towers.values():
-        tower.to(group.device)
+    for model in models.values():
+        model.to(group.device)
     precision = precision_for(group.device, options.precision)
-    return predict(towers, batches, group, repeat_frame=options.repeat_frame, precision=precision)
+    return predict(models, batches, group, repeat_frame=options.repeat_frame, precision=precision)
 
 
 def _views(options: EvaluateOptions, checkpoint: Checkpoint) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Trained towers as programs of their own: torch.export (.pt2) or ONNX (.onnx), held against ours.
+"""Trained models as programs of their own: torch.export (.pt2) or ONNX (.onnx), held against ours.
 
 A program takes what `trainer.data.batches.Batch.inputs` gives and says what ``evaluate`` says; its classes
 and how its input is made stand inside, as JSON.
@@ -28,7 +28,7 @@ from trainer import ensemble, networks
 from trainer.configuration import ConfigurationError
 from trainer.ensemble import Ensemble, Named
 from trainer.frame_stream import numbers
-from trainer.stream_models import Tower
+from trainer.stream_models import StreamModel
 
 METADATA = "metadata.json"
 """The JSON inside: an extra file of .pt2, a metadata property of .onnx."""
@@ -55,35 +55,35 @@ class Exported:
 
 
 class Joint(nn.Module):
-    """The towers of an ensemble as one module: the sum of their logits, (N, num_classes) float32.
+    """The models of an ensemble as one module: the sum of their logits, (N, num_classes) float32.
 
     Takes float32 (N, C, T, H, W) in [-1, 1] of one stream, or RGB and flow in this order.
     """
 
-    def __init__(self, towers: Ensemble):
+    def __init__(self, models: Ensemble):
         super().__init__()
-        self.towers = nn.ModuleList(Plain(tower) for tower in towers.towers.values())
-        self.apart = len(self.towers) > 1
+        self.models = nn.ModuleList(Plain(member.model) for member in models.members.values())
+        self.apart = len(self.models) > 1
 
     def forward(self, *pictures: Tensor) -> Tensor:
         if not self.apart:
-            return self.towers[0](*pictures)
-        logits = [tower(seen) for tower, seen in zip(self.towers, pictures, strict=True)]
+            return self.models[0](*pictures)
+        logits = [model(seen) for model, seen in zip(self.models, pictures, strict=True)]
         return torch.stack(logits).sum(0)
 
 
 class Plain(nn.Module):
-    """A tower without the memory layout that suits our training."""
+    """A model without the memory layout that suits our training."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, tower: Tower):
+    def __init__(self, model: StreamModel):
         super().__init__()
-        self.network = tower.network.to(memory_format=torch.contiguous_format)
-        self.brings_rgb = tower.normalises and tower.stream != "flow"
-        self.register_buffer("scale", tower.scale)
-        self.register_buffer("shift", tower.shift)
+        self.network = model.network.to(memory_format=torch.contiguous_format)
+        self.brings_rgb = model.normalises and model.stream != "flow"
+        self.register_buffer("scale", model.scale)
+        self.register_buffer("shift", model.shift)
 
     def forward(self, *pictures: Tensor) -> Tensor:
         if self.brings_rgb:
@@ -106,13 +106,13 @@ class Widened(nn.Module):
 
 
 def export(checkpoints: Named, output: Path) -> Exported:
-    """Writes the towers of checkpoints to `output`, whole or not at all; its suffix says as what.
+    """Writes the models of checkpoints to `output`, whole or not at all; its suffix says as what.
 
     Batch and time are dynamic; where a network does not allow that of time, it is fixed at a training
     clip's. The written file has been run on other sizes than it was traced with.
 
     Raises:
-        CheckpointError: no such checkpoint, or towers that do not go together.
+        CheckpointError: no such checkpoint, or models that do not go together.
         ConfigurationError: another suffix than .pt2 and .onnx, or ONNX is not installed.
         ExportError: torch cannot export it, or the file's logits differ by more than `TOLERANCE`.
     """
@@ -120,39 +120,39 @@ def export(checkpoints: Named, output: Path) -> Exported:
         raise ConfigurationError(f"--output {output} has no known suffix: name it .pt2 or .onnx")
     if output.suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))):
         raise ConfigurationError("ONNX is not installed: pip install 'quovadis[onnx]', or write a .pt2")
-    towers = ensemble.load(checkpoints)
-    module = Joint(towers).eval()
+    models = ensemble.load(checkpoints)
+    module = Joint(models).eval()
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{os.getpid()}.{output.name}")
-    trained = _shapes(towers)
+    trained = _shapes(models)
     fixed = _one_length(module, trained)
     try:
         with _quietly():
             if fixed is None:
                 try:
-                    metadata = _write(module, towers, temporary, None)
+                    metadata = _write(module, models, temporary, None)
                 except ExportError:
                     raise
                 except Exception as error:  # the tracer, or a guard of what it made, gives up in its own ways
                     _log.debug("time is to be fixed", exc_info=error)
-                    fixed = f"torch.export fixes the number of frames of {_names(towers)}"
+                    fixed = f"torch.export fixes the number of frames of {_names(models)}"
             if fixed is not None:
                 try:
-                    metadata = _write(module, towers, temporary, fixed)
+                    metadata = _write(module, models, temporary, fixed)
                 except (RuntimeError, ValueError, TypeError) as error:
                     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0][:200]
-                    raise ExportError(f"{_names(towers)} cannot be exported: {said}") from error
+                    raise ExportError(f"{_names(models)} cannot be exported: {said}") from error
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)
     return Exported(output, metadata, fixed)
 
 
-def describe(towers: Ensemble, fixed: str | None) -> dict[str, Any]:
+def describe(models: Ensemble, fixed: str | None) -> dict[str, Any]:
     """What stands inside an exported file: classes, and how each input is made."""
     inputs = []
-    for stream, shape in zip(towers.streams, _shapes(towers), strict=True):
-        fed = towers.views[stream]
+    for stream, shape in zip(models.streams, _shapes(models), strict=True):
+        fed = models.stream_inputs[stream]
         values = "RGB / 127.5 - 1" if stream == "rgb" else f"(u, v) / {fed.flow_bound:g} pixels, in [-1, 1]"
         inputs.append(
             {
@@ -169,22 +169,22 @@ def describe(towers: Ensemble, fixed: str | None) -> dict[str, Any]:
         )
     return {
         "format": FORMAT,
-        "networks": {stream: origin.network for stream, origin in towers.origins.items()},
+        "networks": {stream: member.checkpoint.network for stream, member in models.members.items()},
         "inputs": inputs,
         "time_is_fixed": fixed,
-        "output": "logits (batch, classes), of all towers added",
-        "classes": list(towers.classes),
+        "output": "logits (batch, classes), of all models added",
+        "classes": list(models.classes),
     }
 
 
 _log = logging.getLogger(__name__)
 
 
-def _write(module: Joint, towers: Ensemble, path: Path, fixed: str | None) -> dict[str, Any]:
+def _write(module: Joint, models: Ensemble, path: Path, fixed: str | None) -> dict[str, Any]:
     """Traces, writes and proves the file; its metadata."""
     import torch.fx.experimental._config as tracing
 
-    metadata, trained = describe(towers, fixed), _shapes(towers)
+    metadata, trained = describe(models, fixed), _shapes(models)
     dims: dict[int, Any] = {0: Dim.DYNAMIC} if fixed else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     example = tuple(torch.zeros(_TRACED, *shape[1:]) for shape in trained)
     # Else a size that happens to be 1 somewhere inside while tracing would have to be 1 for ever.
@@ -198,7 +198,7 @@ def _write(module: Joint, towers: Ensemble, path: Path, fixed: str | None) -> di
         torch.export.save(program, path, extra_files={METADATA: text})
         run: Callable[..., Tensor] = torch.export.load(path).module()
     else:
-        _save_onnx(program, towers, path, text)
+        _save_onnx(program, models, path, text)
         run = _onnx_runner(path)
     for shapes in _trials(module, trained, fixed):
         _compare(module, run, shapes)
@@ -224,7 +224,7 @@ def _widened(module: Joint, shapes: Shapes) -> Joint:
     return copied
 
 
-def _save_onnx(program: ExportedProgram, towers: Ensemble, path: Path, text: str) -> None:
+def _save_onnx(program: ExportedProgram, models: Ensemble, path: Path, text: str) -> None:
     import onnx
 
     made = torch.onnx.export(
@@ -232,7 +232,7 @@ def _save_onnx(program: ExportedProgram, towers: Ensemble, path: Path, text: str
         (),
         dynamo=True,
         verbose=False,
-        input_names=list(towers.streams),
+        input_names=list(models.streams),
         output_names=["logits"],
     )
     assert made is not None
@@ -262,11 +262,11 @@ def _onnx_runner(path: Path) -> Callable[..., Tensor]:
     return run
 
 
-def _shapes(towers: Ensemble, clips: int = 1) -> Shapes:
+def _shapes(models: Ensemble, clips: int = 1) -> Shapes:
     """The inputs' sizes for training clips."""
     shapes = []
-    for stream in towers.streams:
-        fed = towers.views[stream]
+    for stream in models.streams:
+        fed = models.stream_inputs[stream]
         frames = len(numbers(fed, fed.frames * fed.stride))
         shapes.append((clips, networks.CHANNELS[stream], frames, fed.crop, fed.crop))
     return tuple(shapes)
@@ -319,8 +319,8 @@ def _compare(module: Joint, run: Callable[..., Tensor], shapes: Shapes) -> None:
         )
 
 
-def _names(towers: Ensemble) -> str:
-    return " and ".join(dict.fromkeys(origin.network for origin in towers.origins.values()))
+def _names(models: Ensemble) -> str:
+    return " and ".join(dict.fromkeys(member.checkpoint.network for member in models.members.values()))
 
 
 @contextlib.contextmanager

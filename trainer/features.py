@@ -31,7 +31,7 @@ from trainer.data.decoding import Undecodable
 from trainer.data.reading import Reader, SampleError
 from trainer.data.rows import Rows, check_input, open_rows
 from trainer.ensemble import Clip, Ensemble, Named
-from trainer.frame_stream import Footage
+from trainer.frame_stream import FrameStream
 from trainer.stream_models import precision_for
 
 SETTINGS, FAILED = "features.json", "failed.jsonl"
@@ -43,7 +43,7 @@ _MACHINE = ("environment", "storage")  # classes of failures that are not the vi
 
 @dataclass(frozen=True)
 class FeaturesOptions:
-    """One call of ``features``: which towers, over which inputs, how, into which folder."""
+    """One call of ``features``: which models, over which inputs, how, into which folder."""
 
     checkpoints: Named
     inputs: tuple[str, ...]
@@ -69,7 +69,7 @@ class Source:
 
     name: str
     shown: str
-    open: Callable[[Path, int], Footage] = field(repr=False)
+    open: Callable[[Path, int], FrameStream] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,17 @@ def extract(options: FeaturesOptions) -> Outcome:
         Failed: the folder cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    towers = ensemble.load(options.checkpoints).to(device)
-    ensemble.require(towers, options.window, f"give --window {towers.span}, as it was trained")
-    sources = find(options.inputs, towers)
+    models = ensemble.load(options.checkpoints).to(device)
+    ensemble.require(models, options.window, f"give --window {models.span}, as it was trained")
+    sources = find(options.inputs, models)
     storage = Storage(options.output)
-    _settle(storage, options, towers)
+    _settle(storage, options, models)
     missing = [source for source in sources if not _done(storage, source.name)]
     precision = precision_for(device, options.precision)
-    writing = _Writing(storage, options, towers.rate)
-    for batch in _batches(_windows(missing, options, towers), options.batch_size, writing):
+    writing = _Writing(storage, options, models.rate)
+    for batch in _batches(_windows(missing, options, models), options.batch_size, writing):
         scale = np.array([item.scale for item in batch], np.float32)
-        values = towers.features([item.clip for item in batch], scale, device, precision)
+        values = models.features([item.clip for item in batch], scale, device, precision)
         for item, row in zip(batch, values, strict=True):
             writing.add(item.source, row)
     lines = [json.dumps({"input": shown, "reason": why}) + "\n" for shown, why in writing.failed.items()]
@@ -109,16 +109,16 @@ def extract(options: FeaturesOptions) -> Outcome:
     return Outcome(writing.written, len(sources) - len(missing), writing.failed)
 
 
-def find(inputs: Iterable[str], towers: Ensemble) -> list[Source]:
+def find(inputs: Iterable[str], models: Ensemble) -> list[Source]:
     """The videos that inputs name: files, folders of files, addresses, YouTube ids, published data sets.
 
     Raises:
         ConfigurationError: an input that is nothing, or two that would be written to one file.
-        RowsError: a data set that does not go with the towers.
+        RowsError: a data set that does not go with the models.
     """
     found: dict[str, Source] = {}
     for name in inputs:
-        some = list(_in_root(name, towers) if _is_root(name) else _raw(name, towers))
+        some = list(_in_root(name, models) if _is_root(name) else _raw(name, models))
         if not some:
             raise ConfigurationError(f"{name} holds no video: name a video, a folder of them or a data set")
         for source in some:
@@ -142,12 +142,12 @@ def _is_root(name: str) -> bool:
     return Storage(name).exists("dataset.json")
 
 
-def _raw(name: str, towers: Ensemble) -> Iterator[Source]:
-    views = towers.views
+def _raw(name: str, models: Ensemble) -> Iterator[Source]:
+    inputs = models.stream_inputs
 
-    def opener(path: str) -> Callable[[Path, int], Footage]:
+    def opener(path: str) -> Callable[[Path, int], FrameStream]:
         return lambda folder, threads: frame_stream.of_file(
-            named_video.local_file(path, folder), views, threads
+            named_video.local_file(path, folder), inputs, threads
         )
 
     if os.path.isdir(name):
@@ -160,22 +160,22 @@ def _raw(name: str, towers: Ensemble) -> Iterator[Source]:
         raise ConfigurationError(f"{name} is not there: name a video, a folder of them or a data set")
 
 
-def _in_root(root: str, towers: Ensemble) -> Iterator[Source]:
-    views = towers.views
+def _in_root(root: str, models: Ensemble) -> Iterator[Source]:
+    inputs = models.stream_inputs
     for split in dataset.open(root).splits:
-        rows = open_rows([root], split, towers.streams)
-        for input in towers.inputs.values():
+        rows = open_rows([root], split, models.streams)
+        for input in models.stream_inputs.values():
             check_input(rows, input)
-        reader = Reader(rows, towers.streams)
+        reader = Reader(rows, models.streams)
         for row in np.flatnonzero(~rows.removed):
             key = rows.keys[int(row)].as_py()
-            yield Source(f"{split}/{key}", f"{root}: {key}", _opener(rows, int(row), reader, views))
+            yield Source(f"{split}/{key}", f"{root}: {key}", _opener(rows, int(row), reader, inputs))
 
 
-def _opener(rows: Rows, row: int, reader: Reader, views) -> Callable[[Path, int], Footage]:
+def _opener(rows: Rows, row: int, reader: Reader, inputs) -> Callable[[Path, int], FrameStream]:
     size = int(rows.width[row]), int(rows.height[row])
     return lambda folder, threads: frame_stream.of_sample(
-        reader.read(row), int(rows.frames[row]), size, rows.rate, views
+        reader.read(row), int(rows.frames[row]), size, rows.rate, inputs
     )
 
 
@@ -189,7 +189,7 @@ class _Item:
     failure: str | None = None
 
 
-def _windows(sources: Sequence[Source], options: FeaturesOptions, towers: Ensemble) -> Iterator[_Item]:
+def _windows(sources: Sequence[Source], options: FeaturesOptions, models: Ensemble) -> Iterator[_Item]:
     """The windows of all videos, each video's in order, read by several threads."""
     cores = os.cpu_count() or 1
     readers = min(options.workers or min(cores, _READERS), max(1, len(sources)))
@@ -221,7 +221,9 @@ def _windows(sources: Sequence[Source], options: FeaturesOptions, towers: Ensemb
         with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
             try:
                 shown = source.open(Path(folder), max(1, cores // readers))
-                for clip in frame_stream.windows(shown.frames, options.window, options.stride, towers.views):
+                for clip in frame_stream.windows(
+                    shown.frames, options.window, options.stride, models.stream_inputs
+                ):
                     hand_over(_Item(source, clip, shown.scale))
             except Failed as error:
                 if str(error.failure_class) in _MACHINE:
@@ -323,23 +325,18 @@ def _done(storage: Storage, name: str) -> bool:
     return storage.exists(f"{name}.npy")
 
 
-def _settle(storage: Storage, options: FeaturesOptions, towers: Ensemble) -> None:
+def _settle(storage: Storage, options: FeaturesOptions, models: Ensemble) -> None:
     """Writes down what the folder's features are made with; raises where it holds others."""
     mine = {
-        "rate": towers.rate,
+        "rate": models.rate,
         "window": options.window,
         "stride": options.stride,
         "precision": options.precision,
         "towers": [
-            {
-                "stream": stream,
-                "network": origin.network,
-                "sha256": towers.digests[stream],
-            }
-            for stream, origin in towers.origins.items()
+            {"stream": stream, "network": member.checkpoint.network, "sha256": member.sha256}
+            for stream, member in models.members.items()
         ],
     }
-    mine = json.loads(json.dumps(mine))
     if storage.exists(SETTINGS):
         try:
             theirs = dict(json.loads(storage.read_bytes(SETTINGS)))

@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.media import clip, whole_video
 from pipeline.media.clip import EncodeRecipe
-from trainer.data.augmentation import Cut, evaluation_cuts
+from trainer.data.augmentation import View, evaluation_views
 from trainer.data.batches import Input
 from trainer.data.decoding import flow_planes, flow_scale, pictures, plane_of, rgb_planes, square
 
@@ -25,31 +25,31 @@ Frame = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Footage:
+class FrameStream:
     """The frames of one video, to be gone through once, and what its u and v are multiplied by."""
 
     frames: Iterator[Frame]
     scale: tuple[float, float]
 
 
-def of_file(path: Path, views: Mapping[str, Input], threads: int = 1) -> Footage:
+def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameStream:
     """A raw video, read as the pipeline reads what it prepares.
 
     Its RGB frames are those of the clip that the pipeline would encode, bit for bit. Its flow is the one that
     the pipeline would code as video, before that coding, which changes a vector by .06 pixels on average.
 
     Args:
-        views: "rgb", "flow" or both -> what is fed; the resize and the crop, at the centre, are its.
+        inputs: "rgb", "flow" or both -> what is fed; the resize and the crop, at the centre, are its.
         threads: that share the computing of the flow.
 
     Raises:
         Failed: the video cannot be read; while iterating too.
     """
-    rate = next(iter(views.values())).rate
+    rate = next(iter(inputs.values())).rate
     recipe = EncodeRecipe(rate=rate)
     size = clip.probe(path).output_size(recipe.short_side)
-    cuts = {stream: _centre(input, size) for stream, input in views.items()}
-    bound = views["flow"].flow_bound if "flow" in views else None
+    cuts = {stream: _centre(input, size) for stream, input in inputs.items()}
+    bound = inputs["flow"].flow_bound if "flow" in inputs else None
 
     def frames() -> Iterator[Frame]:
         reformatter = VideoReformatter()
@@ -61,23 +61,23 @@ def of_file(path: Path, views: Mapping[str, Input], threads: int = 1) -> Footage
                 seen["flow"] = _cropped(flow_planes(frame.flow, cuts["flow"], reformatter), cuts["flow"])
             yield seen
 
-    return Footage(frames(), flow_scale(cuts["flow"], size) if "flow" in cuts else (1.0, 1.0))
+    return FrameStream(frames(), flow_scale(cuts["flow"], size) if "flow" in cuts else (1.0, 1.0))
 
 
 def of_sample(
-    members: Mapping[str, bytes], frames: int, size: tuple[int, int], rate: int, views: Mapping[str, Input]
-) -> Footage:
+    members: Mapping[str, bytes], frames: int, size: tuple[int, int], rate: int, inputs: Mapping[str, Input]
+) -> FrameStream:
     """A clip of a published data set, with the flow that is stored there.
 
     Args:
         members: by stream, as `trainer.data.reading.Reader` gives them.
         frames, size, rate: of the clip, (width, height) in pixels, as its index says.
-        views: as in `of_file`.
+        inputs: as in `of_file`.
 
     Raises:
         Undecodable: while iterating, where the members are not what the index says.
     """
-    cuts = {stream: _centre(input, size) for stream, input in views.items()}
+    cuts = {stream: _centre(input, size) for stream, input in inputs.items()}
     width, height = size
 
     def of_stream(stream: str) -> Iterator[np.ndarray]:
@@ -90,14 +90,14 @@ def of_sample(
                 yield _cropped(flow_planes(plane_of(picture), cut, reformatter), cut)
 
     def both() -> Iterator[Frame]:
-        for each in zip(*(of_stream(stream) for stream in views), strict=True):
-            yield dict(zip(views, each, strict=True))
+        for each in zip(*(of_stream(stream) for stream in inputs), strict=True):
+            yield dict(zip(inputs, each, strict=True))
 
-    return Footage(both(), flow_scale(cuts["flow"], size) if "flow" in cuts else (1.0, 1.0))
+    return FrameStream(both(), flow_scale(cuts["flow"], size) if "flow" in cuts else (1.0, 1.0))
 
 
 def windows(
-    frames: Iterator[Frame], length: int, every: int, views: Mapping[str, Input]
+    frames: Iterator[Frame], length: int, every: int, inputs: Mapping[str, Input]
 ) -> Iterator[dict[str, np.ndarray]]:
     """Clips of `length` frames that begin `every` frames apart, as many as fit; at least one.
 
@@ -108,10 +108,10 @@ def windows(
     for seen, frame in enumerate(frames, 1):
         held.append(frame)
         if seen == given * every + length:
-            yield assembled(list(held), views)
+            yield assembled(list(held), inputs)
             given += 1
     if held and not given:
-        yield assembled([*held, *[held[-1]] * (length - len(held))], views)
+        yield assembled([*held, *[held[-1]] * (length - len(held))], inputs)
 
 
 def pieces(frames: Iterator[Frame], length: int, least: int) -> Iterator[list[Frame]]:
@@ -126,24 +126,24 @@ def pieces(frames: Iterator[Frame], length: int, least: int) -> Iterator[list[Fr
         yield held
 
 
-def assembled(frames: Sequence[Frame], views: Mapping[str, Input]) -> dict[str, np.ndarray]:
+def assembled(frames: Sequence[Frame], inputs: Mapping[str, Input]) -> dict[str, np.ndarray]:
     """A clip of consecutive frames as `evaluate` sees a whole one: uint8 (C, T, side, side) by stream."""
     return {
         stream: np.stack([frames[number][stream] for number in numbers(input, len(frames))], axis=1)
-        for stream, input in views.items()
+        for stream, input in inputs.items()
     }
 
 
 def numbers(input: Input, count: int) -> tuple[int, ...]:
     """Which of a clip's `count` frames a network sees: every `stride`-th, or its segments' snippets."""
-    (cut,) = evaluation_cuts(input, count, input.short_side, input.short_side, None, 1, 1)
+    (cut,) = evaluation_views(input, count, input.short_side, input.short_side, None, 1, 1)
     return cut.frames
 
 
-def _centre(input: Input, size: tuple[int, int]) -> Cut:
-    (cut,) = evaluation_cuts(input, 1, *size, None, 1, 1)
+def _centre(input: Input, size: tuple[int, int]) -> View:
+    (cut,) = evaluation_views(input, 1, *size, None, 1, 1)
     return cut
 
 
-def _cropped(planes: list[np.ndarray], cut: Cut) -> np.ndarray:
+def _cropped(planes: list[np.ndarray], cut: View) -> np.ndarray:
     return np.stack([plane[square(cut)] for plane in planes])

@@ -15,7 +15,7 @@ IMAGE = "imagenet:"
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitialWeights:
     """A file of weights, as the call names it and where it lies."""
 
     name: str
@@ -32,21 +32,21 @@ class Origin:
         return {"name": self.name, "sha256": self.sha256}
 
 
-def find(name: str) -> Origin:
+def find(name: str) -> InitialWeights:
     """The file that `name` means now. Raises UnfitError."""
     image = name.removeprefix(IMAGE)
     file = checkpoints.find(name) if image == name else Path(image)
     if not file.is_file():
         raise UnfitError(f"{file} is no file: name one of an image network's weights")
     with file.open("rb") as stream:
-        return Origin(name, file, hashlib.file_digest(stream, "sha256").hexdigest())
+        return InitialWeights(name, file, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def difference(name: str | None, theirs: Mapping[str, str]) -> str | None:
-    """How `name` is another origin than a run's (`Origin.as_dict`; empty for none), as a phrase; else None.
+    """How `name` differs from a run's initial weights, as a phrase; None where it does not.
 
-    A resume reads its own checkpoint, so it need not name one. A run that was trained on since, or a file
-    that is gone, is the same by its name.
+    `theirs` is `InitialWeights.as_dict`, empty for a run without. A resume reads its own checkpoint, so it
+    need not name one. A run that was trained on since, or a file that is gone, is the same by its name.
     """
     kept = theirs.get("name")
     if name is None or (name == kept and not Path(name.removeprefix(IMAGE)).is_file()):

@@ -26,7 +26,7 @@ class Optimisation:
     factor: float = 0.1
     rise: float = 0.3  # share of the run in which the rate rises ("one-cycle")
     warmup: int = 0  # steps over which the rate of any schedule rises from none, in a line
-    clip_gradient: float = 0.0  # a tower's gradient is shortened to this norm where it is longer; 0: never
+    clip_gradient: float = 0.0  # a model's gradient is shortened to this norm where it is longer; 0: never
     freeze: bool = False  # only the last layer learns, on features that stay as they are
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ def _scheduled(step: int, steps: int, settings: Optimisation, losses: Sequence[f
     if settings.schedule == "step":
         return settings.lr * settings.factor ** sum(step >= m for m in settings.milestones)
     if settings.schedule == "plateau":
-        return settings.lr * settings.factor ** standstills(losses, settings.patience)
+        return settings.lr * settings.factor ** plateau_count(losses, settings.patience)
     if settings.schedule == "cosine":
         return _cosine(settings.lr, 0.0, max(0, step - settings.warmup) / max(1, steps - settings.warmup))
     if settings.schedule == "one-cycle":
@@ -83,7 +83,7 @@ def _scheduled(step: int, steps: int, settings: Optimisation, losses: Sequence[f
     return settings.lr
 
 
-def standstills(losses: Sequence[float], patience: int) -> int:
+def plateau_count(losses: Sequence[float], patience: int) -> int:
     """How often more than `patience` losses on end were no lower than the lowest before them."""
     found = waited = 0
     lowest = math.inf

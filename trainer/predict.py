@@ -1,4 +1,4 @@
-"""What trained towers recognise in a video: its classes, and those of each moment for an annotated copy.
+"""What trained models recognise in a video: its classes, and those of each moment for an annotated copy.
 
 The video is read as the pipeline reads what it prepares, and seen as ``evaluate`` sees a whole clip; by a
 network with `test_views` in clips of training's length, one after another.
@@ -81,8 +81,8 @@ def predict(options: PredictOptions) -> Iterator[Prediction | str]:
         if named_video.source_of(name) is None and not Path(name).is_file():
             raise ConfigurationError(f"{name} is no file, address or YouTube id: name a video")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    towers = ensemble.load(options.checkpoints).to(device)
-    look = _Look(options, towers, device)
+    models = ensemble.load(options.checkpoints).to(device)
+    look = _Look(options, models, device)
     for name in options.videos:
         try:
             with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
@@ -96,19 +96,19 @@ def predict(options: PredictOptions) -> Iterator[Prediction | str]:
 
 
 class _Look:
-    """The towers with what a call asks of them."""
+    """The models with what a call asks of them."""
 
-    def __init__(self, options: PredictOptions, towers: Ensemble, device: torch.device):
-        self.options, self.towers, self.device = options, towers, device
+    def __init__(self, options: PredictOptions, models: Ensemble, device: torch.device):
+        self.options, self.models, self.device = options, models, device
         self.precision = precision_for(device, options.precision)
         # A network that takes, or is published for, one length only sees the video in clips of that.
-        self.whole = not any(input.test_views for input in towers.inputs.values())
-        self.whole = self.whole and not any(towers.refusal(frames) for frames in (LEAST, PIECE))
-        self.moment = min(max(towers.span, LEAST), PIECE)  # frames
+        self.whole = not any(m.input.test_views for m in models.members.values())
+        self.whole = self.whole and not any(models.refusal(frames) for frames in (LEAST, PIECE))
+        self.moment = min(max(models.span, LEAST), PIECE)  # frames
 
     def at(self, name: str, path: Path) -> Prediction:
-        shown = frame_stream.of_file(path, self.towers.views, self.options.threads)
-        total, frames = np.zeros(len(self.towers.classes)), 0
+        shown = frame_stream.of_file(path, self.models.stream_inputs, self.options.threads)
+        total, frames = np.zeros(len(self.models.classes)), 0
         held: list[Frame] = []
         moments: list[np.ndarray] = []
 
@@ -126,7 +126,7 @@ class _Look:
             frames += len(piece)
         if held and (len(held) >= LEAST or not moments):
             moments.append(self._logits(held, shown.scale))
-        rate = self.towers.rate
+        rate = self.models.rate
         ends = [min((i + 1) * self.moment, frames) for i in range(len(moments))]
         ends[-1:] = [frames] if moments else []
         spans = [(i * self.moment / rate, end / rate) for i, end in enumerate(ends)]
@@ -135,13 +135,13 @@ class _Look:
 
     def _logits(self, frames: Sequence[Frame], scale: tuple[float, float]) -> np.ndarray:
         """The mean logits of a run of frames, float32 (num_classes,)."""
-        views, span = self.towers.views, self.towers.span
+        inputs, span = self.models.stream_inputs, self.models.span
         if self.whole:
-            clips: list[Clip] = [next(frame_stream.windows(iter(frames), max(LEAST, len(frames)), 1, views))]
+            clips: list[Clip] = [next(frame_stream.windows(iter(frames), max(LEAST, len(frames)), 1, inputs))]
         else:
-            clips = list(frame_stream.windows(iter(frames), span, span, views))
+            clips = list(frame_stream.windows(iter(frames), span, span, inputs))
         scales = np.full((1, 2), scale, np.float32)
-        each = [self.towers.logits([clip], scales, self.device, self.precision) for clip in clips]
+        each = [self.models.logits([clip], scales, self.device, self.precision) for clip in clips]
         return np.concatenate(each).mean(axis=0)
 
     def _best(self, logits: np.ndarray) -> tuple[tuple[str, float], ...]:
@@ -149,7 +149,7 @@ class _Look:
         odds = np.exp(logits - logits.max())
         odds /= odds.sum()
         order = np.argsort(-odds, kind="stable")[: self.options.top]
-        return tuple((self.towers.classes[i], float(odds[i])) for i in order)
+        return tuple((self.models.classes[i], float(odds[i])) for i in order)
 
 
 def write_annotated(path: Path, out: Path, prediction: Prediction) -> None:

@@ -1,4 +1,4 @@
-"""The modules of a run: one tower a stream where the network is trained so, else one for both streams."""
+"""The modules of a run: one model a stream where the network is trained so, else one for both streams."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Pictures = tuple[Tensor | None, Tensor | None]
 """(rgb, flow) as `Batch.inputs` gives them."""
 
 
-class Tower(nn.Module):
+class StreamModel(nn.Module):
     """A network with the stream it sees, in the memory layout that measures fastest.
 
-    Pictures come in [-1, 1]; RGB is brought to the mean and deviation of `input` here.
+    Pictures come in [-1, 1]; RGB is brought to the mean and std of `input` here.
     """
 
     scale: Tensor
@@ -37,11 +37,11 @@ class Tower(nn.Module):
         self.stream = stream
         self.network = network.to(memory_format=torch.channels_last_3d)
         given = input or Input()
-        mean, deviation = (torch.tensor(x)[:, None, None, None] for x in (given.mean, given.deviation))
-        self.register_buffer("scale", 0.5 / deviation, persistent=False)
-        self.register_buffer("shift", (0.5 - mean) / deviation, persistent=False)
+        mean, std = (torch.tensor(x)[:, None, None, None] for x in (given.mean, given.std))
+        self.register_buffer("scale", 0.5 / std, persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
         self.frozen = False
-        self.normalises = (given.mean, given.deviation) != (Input.mean, Input.deviation)
+        self.normalises = (given.mean, given.std) != (Input.mean, Input.std)
 
     def freeze(self, learning: set[str]) -> None:
         """Leaves all of the network as it is but the weights named: statistics too; dropout goes on."""
@@ -50,7 +50,7 @@ class Tower(nn.Module):
         self.frozen = True
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Tower:
+    def train(self, mode: bool = True) -> StreamModel:
         super().train(mode)
         for module in self.modules() if self.frozen else ():
             if isinstance(module, _BatchNorm):
@@ -61,7 +61,7 @@ class Tower(nn.Module):
         """Logits (N, num_classes) float32 of `pictures`."""
         return self.network(*self._inputs(pictures)).float()
 
-    def lessons(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
+    def training_logits(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
         """Logits (N, num_classes), and those of all steps that the loss is on (N, S, num_classes), float32.
 
         A network that defines `steps` has several, and `answer`, which makes its logits of them.
@@ -87,15 +87,15 @@ class Tower(nn.Module):
 
 
 class Objective(nn.Module):
-    """What is minimised, and how often the tower is right: the module that DDP wraps."""
+    """What is minimised, and how often the model is right: the module that DDP wraps."""
 
-    def __init__(self, tower: Tower):
+    def __init__(self, model: StreamModel):
         super().__init__()
-        self.tower = tower
+        self.model = model
 
     def forward(self, pictures: Pictures, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over the samples, weighted: cross entropy (the mean over steps), and correct first choices."""
-        logits, steps = self.tower.lessons(pictures)
+        logits, steps = self.model.training_logits(pictures)
         wanted = target.clamp(min=0)[:, None].expand(-1, steps.shape[1])
         loss = F.cross_entropy(steps.flatten(0, 1), wanted.flatten(), reduction="none")
         loss = loss.view(wanted.shape).mean(dim=1)
@@ -109,57 +109,59 @@ def build(
     classes: int,
     seed: int = 0,
     input: Input | None = None,
-) -> dict[str, Tower]:
-    """Fresh towers by stream, for pictures as `input` has them.
+) -> dict[str, StreamModel]:
+    """Fresh models by stream, for pictures as `input` has them.
 
     One stream's weights are the same whatever the others. Raises TypeError for an option that the network
     has not.
     """
-    towers = {}
+    models = {}
     for stream in streams:
         torch.manual_seed(keyed(seed, list(networks.CHANNELS).index(stream) if stream != "both" else 2) >> 1)
         channels = {} if stream == "both" else {"in_channels": networks.CHANNELS[stream]}
-        towers[stream] = Tower(stream, networks.build(name, classes, **channels, **options), input)
-    return towers
+        models[stream] = StreamModel(stream, networks.build(name, classes, **channels, **options), input)
+    return models
 
 
-def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, Tower]:
-    """The towers of a checkpoint, or the one of `stream`, ready to evaluate.
+def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, StreamModel]:
+    """The models of a checkpoint, or the one of `stream`, ready to evaluate.
 
     Raises:
-        UnfitError: it has no such tower.
+        UnfitError: it has no such model.
         CheckpointError: its weights are not its network's.
     """
-    streams = list(checkpoint.towers) if stream is None else [stream]
-    if missing := [s for s in streams if s not in checkpoint.towers]:
+    streams = list(checkpoint.weights) if stream is None else [stream]
+    if missing := [s for s in streams if s not in checkpoint.weights]:
         raise UnfitError(
-            f"the checkpoint was trained on {' and '.join(checkpoint.towers)}, not on {missing[0]}"
+            f"the checkpoint was trained on {' and '.join(checkpoint.weights)}, not on {missing[0]}"
         )
     try:
         classes = len(checkpoint.classes)
-        towers = build(checkpoint.network, checkpoint.options, streams, classes, input=checkpoint.input)
-        for name, tower in towers.items():
-            tower.network.load_state_dict(checkpoint.towers[name])
-            tower.eval()
+        models = build(checkpoint.network, checkpoint.options, streams, classes, input=checkpoint.input)
+        for name, model in models.items():
+            model.network.load_state_dict(checkpoint.weights[name])
+            model.eval()
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         said = str(error).strip("'").split("\n")[0][:200]
         raise CheckpointError(
             f"the checkpoint's weights and network do not go together ({said}): take another, or the trainer "
             "that wrote it"
         ) from error
-    return towers
+    return models
 
 
-def initialise(towers: Mapping[str, Tower], checkpoint: Checkpoint, classes: tuple[str, ...]) -> list[str]:
-    """Starts `towers` from a checkpoint's weights; where the classes differ, the last layer stays fresh.
+def initialise(
+    models: Mapping[str, StreamModel], checkpoint: Checkpoint, classes: tuple[str, ...]
+) -> list[str]:
+    """Starts `models` from a checkpoint's weights; where the classes differ, the last layer stays fresh.
 
     Returns the names of the weights left fresh. Raises UnfitError for another network or stream.
     """
     fresh: list[str] = []
-    for stream, tower in towers.items():
-        if stream not in checkpoint.towers:
-            raise UnfitError(f"--init: the checkpoint has no {stream} tower, only {set(checkpoint.towers)}")
-        given, own = checkpoint.towers[stream], tower.network.state_dict()
+    for stream, model in models.items():
+        if stream not in checkpoint.weights:
+            raise UnfitError(f"--init: the checkpoint has no {stream} model, only {set(checkpoint.weights)}")
+        given, own = checkpoint.weights[stream], model.network.state_dict()
         if given.keys() != own.keys():
             raise UnfitError(f"--init: the checkpoint is of {checkpoint.network} with other layers")
         same = checkpoint.classes == classes
@@ -169,7 +171,7 @@ def initialise(towers: Mapping[str, Tower], checkpoint: Checkpoint, classes: tup
                 f"--init: the checkpoint's {other[0]} is {tuple(given[other[0]].shape)}, this network's "
                 f"{tuple(own[other[0]].shape)}: take the options of its [network]"
             )
-        tower.network.load_state_dict({n: own[n] if n in last else given[n] for n in own})
+        model.network.load_state_dict({n: own[n] if n in last else given[n] for n in own})
         fresh += sorted(last)
     return fresh
 
@@ -184,12 +186,12 @@ def last_layers(name: str, options: Mapping, stream: str) -> set[str]:
     return {weight for weight in shapes[0] if shapes[0][weight] != shapes[1][weight]}
 
 
-def seed_batch(towers: Iterable[Tower], seed: int, epoch: int, keys: Iterable[str]) -> None:
+def seed_batch(models: Iterable[StreamModel], seed: int, epoch: int, keys: Iterable[str]) -> None:
     """Makes dropout's masks for a batch of `keys` a function of (seed, epoch, key) alone."""
     words = [keyed(seed, epoch, int.from_bytes(hashlib.sha256(k.encode()).digest()[:8])) for k in keys]
     seeds = torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64))
-    for tower in towers:
-        seed_dropout(tower, seeds)
+    for model in models:
+        seed_dropout(model, seeds)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

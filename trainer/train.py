@@ -1,4 +1,4 @@
-"""The training loop: `train`. Data, towers, checkpoints and records come from their own modules.
+"""The training loop: `train`. Data, models, checkpoints and records come from their own modules.
 
 python -m trainer train --data ROOT --network i3d --output RUN
 torchrun --nproc-per-node 8 -m trainer train --data ROOT --network i3d --output RUN
@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer import distributed, run_log, stream_models, weights
-from trainer import initial_weights as origins
+from trainer import distributed, initial_weights, run_log, stream_models, weights
 from trainer import launch as launches
 from trainer.checkpoint import Checkpoint
 from trainer.configuration import (
@@ -28,6 +27,7 @@ from trainer.configuration import (
     as_begun,
     difference,
     fed_as,
+    with_current_names,
     with_flow_bound,
 )
 from trainer.data import sampler
@@ -36,7 +36,7 @@ from trainer.data.cache import Cache
 from trainer.data.lists import Lists
 from trainer.data.rows import Rows, open_rows
 from trainer.evaluate import Stopped
-from trainer.initial_weights import Origin
+from trainer.initial_weights import InitialWeights
 from trainer.networks import CHANNELS
 from trainer.train_state import TrainingError, TrainState
 
@@ -133,7 +133,7 @@ def _latest(options: TrainOptions, rows: Rows, group: distributed.Group) -> Gene
     if options.generations != "latest":
         return None
     split = "train" if options.lists is None else options.lists.train
-    found = group.from_first(lambda: open_rows(options.data, split, ()).generations)
+    found = group.broadcast_from_rank0(lambda: open_rows(options.data, split, ()).generations)
     return found if found != rows.generations else None
 
 
@@ -151,17 +151,19 @@ def set_up(options: TrainOptions, group: distributed.Group) -> TrainState:
     )
     rows = open_rows(options.data, splits[0], streams, before.generations if before else None)
     configuration = with_flow_bound(options.configuration, rows.flow_bound)
-    origin = (
-        group.from_first(lambda: origins.find(str(options.init))) if options.init and not before else None
+    start = (
+        group.broadcast_from_rank0(lambda: initial_weights.find(str(options.init)))
+        if options.init and not before
+        else None
     )
-    given = checkpoints.load(origin.file) if origin and not origin.image else None
+    given = checkpoints.load(start.file) if start and not start.image else None
     if before and before.configuration.get("init", options.init):  # a run of before may not know of it
         given = before  # which was fed as the weights that it began with
     if given:
         configuration = fed_as(configuration, given.input)
-    if theirs := group.from_first(lambda: _on_record(options, before)):
+    if theirs := group.broadcast_from_rank0(lambda: _on_record(options, before)):
         configuration = as_begun(configuration, theirs)
-        group.from_first(lambda: _same_run(options, configuration, theirs, before, rows))
+        group.broadcast_from_rank0(lambda: _same_run(options, configuration, theirs, before, rows))
     if before and before.state["step"] == 0 and (latest := _latest(options, rows, group)):
         older, rows = rows, open_rows(options.data, splits[0], streams, latest)
         if group.first:
@@ -171,13 +173,13 @@ def set_up(options: TrainOptions, group: distributed.Group) -> TrainState:
     held_out = open_rows(options.data, splits[1], streams, rows.generations) if wanted else None
     built = _built(configuration, len(rows.classes))
     if before:
-        for stream, tower in built.items():
-            tower.network.load_state_dict(before.towers[stream])
+        for stream, model in built.items():
+            model.network.load_state_dict(before.weights[stream])
     else:
-        _initialise(options, origin, given, configuration, built, rows, group.first)
+        _initialise(options, start, given, configuration, built, rows, group.first)
     if configuration.optimisation.freeze:
-        for stream, tower in built.items():
-            tower.freeze(
+        for stream, model in built.items():
+            model.freeze(
                 stream_models.last_layers(configuration.network.name, configuration.network.options, stream)
             )
     optimiser = before.optimiser or {} if before else {}
@@ -191,7 +193,7 @@ def set_up(options: TrainOptions, group: distributed.Group) -> TrainState:
         start=(before.state["epoch"], before.state["step"]) if before else (0, 0),
         history=list(optimiser.get("history", [])),
         cache=options.cache,
-        origin=before.configuration.get("init") if before else origin.as_dict() if origin else {},
+        init=before.configuration.get("init") if before else start.as_dict() if start else {},
     )
     if before:
         state.optimiser.load_state_dict(optimiser["sgd"])
@@ -242,14 +244,14 @@ def _as_repeated(options: TrainOptions, group: distributed.Group) -> TrainOption
 
 def _initialise(
     options: TrainOptions,
-    origin: Origin | None,
+    start: InitialWeights | None,
     given: Checkpoint | None,
     configuration: Configuration,
-    built: dict[str, stream_models.Tower],
+    built: dict[str, stream_models.StreamModel],
     rows: Rows,
     first: bool,
 ) -> None:
-    """Gives fresh towers the weights that the call names; says what stays fresh, and what came with them."""
+    """Gives fresh models the weights that the call names; says what stays fresh, and what came with them."""
     if options.configuration.optimisation.freeze and not options.init:
         raise ConfigurationError("--freeze learns the last layer alone: name the rest's weights with --init")
     told: list[str] = []
@@ -259,14 +261,14 @@ def _initialise(
         fed, default = configuration.input, options.configuration.input
         taken = [f"{n} {getattr(fed, n)}" for n in FED if getattr(fed, n) != getattr(default, n)]
         told += [f"fed as the weights were: {', '.join(taken)}"] if taken else []
-    elif origin:
-        told = weights.initialise((tower.network for tower in built.values()), origin.file)
+    elif start:
+        told = weights.initialise((model.network for model in built.values()), start.file)
     if first:
         print("".join(f"--init: {sentence}\n" for sentence in told), end="", file=sys.stderr)
 
 
-def _built(configuration: Configuration, classes: int) -> dict[str, stream_models.Tower]:
-    """Fresh towers, once their input has gone through them without values.
+def _built(configuration: Configuration, classes: int) -> dict[str, stream_models.StreamModel]:
+    """Fresh models, once their input has gone through them without values.
 
     Raises ConfigurationError for options or an input that the network does not take.
     """
@@ -274,16 +276,16 @@ def _built(configuration: Configuration, classes: int) -> dict[str, stream_model
     try:
         with torch.device("meta"):
             empty = stream_models.build(
-                network.name, network.options, configuration.towers, classes, input=input
+                network.name, network.options, configuration.model_streams, classes, input=input
             )
             size = (input.frames, input.crop, input.crop)
             rgb, flow = (torch.empty(1, CHANNELS[stream], *size) for stream in ("rgb", "flow"))
-            for tower in empty.values():
-                tower.eval()((rgb, flow))
+            for model in empty.values():
+                model.eval()((rgb, flow))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{network.name} cannot be trained so: {error}") from None
     return stream_models.build(
-        network.name, network.options, configuration.towers, classes, configuration.run.seed, input
+        network.name, network.options, configuration.model_streams, classes, configuration.run.seed, input
     )
 
 
@@ -292,7 +294,7 @@ def _on_record(options: TrainOptions, before: Checkpoint | None) -> Sections | N
     path = options.output / run_log.CONFIGURATION
     if options.resume == "none" or (before is None and not path.exists()):
         return None
-    return before.configuration if before else json.loads(path.read_text(encoding="utf-8"))
+    return with_current_names(before.configuration if before else json.loads(path.read_text("utf-8")))
 
 
 def _same_run(
@@ -304,7 +306,11 @@ def _same_run(
 ) -> None:
     """Raises ConfigurationError where the folder holds another run, of the record `theirs`, than this one."""
     found = difference(configuration, theirs)
-    if found is None and "init" in theirs and (phrase := origins.difference(options.init, theirs["init"])):
+    if (
+        found is None
+        and "init" in theirs
+        and (phrase := initial_weights.difference(options.init, theirs["init"]))
+    ):
         found = Difference(phrase, "leave --init out to go on with it")
     if found is None and before and before.classes != rows.classes:
         found = Difference("the data set's classes are others")

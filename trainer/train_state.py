@@ -56,12 +56,12 @@ class TrainState:
     group: distributed.Group
     rows: Rows
     held_out: Rows | None  # where the run evaluates
-    towers: dict[str, stream_models.Tower]
+    models: dict[str, stream_models.StreamModel]
     done: int  # steps taken
     start: tuple[int, int]  # epoch and step within it of the next batch
     history: list[dict[str, Any]]  # what each evaluation gave
     cache: Cache | None = None
-    origin: Mapping[str, str] | None = None  # name and sha256 of --init, empty without; None: unknown
+    init: Mapping[str, str] | None = None  # name and sha256 of --init, empty without; None: unknown
 
     def __post_init__(self) -> None:
         run = self.configuration.run
@@ -80,15 +80,15 @@ class TrainState:
                 "learned: give --warmup a part of them or 0, or take --config quick for a short run.",
                 file=sys.stderr,
             )
-        self.objectives = {s: self.group.wrap(stream_models.Objective(t)) for s, t in self.towers.items()}
-        self.optimiser = sgd(self.towers.values(), self.configuration.optimisation)
+        self.objectives = {s: self.group.wrap(stream_models.Objective(t)) for s, t in self.models.items()}
+        self.optimiser = sgd(self.models.values(), self.configuration.optimisation)
         self.precision = stream_models.precision_for(self.group.device, run.precision)
         self.scaler = torch.amp.GradScaler(self.group.device.type, enabled=self.precision == "fp16")
 
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
         """What another call must have the same to be this run, as in RUN/configuration.json."""
-        known = {} if self.origin is None else {"init": dict(self.origin)}
+        known = {} if self.init is None else {"init": dict(self.init)}
         return {**self.configuration.as_dict(), **known}
 
     @property
@@ -124,7 +124,7 @@ class TrainState:
 
     @_as_many_clips_as_go()
     def step(self, parts: Iterable[Batch]) -> dict[str, Any]:
-        """One step of every tower on its batches; returns the line of metrics.jsonl, without the speed."""
+        """One step of every model on its batches; returns the line of metrics.jsonl, without the speed."""
         before = [record["loss"] for record in self.history]
         rate = learning_rate(self.done, self.steps, self.configuration.optimisation, before)
         for parameters in self.optimiser.param_groups:
@@ -141,8 +141,8 @@ class TrainState:
         self.start = (batch.epoch, batch.step + 1)
         if self.start[1] == self.steps_per_epoch:
             self.start = (batch.epoch + 1, 0)
-        each = {f"loss_{s}": x for s, x in zip(self.towers, losses, strict=True)}
-        each |= {f"top1_{s}": x for s, x in zip(self.towers, accuracies, strict=True)}
+        each = {f"loss_{s}": x for s, x in zip(self.models, losses, strict=True)}
+        each |= {f"top1_{s}": x for s, x in zip(self.models, accuracies, strict=True)}
         return {
             "step": self.done,
             "epoch": batch.epoch,
@@ -154,7 +154,7 @@ class TrainState:
         }
 
     def gradients(self, parts: Iterable[Batch]) -> tuple[list[float], list[float], int, Batch]:
-        """Sets the gradients of a step; returns each tower's loss, its share of right first choices, how many
+        """Sets the gradients of a step; returns each model's loss, its share of right first choices, how many
         clips were replaced, and the last of the step's batches.
 
         The loss is the mean over the global batch: DDP averages the ranks' gradients, so each rank's sum is
@@ -166,13 +166,13 @@ class TrainState:
         self.optimiser.zero_grad(set_to_none=True)
         for part in parts:
             mine = sampler.share(np.array(part.keys), group.rank, group.world)[part.first :]
-            stream_models.seed_batch(self.towers.values(), run.seed, part.epoch, mine[: len(part.target)])
+            stream_models.seed_batch(self.models.values(), run.seed, part.epoch, mine[: len(part.target)])
             total = max(part.total_weight, 1.0)
             sums[-1, 0] += len(part.failures)
             pictures = part.inputs(group.device)
             target, weight = part.target.to(group.device), part.weight.to(group.device)
             for number, objective in enumerate(self.objectives.values()):
-                with group.alone(objective, not part.last):
+                with group.no_sync(objective, not part.last):
                     with stream_models.autocast(group.device, self.precision):
                         loss, correct = objective(pictures, target, weight)
                     self.scaler.scale(loss * group.world / total).backward()
@@ -184,11 +184,11 @@ class TrainState:
         return losses, accuracies, replaced, part
 
     def _clip(self) -> None:
-        """Shortens each tower's gradient to `clip_gradient`, now that all parts and ranks are in it."""
+        """Shortens each model's gradient to `clip_gradient`, now that all parts and ranks are in it."""
         if longest := self.configuration.optimisation.clip_gradient:
             self.scaler.unscale_(self.optimiser)
-            for tower in self.towers.values():
-                nn.utils.clip_grad_norm_(tower.parameters(), longest)
+            for model in self.models.values():
+                nn.utils.clip_grad_norm_(model.parameters(), longest)
 
     def anyone(self, requested: bool) -> bool:
         """Whether any rank was told to stop."""
@@ -196,7 +196,7 @@ class TrainState:
 
     def save(self, output: Path) -> None:
         """Writes a checkpoint, after which every rank goes on from the same state."""
-        self.group.average_statistics(self.towers.values())
+        self.group.average_statistics(self.models.values())
         if self.group.first:
             checkpoints.save(output, self.checkpoint())
         self.group.wait()
@@ -212,7 +212,7 @@ class TrainState:
             configuration=self.settings,
             state={"seed": settings.run.seed, "epoch": self.start[0], "step": self.start[1]},
             steps=self.done,
-            towers={s: t.network.state_dict() for s, t in self.towers.items()},
+            weights={s: t.network.state_dict() for s, t in self.models.items()},
             optimiser={
                 "sgd": self.optimiser.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -226,7 +226,7 @@ class TrainState:
         run = self.configuration.run
         if run.reestimate:
             batches = self.batches((0, 0), run.reestimate)
-            validation.reestimate(self.towers, batches, self.group.device)
+            validation.reestimate(self.models, batches, self.group.device)
 
     def evaluate(
         self, output: Path, recorder: run_log.Recorder | None, stop: Callable[[], bool] | None = None
@@ -250,7 +250,7 @@ class TrainState:
             max_failures=run.max_failures,
             cache=self.cache,
         )
-        scores = validation.scores(self.towers, batches, group, rows.classes, stop)
+        scores = validation.scores(self.models, batches, group, rows.classes, stop)
         if group.first and validation.best([scores]) > validation.best(self.history):
             checkpoints.keep_best(output)
         self.history.append({"step": self.done, "epoch": self.start[0] - 1, **scores})

@@ -12,25 +12,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainer import distributed, evaluate
 from trainer.data.batches import Batch
 from trainer.data.loader import EvaluationBatches
-from trainer.stream_models import Tower
+from trainer.stream_models import StreamModel
 
 
 def scores(
-    towers: Mapping[str, Tower],
+    models: Mapping[str, StreamModel],
     batches: EvaluationBatches,
     group: distributed.Group,
     classes: tuple[str, ...],
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
-    """Loss (cross entropy, the mean over towers and clips), clips, and top-1 and top-5 by stream.
+    """Loss (cross entropy, the mean over models and clips), clips, and top-1 and top-5 by stream.
 
     Raises `evaluate.Stopped` once `stop` says yes on any rank.
     """
-    for tower in towers.values():
-        tower.eval()
-    found = evaluate.predict(towers, batches, group, stop=stop)
-    for tower in towers.values():
-        tower.train()
+    for model in models.values():
+        model.eval()
+    found = evaluate.predict(models, batches, group, stop=stop)
+    for model in models.values():
+        model.train()
     losses = [F.cross_entropy(logits, found.target).item() for logits in found.logits.values()]
     result = evaluate.score(found, classes)
     streams = {name: result[name] for name in evaluate.STREAMS if name in result}
@@ -46,16 +46,16 @@ def _top1(record: Mapping[str, Any]) -> float:
     return next(record[name]["top1"] for name in ("joint", "rgb", "flow") if name in record)
 
 
-def reestimate(towers: Mapping[str, Tower], batches: Iterable[Batch], device: torch.device) -> None:
+def reestimate(models: Mapping[str, StreamModel], batches: Iterable[Batch], device: torch.device) -> None:
     """Makes the running statistics of batch normalisation the mean over `batches`, for the weights of now.
 
     A momentum meant for 100,000 steps lags far behind in a short run. (Y. Wu and J. Johnson, "Rethinking
     'Batch' in BatchNorm", arXiv:2105.07576, section 3.)
     """
-    norms = [m for t in towers.values() for m in t.modules() if isinstance(m, _BatchNorm) and m.training]
+    norms = [m for t in models.values() for m in t.modules() if isinstance(m, _BatchNorm) and m.training]
     momenta = [norm.momentum for norm in norms]
-    for tower in towers.values():
-        tower.eval()
+    for model in models.values():
+        model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean
@@ -63,9 +63,9 @@ def reestimate(towers: Mapping[str, Tower], batches: Iterable[Batch], device: to
     with torch.no_grad():
         for batch in batches:
             pictures = batch.inputs(device)
-            for tower in towers.values():
-                tower(pictures)
+            for model in models.values():
+                model(pictures)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for tower in towers.values():
-        tower.train()
+    for model in models.values():
+        model.train()

@@ -83,7 +83,7 @@ def as_published(name: str, stream: str) -> nn.Module:
 
 
 def channels_of(name: str, stream: str) -> dict[str, int]:
-    """What `build` takes for one network, or one tower, of `stream`."""
+    """What `build` takes for one network, or one model, of `stream`."""
     return {} if stream == "both" else {"in_channels": networks.CHANNELS[stream]}
 
 
@@ -95,5 +95,5 @@ def reduced(name: str, clips: int = 2) -> tuple[torch.Tensor, ...]:
     """
     entry, frames, side = networks.entry(name), FRAMES.get(name, 8), 48 if "csn" in name else 32
     generator = torch.Generator().manual_seed(0)
-    channels = (3, 2) if entry.streams[0] == "both" and not entry.two_towers else (3,)
+    channels = (3, 2) if entry.streams[0] == "both" and not entry.separate_streams else (3,)
     return tuple(torch.rand(clips, c, frames, side, side, generator=generator) * 2 - 1 for c in channels)

@@ -46,8 +46,8 @@ CLASSES = ("bowling", "surfing water", "yoga")
 def checkpoint(path: Path, name: str = "small", streams: tuple[str, ...] = STREAMS, **input) -> Path:
     """Writes a checkpoint of a network with random weights; `input` are settings of what it is fed."""
     fed = Input(**{"stream": streams[0] if len(streams) == 1 else "both", **SIZE, **input})
-    towers = build(name, {}, streams, len(CLASSES), seed=1, input=fed)
-    weights = {stream: tower.network.state_dict() for stream, tower in towers.items()}
+    models = build(name, {}, streams, len(CLASSES), seed=1, input=fed)
+    weights = {stream: model.network.state_dict() for stream, model in models.items()}
     write(path, Checkpoint(name, {}, fed, CLASSES, (), {}, {}, 0, weights))
     return path
 
@@ -59,7 +59,7 @@ if "small" not in names():
         streams=("both", "rgb", "flow"),
         configuration="quick",
         sizes=(9, 32, 32),
-        two_towers=True,
+        separate_streams=True,
     )
     def small(num_classes: int = 400, in_channels: int = 3, **options) -> Small:
         return Small(num_classes, in_channels, **options)

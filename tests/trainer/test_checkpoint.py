@@ -38,19 +38,19 @@ def made(steps: int = 3, stream: str = "both") -> Checkpoint:
         configuration={"run": {"seed": 1}},
         state={"seed": 1, "epoch": 2, "step": 0},
         steps=steps,
-        towers={s: t.network.state_dict() for s, t in built.items()},
+        weights={s: t.network.state_dict() for s, t in built.items()},
     )
 
 
 def test_a_checkpoint_stands_alone(tmp_path):
     before = made()
     after = checkpoints.load(checkpoints.save(tmp_path, before))
-    assert replace(after, towers={}) == replace(before, towers={})
+    assert replace(after, weights={}) == replace(before, weights={})
     pictures = (torch.randn(2, 3, 9, 32, 32), torch.randn(2, 2, 9, 32, 32))
-    for stream, tower in stream_models.restore(after).items():
+    for stream, model in stream_models.restore(after).items():
         original = stream_models.restore(before, stream)[stream]
-        assert torch.equal(tower(pictures), original(pictures))
-        assert not tower.training
+        assert torch.equal(model(pictures), original(pictures))
+        assert not model.training
 
 
 def test_plain_torch_reads_a_checkpoint_without_running_code(tmp_path):
@@ -234,7 +234,7 @@ def test_a_stream_that_was_not_trained_is_refused(tmp_path):
         {"options": {"widths": 3}},
         {"options": ["dropout"]},
         {"classes": ("a", "b")},
-        {"towers": {"rgb": [1, 2], "flow": None}},
+        {"weights": {"rgb": [1, 2], "flow": None}},
     ],
 )
 def test_weights_that_do_not_go_with_their_network_are_refused_in_a_sentence(other):
@@ -243,10 +243,10 @@ def test_weights_that_do_not_go_with_their_network_are_refused_in_a_sentence(oth
     assert "\n" not in str(caught.value)
 
 
-def two_stream(classes: tuple[str, ...]) -> tuple[dict[str, stream_models.Tower], Checkpoint]:
+def two_stream(classes: tuple[str, ...]) -> tuple[dict[str, stream_models.StreamModel], Checkpoint]:
     built = stream_models.build("two-stream", {}, ("both",), len(classes), seed=len(classes[0]))
     state = {"both": built["both"].network.state_dict()}
-    entry = replace(made(stream="rgb"), network="two-stream", options={}, classes=classes, towers=state)
+    entry = replace(made(stream="rgb"), network="two-stream", options={}, classes=classes, weights=state)
     return built, entry
 
 
@@ -257,7 +257,7 @@ def test_init_leaves_every_last_layer_fresh_where_the_classes_are_others():
     heads = [f"logits_{stream}.{kind}" for stream in ("rgb", "flow") for kind in ("bias", "weight")]
     assert sorted(stream_models.initialise(built, given, ("one", "two"))) == sorted(heads)
     own = built["both"].network.state_dict()
-    same = {name for name, value in given.towers["both"].items() if torch.equal(own[name], value)}
+    same = {name for name, value in given.weights["both"].items() if torch.equal(own[name], value)}
     assert same >= own.keys() - set(heads)
     assert not same & {"logits_rgb.weight", "logits_flow.weight"}
 
@@ -265,7 +265,7 @@ def test_init_leaves_every_last_layer_fresh_where_the_classes_are_others():
 def test_init_from_another_width_is_refused_in_a_sentence():
     built = stream_models.build("r2d-18", {"frames": 4}, ("rgb",), 3)
     wide = stream_models.build("r2d-18", {}, ("rgb",), 3)["rgb"].network.state_dict()
-    given = replace(made(stream="rgb"), network="r2d-18", options={}, towers={"rgb": wide})
+    given = replace(made(stream="rgb"), network="r2d-18", options={}, weights={"rgb": wide})
     for classes in (("a", "b", "c"), ("d", "e", "f")):
         with pytest.raises(CheckpointError, match=r"--init: .*stem"):
             stream_models.initialise(built, given, classes)
@@ -273,11 +273,11 @@ def test_init_from_another_width_is_refused_in_a_sentence():
 
 def test_rgb_is_fed_with_the_mean_and_deviation_of_the_checkpoint():
     given = made()
-    mean, deviation = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
-    other = replace(given, input=replace(given.input, mean=mean, deviation=deviation))
+    mean, std = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+    other = replace(given, input=replace(given.input, mean=mean, std=std))
     pixels = torch.rand(2, 3, 9, 32, 32)
     pictures = (2 * pixels - 1, torch.randn(2, 2, 9, 32, 32))
-    towers_of = stream_models.restore(other)
-    normalised = torch.stack([(pixels[:, c] - mean[c]) / deviation[c] for c in range(3)], dim=1)
-    torch.testing.assert_close(towers_of["rgb"](pictures), towers_of["rgb"].network(normalised))
-    assert torch.equal(towers_of["flow"](pictures), towers_of["flow"].network(pictures[1]))
+    restored = stream_models.restore(other)
+    normalised = torch.stack([(pixels[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    torch.testing.assert_close(restored["rgb"](pictures), restored["rgb"].network(normalised))
+    assert torch.equal(restored["flow"](pictures), restored["flow"].network(pictures[1]))

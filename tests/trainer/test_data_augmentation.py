@@ -7,13 +7,13 @@ from dataclasses import astuple, replace
 import numpy as np
 import pytest
 
-from trainer.data.augmentation import evaluation_cuts, random_cut, resized
+from trainer.data.augmentation import evaluation_views, random_view, resized
 from trainer.data.batches import Input
-from trainer.data.sampler import AUGMENTATION, Draws
+from trainer.data.sampler import AUGMENTATION, KeyedRandom
 
 
 def cuts_of(input: Input, frames: int, count: int = 400, size: tuple[int, int] = (340, 256)):
-    return [random_cut(input, frames, *size, Draws(AUGMENTATION, 0, 0, row)) for row in range(count)]
+    return [random_view(input, frames, *size, KeyedRandom(AUGMENTATION, 0, 0, row)) for row in range(count)]
 
 
 def test_windows_start_at_every_frame_that_leaves_room_and_nowhere_else():
@@ -74,16 +74,16 @@ def test_the_resize_keeps_the_aspect():
 
 
 def test_evaluation_takes_the_whole_clip_and_its_centre():
-    (cut,) = evaluation_cuts(Input(crop=224), 250, 340, 256, None, 1, 1)
+    (cut,) = evaluation_views(Input(crop=224), 250, 340, 256, None, 1, 1)
     assert cut.frames == tuple(range(250))
     assert (cut.top, cut.left, cut.mirrored) == (16, 58, False)
 
 
 def test_views_spread_evenly_over_the_clip_and_its_long_side():
-    cuts = evaluation_cuts(Input(crop=256), 250, 340, 256, 64, 3, 3)
+    cuts = evaluation_views(Input(crop=256), 250, 340, 256, 64, 3, 3)
     assert [c.frames[0] for c in cuts] == [0, 0, 0, 93, 93, 93, 186, 186, 186]
     assert [(c.top, c.left) for c in cuts[:3]] == [(0, 0), (0, 42), (0, 84)]
-    upright = evaluation_cuts(Input(crop=256), 250, 256, 340, 64, 1, 3)
+    upright = evaluation_views(Input(crop=256), 250, 256, 340, 64, 1, 3)
     assert [(c.top, c.left) for c in upright] == [(0, 0), (42, 0), (84, 0)]
     assert upright[0].frames[0] == 93
 
@@ -116,14 +116,14 @@ def test_snippets_of_a_test_are_those_of_the_published_code():
     """offsets = int(tick / 2 + tick * x) with tick = (frames - length + 1) / segments."""
     for frames, segments, length in ((250, 8, 1), (250, 25, 5), (79, 3, 5), (30, 25, 5)):
         input = Input(frames=segments * length, segments=segments)
-        (cut,) = evaluation_cuts(input, frames, 340, 256, None, 1, 1)
+        (cut,) = evaluation_views(input, frames, 340, 256, None, 1, 1)
         tick = (frames - length + 1) / segments
         assert list(cut.frames[::length]) == [int(tick / 2 + tick * x) for x in range(segments)]
-    (cut,) = evaluation_cuts(Input(frames=15, segments=3, test_segments=25), 250, 340, 256, None, 1, 1)
+    (cut,) = evaluation_views(Input(frames=15, segments=3, test_segments=25), 250, 340, 256, None, 1, 1)
     assert len(cut.frames) == 125
-    two = evaluation_cuts(Input(frames=8, segments=8), 80, 340, 256, 8, 2, 1)
+    two = evaluation_views(Input(frames=8, segments=8), 80, 340, 256, 8, 2, 1)
     assert [c.frames[:2] for c in two] == [(2, 12), (7, 17)]
-    (short,) = evaluation_cuts(Input(frames=15, segments=3), 3, 340, 256, None, 1, 1)
+    (short,) = evaluation_views(Input(frames=15, segments=3), 3, 340, 256, None, 1, 1)
     assert short.frames == (0, 1, 2, 0, 1) * 3
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny_dataset
 from av.video.reformatter import VideoReformatter
 
-from trainer.data.augmentation import Colour, Cut
+from trainer.data.augmentation import Colour, View
 from trainer.data.decoding import Undecodable, decode_flow, decode_rgb, pictures, recolour, rgb_planes
 
 W, H, T = 96, 64, 60
@@ -48,18 +48,18 @@ def flow_clip(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-def whole(frames, **changes) -> Cut:
+def whole(frames, **changes) -> View:
     """A cut with the full width is not square: these tests take the left H x H unless told otherwise."""
-    return replace(Cut(tuple(frames), H, W, 0, 0, H), **changes)
+    return replace(View(tuple(frames), H, W, 0, 0, H), **changes)
 
 
-def rgb(data: bytes, cut: Cut) -> np.ndarray:
+def rgb(data: bytes, cut: View) -> np.ndarray:
     out = np.zeros((1, 3, len(cut.frames), cut.side, cut.side), np.uint8)
     decode_rgb(data, [cut], (W, H), 25, out)
     return out[0]
 
 
-def flow(data: bytes, cut: Cut) -> np.ndarray:
+def flow(data: bytes, cut: View) -> np.ndarray:
     """Pixels, float (2, T, side, side), put together as `Batch.inputs` does."""
     out = np.zeros((1, 2, len(cut.frames), cut.side, cut.side), np.uint8)
     (scale,) = decode_flow(data, [cut], (W, H), 25, out)
@@ -169,7 +169,7 @@ def test_a_file_cut_short_or_emptied_is_undecodable(clip, spoil):
 def test_a_clip_of_another_size_or_length_than_the_index_says_is_undecodable(clip):
     out = np.zeros((1, 3, 1, 32, 32), np.uint8)
     with pytest.raises(Undecodable, match="96x64, not 48x64"):
-        decode_rgb(clip, [Cut((0,), 64, 48, 0, 0, 32)], (48, 64), 25, out)
+        decode_rgb(clip, [View((0,), 64, 48, 0, 0, 32)], (48, 64), 25, out)
     with pytest.raises(Undecodable, match="frame 60 is not in it"):
         rgb(clip, whole([59, 60]))
 
@@ -183,7 +183,7 @@ def test_real_footage_decodes_to_what_a_plain_decode_gives(real_clips: Path):
             f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(40), strict=False)
         ]
     out = np.zeros((1, 3, 10, 256, 256), np.uint8)
-    decode_rgb(data, [Cut(tuple(range(30, 40)), 256, 340, 0, 42, 256)], (340, 256), 30, out)
+    decode_rgb(data, [View(tuple(range(30, 40)), 256, 340, 0, 42, 256)], (340, 256), 30, out)
     expected = np.stack(plain[30:])[:, :, 42:298].transpose(3, 0, 1, 2).astype(int)
     assert np.abs(out[0] - expected).mean() < 2.5  # swscale's quick path truncates: one level darker
 
@@ -195,7 +195,7 @@ def test_a_square_has_the_bytes_that_it_has_in_the_whole_picture(tmp_path):
     data = (tmp_path / "clip.mp4").read_bytes()
     reformatter = VideoReformatter()
     full = {
-        n: rgb_planes(f, Cut((0,), H, W, 0, 0, H), reformatter)
+        n: rgb_planes(f, View((0,), H, W, 0, 0, H), reformatter)
         for n, f in pictures(data, {0, 1, 2}, (W, H), 25)
     }
     for side in (9, 24, 31, 64):

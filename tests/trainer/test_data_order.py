@@ -17,7 +17,7 @@ def test_the_order_never_changes_between_versions_and_platforms():
     assert sampler.epoch_order(0, 0, 8).tolist() == [0, 5, 3, 1, 6, 2, 7, 4]
     big = sampler.epoch_order(42, 7, 100_000).astype("<i8").tobytes()
     assert hashlib.sha256(big).hexdigest()[:16] == "417d9da86d02cf3e"
-    draws = sampler.Draws(sampler.AUGMENTATION, 0, 0, 5)
+    draws = sampler.KeyedRandom(sampler.AUGMENTATION, 0, 0, 5)
     assert [draws.uniform(), draws.uniform()] == [0.23479360714534037, 0.8197043651009015]
 
 
@@ -56,9 +56,10 @@ def test_an_epoch_is_its_whole_batches():
 
 
 def test_drawn_numbers_are_even_and_independent_of_each_other():
-    first = np.array([sampler.Draws(sampler.AUGMENTATION, 0, epoch, 7).uniform() for epoch in range(4000)])
+    streams = (sampler.KeyedRandom(sampler.AUGMENTATION, 0, epoch, 7) for epoch in range(4000))
+    first = np.array([stream.uniform() for stream in streams])
     assert abs(first.mean() - 0.5) < 0.02
-    draws = sampler.Draws(1)
+    draws = sampler.KeyedRandom(1)
     both = np.array([[draws.uniform(), draws.uniform()] for _ in range(4000)])
     assert abs(np.corrcoef(both.T)[0, 1]) < 0.05
     assert {draws.below(3) for _ in range(100)} == {0, 1, 2}

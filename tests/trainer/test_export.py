@@ -1,4 +1,4 @@
-"""Promises of export: one program of all towers, equal to ours at any batch and length, with its classes."""
+"""Promises of export: one program of all models, equal to ours at any batch and length, with its classes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def loaded(path: Path) -> tuple:
     return program.module(), json.loads(extra[export.METADATA])
 
 
-def test_both_towers_are_one_program_for_any_batch_and_length(tmp_path, capsys):
-    both = small_network.checkpoint(tmp_path / "both.pt", mean=(0.4, 0.5, 0.6), deviation=(0.2, 0.3, 0.25))
+def test_both_models_are_one_program_for_any_batch_and_length(tmp_path, capsys):
+    both = small_network.checkpoint(tmp_path / "both.pt", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     assert main(["export", str(both), "--output", str(tmp_path / "m.pt2"), "--json"]) == 0
     said = capsys.readouterr()
     assert "rgb (batch, 3, time, 32, 32), flow (batch, 2, time, 32, 32)" in said.err

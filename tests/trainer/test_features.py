@@ -102,7 +102,7 @@ def extract(checkpoint: Path, output: Path, *inputs: object, **job) -> features.
     return features.extract(features.FeaturesOptions(named, tuple(map(str, inputs)), str(output), **job))
 
 
-def test_rows_are_the_towers_features_of_each_window_rgb_before_flow(videos, both, tmp_path):
+def test_rows_are_the_models_features_of_each_window_rgb_before_flow(videos, both, tmp_path):
     assert extract(both, tmp_path, videos / "one.mp4").written == 1
     found, times = np.load(tmp_path / "one.npy"), np.load(tmp_path / "one.times.npy")
     assert (found.shape, found.dtype) == ((5, 64), np.float32)
@@ -116,7 +116,7 @@ def test_rows_are_the_towers_features_of_each_window_rgb_before_flow(videos, bot
         flow = np.clip(flow * np.array(scale)[:, None, None, None] / 127, -1, 1)
         seen = tuple(torch.from_numpy(x[None].astype(np.float32)) for x in (rgb, flow))
         with torch.no_grad():
-            want = torch.cat([tower.features(seen) for tower in built.values()], dim=1)[0].numpy()
+            want = torch.cat([model.features(seen) for model in built.values()], dim=1)[0].numpy()
         np.testing.assert_allclose(row, want, rtol=1e-4, atol=1e-5)
 
 
@@ -127,10 +127,10 @@ def test_a_video_shorter_than_a_window_has_one_row_of_its_last_frame_repeated(bo
     assert main([*call, "--output", str(tmp_path / "out")]) == 0
     loaded = ensemble.load(((str(both), None),))
     for name, frames in (("frame", 1), ("short", 10)):
-        shown = frame_stream.of_file(tmp_path / "in" / f"{name}.mp4", loaded.views)
+        shown = frame_stream.of_file(tmp_path / "in" / f"{name}.mp4", loaded.stream_inputs)
         kept = list(shown.frames)
         assert len(kept) == frames
-        padded = frame_stream.assembled([*kept, *[kept[-1]] * (16 - frames)], loaded.views)
+        padded = frame_stream.assembled([*kept, *[kept[-1]] * (16 - frames)], loaded.stream_inputs)
         scale = np.full((1, 2), shown.scale, np.float32)
         rows = loaded.features([padded], scale, torch.device("cpu"), "fp32")
         np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), rows, atol=1e-5)
@@ -303,7 +303,7 @@ def test_memory_does_not_grow_with_the_length_of_the_video(both, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_gives_the_features_of_a_window(name, tmp_path):
     entry = networks.entry(name)
-    streams = ("both",) if entry.streams[0] == "both" and not entry.two_towers else ("rgb",)
+    streams = ("both",) if entry.streams[0] == "both" and not entry.separate_streams else ("rgb",)
     small = {"frames": FRAMES.get(name, 8), "short_side": 48, "crop": 48}
     path = small_network.checkpoint(tmp_path / "c.pt", name, streams, **small)
     loaded = ensemble.load([(str(path), None)])
@@ -314,7 +314,7 @@ def test_every_family_gives_the_features_of_a_window(name, tmp_path):
         | {"flow": random.integers(100, 150, (2, 48, 48), np.uint8)}
         for _ in range(loaded.span + 1)
     ]
-    clips = list(windows(iter(frames), loaded.span, 1, loaded.views))
+    clips = list(windows(iter(frames), loaded.span, 1, loaded.stream_inputs))
     scale = np.ones((2, 2), np.float32)
     found = loaded.features(clips, scale, torch.device("cpu"), "fp32")
     each = [loaded.features([c], scale[:1], torch.device("cpu"), "fp32")[0] for c in clips]

@@ -140,7 +140,7 @@ def test_what_the_first_rank_could_not_read_is_tried_again_by_all(monkeypatch):
     for rank in (0, 1):
         group = distributed.Group(rank, 2, torch.device("cpu"))
         with pytest.raises(CheckpointError) as raised:
-            group.from_first(unreadable)
+            group.broadcast_from_rank0(unreadable)
         assert not _fails_again(raised.value)
 
 

@@ -15,7 +15,7 @@ from trainer.networks.resnet_i3d import NonLocal
 from trainer.networks.s3d import LAYERS
 from trainer.networks.slowfast import Lateral
 from trainer.networks.tsm import Shift
-from trainer.stream_models import Objective, Tower
+from trainer.stream_models import Objective, StreamModel
 from trainer.weights import torchvision as from_torchvision
 
 
@@ -218,7 +218,7 @@ def test_the_loss_is_on_all_steps_that_a_network_has(name):
     pictures = reduced(name) if stream == "both" else (*reduced(name), None)
     target, weight = torch.tensor([2, -1]), torch.tensor([1.0, 0.0])
     with torch.no_grad():
-        loss, correct = Objective(Tower(stream, network))(pictures, target, weight)
+        loss, correct = Objective(StreamModel(stream, network))(pictures, target, weight)
         logits = network(*reduced(name))
         steps = network.steps(*reduced(name)) if hasattr(network, "steps") else logits[:, None]
     want = sum(F.cross_entropy(step, torch.tensor(2)) for step in steps[0]) / len(steps[0])

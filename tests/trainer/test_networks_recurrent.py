@@ -8,7 +8,7 @@ import torch
 from trainer import networks, validation
 from trainer.data.batches import Batch
 from trainer.networks.recurrent import BatchNormLSTM
-from trainer.stream_models import Tower
+from trainer.stream_models import StreamModel
 
 FRAMES = 3
 
@@ -42,14 +42,14 @@ def test_steps_beyond_the_clips_trained_on_are_normalised_as_the_last_one_traine
 
 
 @pytest.fixture
-def tower() -> Tower:
+def model() -> StreamModel:
     """As a longer training left it: the statistics of all steps are of clips, and not where they began."""
     torch.manual_seed(0)
-    tower = Tower("rgb", networks.build("convnet-lstm", 5, bn_momentum=0.5))
+    model = StreamModel("rgb", networks.build("convnet-lstm", 5, bn_momentum=0.5))
     with torch.no_grad():
         for _ in range(3):
-            tower.train()((torch.randn(4, 3, 5, 32, 32), None))
-    return tower
+            model.train()((torch.randn(4, 3, 5, 32, 32), None))
+    return model
 
 
 def batch() -> Batch:
@@ -57,23 +57,23 @@ def batch() -> Batch:
     return Batch(0, 0, tuple("abcd"), clips, None, None, torch.zeros(4).long(), torch.ones(4), 4.0)
 
 
-def test_statistics_taken_anew_reach_the_steps_beyond_the_clips_they_are_of(tower):
-    before = [norm.running_var.clone() for norm in tower.network.lstm.cell_norms]
-    validation.reestimate({"rgb": tower}, [batch(), batch()], torch.device("cpu"))
-    for norms in (getattr(tower.network.lstm, f"{kind}_norms") for kind in ("input", "hidden", "cell")):
+def test_statistics_taken_anew_reach_the_steps_beyond_the_clips_they_are_of(model):
+    before = [norm.running_var.clone() for norm in model.network.lstm.cell_norms]
+    validation.reestimate({"rgb": model}, [batch(), batch()], torch.device("cpu"))
+    for norms in (getattr(model.network.lstm, f"{kind}_norms") for kind in ("input", "hidden", "cell")):
         last = norms[FRAMES - 1].state_dict()
         assert all(
             torch.equal(value, last[name])
             for later in norms[FRAMES:]
             for name, value in later.state_dict().items()
         )
-    assert not torch.equal(tower.network.lstm.cell_norms[-1].running_var, before[-1])
+    assert not torch.equal(model.network.lstm.cell_norms[-1].running_var, before[-1])
     assert not torch.equal(last["running_var"], torch.ones(512))
 
 
-def test_frozen_features_keep_the_statistics_of_all_steps(tower):
-    before = {name: value.clone() for name, value in tower.network.lstm.state_dict().items()}
-    tower.freeze({"logits.weight", "logits.bias"})
-    tower.train()(batch().inputs())
-    after = tower.network.lstm.state_dict()
+def test_frozen_features_keep_the_statistics_of_all_steps(model):
+    before = {name: value.clone() for name, value in model.network.lstm.state_dict().items()}
+    model.freeze({"logits.weight", "logits.bias"})
+    model.train()(batch().inputs())
+    after = model.network.lstm.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -109,8 +109,8 @@ def test_the_default_configuration_fits_the_network(name, device):
     with torch.device(device), torch.no_grad():
         shape = (seen.frames, seen.crop, seen.crop)
         rgb, flow = (torch.rand(1, networks.CHANNELS[s], *shape) * 2 - 1 for s in ("rgb", "flow"))
-        for tower in stream_models.build(name, options, settings.towers, 7, input=seen).values():
-            logits = tower.eval()((rgb, flow))
+        for model in stream_models.build(name, options, settings.model_streams, 7, input=seen).values():
+            logits = model.eval()((rgb, flow))
             assert logits.shape == (1, 7)
             assert device == "meta" or logits.isfinite().all()
 
@@ -119,7 +119,7 @@ def test_the_default_configuration_fits_the_network(name, device):
 def test_what_a_rank_takes_at_a_time_fits_into_a_gpu_of_16_gib(name):
     """What autograd saves of a micro-batch in fp32, counted without computing."""
     settings = configuration.resolve(None, {"network": {"name": name}})
-    seen, stream, saved = settings.input, settings.towers[0], {}
+    seen, stream, saved = settings.input, settings.model_streams[0], {}
     network = on_meta(name, **settings.network.options, **channels_of(name, stream)).train()
     shape = (seen.frames, seen.crop, seen.crop)
     streams = ("rgb", "flow") if stream == "both" else (stream,)
@@ -222,11 +222,11 @@ def _rank(rank: int, meeting: Path, asked, answered) -> None:
 def _two_steps_together(group: Group, name: str) -> tuple[str, str]:
     """Digests of the weights before and of the state after two steps, each rank on clips of its own."""
     entry = networks.entry(name)
-    stream = entry.streams[0] if not entry.two_towers else "rgb"
-    tower = stream_models.build(name, {"dropout": 0.1, "bn_momentum": 0.1}, [stream], 3)[stream]
-    before = _digest(dict(tower.named_parameters()))
-    objective = group.wrap(stream_models.Objective(tower)).train()
-    optimiser = torch.optim.SGD(tower.parameters(), lr=0.01)
+    stream = entry.streams[0] if not entry.separate_streams else "rgb"
+    model = stream_models.build(name, {"dropout": 0.1, "bn_momentum": 0.1}, [stream], 3)[stream]
+    before = _digest(dict(model.named_parameters()))
+    objective = group.wrap(stream_models.Objective(model)).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
     mine = [clips[2 * group.rank :][:2] for clips in reduced(name, 4)]
     pictures = (mine[0], mine[1] if stream == "both" else None)
     for _ in range(2):
@@ -234,9 +234,9 @@ def _two_steps_together(group: Group, name: str) -> tuple[str, str]:
         loss, _ = objective(pictures, torch.tensor([0, 1 + group.rank]), torch.ones(2))
         (loss * group.world / 4).backward()
         optimiser.step()
-    group.average_statistics([tower])
-    assert all(value.isfinite().all() for value in tower.state_dict().values())
-    return before, _digest(tower.state_dict())
+    group.average_statistics([model])
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    return before, _digest(model.state_dict())
 
 
 def _digest(state: Mapping[str, torch.Tensor]) -> str:

@@ -17,7 +17,7 @@ from pipeline.media.probe import probe
 from trainer import annotation, predict, stream_models
 from trainer import checkpoint as checkpoints
 from trainer.__main__ import main
-from trainer.data.augmentation import evaluation_cuts
+from trainer.data.augmentation import evaluation_views
 from trainer.data.decoding import decode_rgb
 
 
@@ -44,7 +44,7 @@ def test_it_is_what_evaluation_says_of_the_clip(videos, rgb, tmp_path, capsys):
     recipe = clip.EncodeRecipe()
     cut = clip.cut(videos / "one.mp4", 0, info.end, recipe, mp4, ffmpeg=clip.ffmpeg_binary(), timeout=60)
     size = (cut.width, cut.height)
-    cuts = evaluation_cuts(known.input, cut.frames, *size, None, 1, 1)
+    cuts = evaluation_views(known.input, cut.frames, *size, None, 1, 1)
     pixels = np.empty((1, 3, cut.frames, 32, 32), np.uint8)
     decode_rgb(mp4.read_bytes(), cuts, size, 25, pixels)
     with torch.no_grad():

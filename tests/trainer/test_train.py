@@ -78,10 +78,10 @@ def lines(run: Path, *dropped: str) -> list[dict]:
 
 
 def same_bits(one: checkpoints.Checkpoint, two: checkpoints.Checkpoint) -> bool:
-    return one.towers.keys() == two.towers.keys() and all(
-        torch.equal(value, two.towers[stream][name])
-        for stream, tower in one.towers.items()
-        for name, value in tower.items()
+    return one.weights.keys() == two.weights.keys() and all(
+        torch.equal(value, two.weights[stream][name])
+        for stream, model in one.weights.items()
+        for name, value in model.items()
     )
 
 
@@ -173,15 +173,15 @@ def test_two_ranks_see_the_same_samples_and_take_the_same_steps_as_one(root, tmp
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-4)
     assert [r["top1_flow"] for r in two] == [r["top1_flow"] for r in one]
     ours, theirs = checkpoints.load(tmp_path / "one"), checkpoints.load(tmp_path / "two")
-    for name, value in ours.towers["flow"].items():
-        torch.testing.assert_close(theirs.towers["flow"][name], value, rtol=1e-3, atol=1e-5)
+    for name, value in ours.weights["flow"].items():
+        torch.testing.assert_close(theirs.weights["flow"][name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_towers_trained_together_are_those_trained_alone(root, tmp_path):
+def test_models_trained_together_are_those_trained_alone(root, tmp_path):
     both = train(root, tmp_path / "both", tiny("both", 3))
     for stream in ("rgb", "flow"):
         alone = train(root, tmp_path / stream, tiny(stream, 3))
-        assert all(torch.equal(v, both.towers[stream][n]) for n, v in alone.towers[stream].items())
+        assert all(torch.equal(v, both.weights[stream][n]) for n, v in alone.weights[stream].items())
     assert [r["loss_rgb"] for r in lines(tmp_path / "both")] == [r["loss"] for r in lines(tmp_path / "rgb")]
 
 
@@ -321,8 +321,8 @@ def test_init_takes_the_weights_and_keeps_the_last_layer_only_for_the_same_class
     assert same_bits(train(root, tmp_path / "second", settings, init=str(tmp_path / "first")), first)
     other = tiny_dataset.publish(tmp_path / "other", {"train": 4}, classes=2, frames=(30,))
     start = train(other, tmp_path / "third", settings, init=str(tmp_path / "first"))
-    assert start.towers["rgb"]["logits.weight"].shape[0] == 2
-    assert torch.equal(start.towers["rgb"]["first.weight"], first.towers["rgb"]["first.weight"])
+    assert start.weights["rgb"]["logits.weight"].shape[0] == 2
+    assert torch.equal(start.weights["rgb"]["first.weight"], first.weights["rgb"]["first.weight"])
 
 
 def test_another_init_than_the_runs_is_refused_and_the_same_weights_elsewhere_are_not(root, tmp_path):
@@ -344,6 +344,36 @@ def test_another_init_than_the_runs_is_refused_and_the_same_weights_elsewhere_ar
     train(root, tmp_path / "plain", settings)
     with pytest.raises(ConfigurationError, match=r"it was started without --init\): leave --init out"):
         train(root, tmp_path / "plain", settings, init=str(moved))
+
+
+def under_earlier_names(run: Path) -> None:
+    """Rewrites `run` as a version wrote it that called std deviation."""
+    file = checkpoints.find(run)
+    plain = torch.load(file, weights_only=True)
+    assert "towers" in plain  # as it has always been called in files
+    for values in (plain["input"], plain["configuration"]["input"]):
+        values["deviation"] = values.pop("std")
+    with file.open("w+b") as stream:
+        torch.save(plain, stream)
+        checkpoints._seal(stream)
+    (run / "configuration.json").write_text(json.dumps(plain["configuration"]))
+
+
+def test_a_run_that_was_written_under_earlier_names_loads_and_goes_on(root, tmp_path):
+    given = small_network.checkpoint(tmp_path / "given.pt", streams=("rgb",), std=(0.4, 0.5, 0.6), **SIZE)
+    short, longer = (changed(tiny(steps=n), schedule="constant") for n in (1, 2))
+    whole = train(root, tmp_path / "whole", longer, init=str(given))
+    begun = train(root, tmp_path / "run", short, init=str(given))
+    under_earlier_names(tmp_path / "run")
+    assert checkpoints.load(tmp_path / "run").input == begun.input
+    other = replace(longer, input=replace(longer.input, std=(0.1, 0.1, 0.1)), named=("std",))
+    with pytest.raises(ConfigurationError, match=r"input\.std is .0\.1, .*, the run's is .0\.4, 0\.5, 0\.6"):
+        train(root, tmp_path / "run", other, init=str(given))
+    resumed = train(root, tmp_path / "run", longer, init=str(given))
+    assert same_bits(resumed, whole)
+    assert resumed.configuration == whole.configuration
+    (tmp_path / "mine.toml").write_text("[input]\ndeviation = [0.4, 0.5, 0.6]\n")
+    assert resolve(str(tmp_path / "mine.toml"), {}).input.std == (0.4, 0.5, 0.6)
 
 
 def as_before(run: Path) -> None:

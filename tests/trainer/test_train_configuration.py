@@ -19,7 +19,7 @@ def test_i3d_is_set_as_published_by_default():
     assert settings.network.options == {"dropout": 0.5, "bn_momentum": 0.001}
     assert (settings.input.frames, settings.input.short_side, settings.input.crop) == (64, 256, 224)
     assert settings.input.stream == "both"
-    assert settings.towers == ("rgb", "flow")
+    assert settings.model_streams == ("rgb", "flow")
     rate = [learning_rate(s, 115_000, settings.optimisation) for s in (0, 96_999, 97_000, 108_000, 114_999)]
     assert rate == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
     assert (settings.optimisation.momentum, settings.optimisation.weight_decay) == (0.9, 1e-7)
@@ -99,7 +99,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, text, said):
 def test_a_quick_run_is_quick_for_every_network():
     """Of a network's own training only how its pixels are fed is left, and the rate is reached."""
     expected = resolve("quick", {}).as_dict()
-    own = {"name", "stream", "mean", "deviation"}
+    own = {"name", "stream", "mean", "std"}
     for name in networks.names():
         for stream in networks.entry(name).streams:
             settings = resolve("quick", {"network": {"name": name}, "input": {"stream": stream}})
@@ -128,7 +128,7 @@ def test_a_networks_rate_is_the_published_one(name, rates):
 
 def test_a_hara_network_is_trained_as_published():
     settings = resolve(None, {"network": {"name": "hara-r3d-34"}})
-    assert (settings.input.mean, settings.input.deviation) == (hara.OLD["mean"], hara.OLD["deviation"])
+    assert (settings.input.mean, settings.input.std) == (hara.OLD["mean"], hara.OLD["std"])
     own, steps = settings.optimisation, 200 * 240_000 // 128
     assert (settings.run.batch_size, settings.run.steps) == (128, steps)
     assert [learning_rate(s, steps, own) for s in (0, steps // 2, steps - 1)] == pytest.approx(

@@ -24,7 +24,7 @@ from trainer import distributed, ensemble, evaluate, networks
 from trainer import train as training
 from trainer.__main__ import main
 from trainer.configuration import resolve
-from trainer.data.augmentation import evaluation_cuts
+from trainer.data.augmentation import evaluation_views
 from trainer.data.decoding import decode_flow, decode_rgb
 from trainer.data.loader import EvaluationBatches
 from trainer.data.reading import Reader
@@ -85,7 +85,7 @@ def test_evaluate_writes_beside_the_run_what_it_says(root, run, capsys):
     assert "joint" in capsys.readouterr().out
 
 
-def test_the_towers_by_name_score_as_the_whole_checkpoint(root, run, tmp_path):
+def test_the_models_by_name_score_as_the_whole_checkpoint(root, run, tmp_path):
     call = ["evaluate", "--data", str(root), "--workers", "0", "--output"]
     assert main([*call, str(tmp_path / "whole.json"), "--checkpoint", str(run)]) == 0
     assert main([*call, str(tmp_path / "named.json"), "--rgb", str(run), "--flow", str(run)]) == 0
@@ -174,19 +174,19 @@ def test_the_views_of_every_family_are_its_logits_averaged(tmp_path, name):
     streams = ("both",) if networks.entry(name).streams == ("both",) else ("rgb",)
     size = {"frames": FRAMES.get(name, 8), "short_side": 48, "crop": 48}
     known = checkpoints.load(small_network.checkpoint(tmp_path / "c.pt", name, streams, **size))
-    (tower,) = restore(known).values()
+    (model,) = restore(known).values()
     rows = open_rows([str(root)], "val", ("rgb", "flow") if streams == ("both",) else streams)
     group = distributed.Group(0, 1, torch.device("cpu"))
 
     def logits(clips: int, crops: int) -> torch.Tensor:
         batches = EvaluationBatches(rows, known.input, frames=known.input.frames, clips=clips, crops=crops)
-        return evaluate.predict({streams[0]: tower}, batches, group).logits[streams[0]]
+        return evaluate.predict({streams[0]: model}, batches, group).logits[streams[0]]
 
     found = logits(2, 3)
     one_by_one = []
     for row in sorted(range(len(rows)), key=rows.keys.to_pylist().__getitem__):
         width, height, frames = (int(x[row]) for x in (rows.width, rows.height, rows.frames))
-        cuts = evaluation_cuts(known.input, frames, width, height, known.input.frames, 2, 3)
+        cuts = evaluation_views(known.input, frames, width, height, known.input.frames, 2, 3)
         assert len(cuts) == 6
         members = Reader(rows, tuple(rows.offsets)).read(row)
         views = []
@@ -200,7 +200,7 @@ def test_the_views_of_every_family_are_its_logits_averaged(tmp_path, name):
                 scale[0] = decode_flow(members["flow"], [cut], (width, height), 25, seen["flow"])[0]
             with torch.no_grad():
                 clip = {stream: pixels[0] for stream, pixels in seen.items()}
-                views.append(tower(as_pictures([clip], scale, torch.device("cpu"))))
+                views.append(model(as_pictures([clip], scale, torch.device("cpu"))))
         one_by_one.append(torch.stack(views).mean(dim=0)[0])
     torch.testing.assert_close(
         found, torch.stack(one_by_one), rtol=1e-3, atol=1e-3 * found.abs().max().item()
@@ -248,7 +248,7 @@ def test_another_flow_bound_or_stream_is_refused(root, run, tmp_path, capsys):
     ):
         path = tmp_path / f"{bound}.pt"
         fed = replace(known.input, flow_bound=bound)
-        checkpoints.write(path, replace(known, input=fed, towers={"flow": known.towers["flow"]}))
+        checkpoints.write(path, replace(known, input=fed, weights={"flow": known.weights["flow"]}))
         assert main(["evaluate", "--data", str(root), stream, str(path), "--workers", "0"]) == code
         assert said in capsys.readouterr().err
 

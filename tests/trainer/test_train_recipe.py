@@ -20,7 +20,7 @@ from trainer.configuration import FOLDER, Configuration, ConfigurationError, fed
 from trainer.data import lists, sampler
 from trainer.data.batches import Input
 from trainer.data.rows import RowsError, open_rows
-from trainer.optimisation import Optimisation, learning_rate, standstills
+from trainer.optimisation import Optimisation, learning_rate, plateau_count
 from trainer.stream_models import restore
 
 SIZE = {"stream": "rgb", "frames": 9, "short_side": 32, "crop": 32}
@@ -66,7 +66,7 @@ def test_a_plateau_is_torchs():
         peer.step(loss)
         rate = learning_rate(10 * number, 1000, settings, losses[:number])
         assert rate == pytest.approx(peer.get_last_lr()[0])
-    assert standstills(losses, 2) == 3
+    assert plateau_count(losses, 2) == 3
 
 
 def test_a_warm_up_rises_in_a_line_and_a_cosine_falls_to_nothing():
@@ -107,7 +107,7 @@ def test_the_best_checkpoint_stays_and_the_rate_follows_the_validation_loss(root
     best = max(found, key=lambda r: r["rgb"]["top1"])
     assert checkpoints.load(tmp_path / "best.pt").steps == best["step"]
     losses = [r["loss"] for r in found]
-    rates = [2.0 * 0.1 ** standstills(losses[:epoch], 0) for epoch in range(6)]
+    rates = [2.0 * 0.1 ** plateau_count(losses[:epoch], 0) for epoch in range(6)]
     assert [r["lr"] for r in lines(tmp_path / "metrics.jsonl")[::2]] == pytest.approx(rates)
     assert rates[-1] < 2.0
     assert [dict(r) for r in last.optimiser["history"]] == found
@@ -132,26 +132,26 @@ def test_a_run_killed_in_an_evaluation_evaluates_again_and_is_the_same(root, tmp
     assert len(calls) == 3
     for name in ("evaluations.jsonl",):
         assert lines(tmp_path / "killed" / name) == lines(tmp_path / "whole" / name)
-    assert all(torch.equal(v, whole.towers["rgb"][n]) for n, v in resumed.towers["rgb"].items())
+    assert all(torch.equal(v, whole.weights["rgb"][n]) for n, v in resumed.weights["rgb"].items())
 
 
 def test_statistics_taken_anew_are_those_of_the_weights_as_they_are(root, tmp_path):
     """With a momentum that moves nothing, those saved are the plain mean over the steps asked for."""
     network = {"bn_momentum": 0.0, "dropout": 0.0}
-    stale = train(root, tmp_path / "stale", small(network, steps=2)).towers["rgb"]
-    fresh = train(root, tmp_path / "fresh", small(network, steps=2, reestimate=2)).towers["rgb"]
+    stale = train(root, tmp_path / "stale", small(network, steps=2)).weights["rgb"]
+    fresh = train(root, tmp_path / "fresh", small(network, steps=2, reestimate=2)).weights["rgb"]
     assert torch.equal(stale["first_norm.running_mean"], torch.zeros(16))
     assert torch.equal(stale["first.weight"], fresh["first.weight"])
     group = training.distributed.Group(0, 1, torch.device("cpu"))
     job = training.TrainOptions(small(network, steps=2, reestimate=2), (str(root),), tmp_path / "fresh")
     run = training.set_up(job, group)
     means = []
-    hook = run.towers["rgb"].network.first.register_forward_hook(
+    hook = run.models["rgb"].network.first.register_forward_hook(
         lambda _, __, y: means.append(y.detach().mean((0, 2, 3, 4)))
     )
     with torch.no_grad():
         for batch in run.batches((0, 0), 2):
-            run.towers["rgb"](batch.inputs())
+            run.models["rgb"](batch.inputs())
     hook.remove()
     torch.testing.assert_close(
         fresh["first_norm.running_mean"], torch.stack(means).mean(0), rtol=1e-4, atol=1e-5
@@ -190,7 +190,7 @@ def test_a_gradient_is_shortened_to_a_norm_whatever_the_parts_and_the_scale(root
         run = training.set_up(training.TrainOptions(settings, (str(root),), tmp_path / "run", "none"), group)
         if scale:
             run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        weights = list(run.towers["rgb"].network.parameters())
+        weights = list(run.models["rgb"].network.parameters())
         before = torch.cat([w.detach().flatten() for w in weights])
         run.step(run.batches((0, 0), 1))
         return before - torch.cat([w.detach().flatten() for w in weights])
@@ -233,7 +233,7 @@ def test_a_balanced_run_resumes_to_the_same_samples(root, tmp_path):
     first = small(steps=3, balanced=True, optimisation={"schedule": "constant"})
     train(root, tmp_path / "parts", first)
     parts = train(root, tmp_path / "parts", settings)
-    assert all(torch.equal(v, whole.towers["rgb"][n]) for n, v in parts.towers["rgb"].items())
+    assert all(torch.equal(v, whole.weights["rgb"][n]) for n, v in parts.weights["rgb"].items())
 
 
 # Original, Fixed, Full-FT, and the published lists
@@ -247,12 +247,12 @@ def test_frozen_features_stay_as_they_are_and_the_last_layer_learns(root, tmp_pa
     start = train(
         other, tmp_path / "start", small(optimisation={"freeze": True, "lr": 1e-30}, steps=2), **init
     )
-    for name, value in frozen.towers["rgb"].items():
+    for name, value in frozen.weights["rgb"].items():
         learned = name.startswith("logits")
-        assert torch.equal(value, start.towers["rgb"][name]) != learned
-        assert learned or torch.equal(value, first.towers["rgb"][name])
+        assert torch.equal(value, start.weights["rgb"][name]) != learned
+        assert learned or torch.equal(value, first.weights["rgb"][name])
     full = train(other, tmp_path / "full", small(steps=2), **init)
-    assert not torch.equal(full.towers["rgb"]["first.weight"], first.towers["rgb"]["first.weight"])
+    assert not torch.equal(full.weights["rgb"]["first.weight"], first.weights["rgb"]["first.weight"])
     resumed = small(optimisation={"freeze": True}, steps=3)
     assert train(other, tmp_path / "fixed", resumed).steps == 3  # from its own checkpoint, without --init
     with pytest.raises(ConfigurationError, match="with --init"):
@@ -263,7 +263,7 @@ def test_frozen_features_stay_as_they_are_and_the_last_layer_learns(root, tmp_pa
 def test_weights_to_start_from_are_fed_as_they_were_unless_the_call_says_otherwise(
     root, tmp_path, capsys, stream
 ):
-    theirs = {"mean": (0.4, 0.5, 0.6), "deviation": (0.2, 0.3, 0.25), "stride": 2}
+    theirs = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25), "stride": 2}
     given = small_network.checkpoint(tmp_path / "given.pt", streams=(stream,), **theirs)
     frozen = {"optimisation": {"freeze": True}}
     settings = small(input={"stream": stream}, steps=1, **frozen)
@@ -271,9 +271,7 @@ def test_weights_to_start_from_are_fed_as_they_were_unless_the_call_says_otherwi
     assert {name: getattr(found.input, name) for name in theirs} == theirs
     assert (found.input.frames, found.input.crop) == (settings.input.frames, settings.input.crop)
     said = capsys.readouterr().err
-    assert (
-        "--init: fed as the weights were: mean (0.4, 0.5, 0.6), deviation (0.2, 0.3, 0.25), stride 2" in said
-    )
+    assert "--init: fed as the weights were: mean (0.4, 0.5, 0.6), std (0.2, 0.3, 0.25), stride 2" in said
     pictures = (torch.rand(1, 3, 9, 32, 32) * 2 - 1, torch.rand(1, 2, 9, 32, 32) * 2 - 1)
     own, fixed = (restore(checkpoints.load(c))[stream] for c in (given, tmp_path / "taken"))
     with torch.no_grad():

@@ -72,8 +72,8 @@ def test_a_run_killed_at_any_step_and_resumed_at_another_size_is_the_same_run(
     assert [r["step"] for r in found] == list(range(1, STEPS + 1))
     assert [r["order"] for r in found] == [r["order"] for r in wanted]
     assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in wanted], rel=1e-4)
-    for name, value in checkpoints.load(run).towers["rgb"].items():
-        torch.testing.assert_close(value, checkpoint.towers["rgb"][name], rtol=1e-3, atol=1e-5)
+    for name, value in checkpoints.load(run).weights["rgb"].items():
+        torch.testing.assert_close(value, checkpoint.weights["rgb"][name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_a_killed_run_resumed_on_as_many_ranks_has_identical_bits(root, tmp_path
     for record in (*wanted, *found):
         del record["clips_per_second"]
     assert found == wanted
-    ours, theirs = (checkpoints.load(run).towers["rgb"] for run in (two, one))
+    ours, theirs = (checkpoints.load(run).weights["rgb"] for run in (two, one))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 

@@ -81,9 +81,9 @@ def test_tsn_answers_as_the_published_network(tmp_path, stream, trained):
     assert main(["import", str(path), "--output", str(tmp_path / "c.pt")]) == 0
     known = checkpoints.load(tmp_path / "c.pt")
     assert (known.network, known.input.stream, len(known.classes)) == ("tsn-bninception", stream, 7)
-    (tower,) = stream_models.restore(known).values()
+    (model,) = stream_models.restore(known).values()
     with torch.no_grad():
-        assert (tower(pictures) - wanted).abs().max() <= 1e-3 * wanted.abs().max()
+        assert (model(pictures) - wanted).abs().max() <= 1e-3 * wanted.abs().max()
 
 
 def test_every_key_is_consumed(tmp_path):

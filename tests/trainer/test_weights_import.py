@@ -61,12 +61,12 @@ def test_both_streams_become_one_checkpoint_that_stands_alone(deepmind, tmp_path
     assert "taken to be Kinetics-400's" in said
     found = checkpoints.load(output)
     assert (found.network, found.input) == ("i3d", configuration.resolve(None, {}).input)
-    assert list(found.towers) == ["rgb", "flow"]
+    assert list(found.weights) == ["rgb", "flow"]
     assert list(found.classes) == (LABELS / "kinetics-400_label_map.txt").read_text().splitlines()
-    for stream, tower in found.towers.items():
+    for stream, model in found.weights.items():
         state, _ = weights.load(deepmind / stream)
-        assert tower.keys() == state.keys()
-        assert all(torch.equal(value, state[name]) for name, value in tower.items())
+        assert model.keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in model.items())
     flow = stream_models.restore(found, "flow")["flow"]
     with torch.no_grad():
         assert flow((torch.rand(1, 3, 9, 32, 32), torch.rand(1, 2, 9, 32, 32))).shape == (1, 400)
@@ -78,7 +78,7 @@ def test_one_stream_is_imported_with_what_is_said_of_it(deepmind, tmp_path, caps
     imported(capsys, deepmind / "rgb", *options)
     found = checkpoints.load(tmp_path / "rgb.pt")
     assert found.input.stream == "rgb"
-    assert list(found.towers) == ["rgb"]
+    assert list(found.weights) == ["rgb"]
 
 
 def test_classes_that_are_not_known_are_said_and_can_be_given(tmp_path, capsys):

@@ -255,7 +255,7 @@ def test_training_begins_with_an_image_network(googlenet, tmp_path, capsys):
     job = training.TrainOptions(
         configuration.resolve("quick", sections), (str(root),), tmp_path / "run", init=init
     )
-    found = checkpoints.load(training.train(job)).towers
+    found = checkpoints.load(training.train(job)).weights
     assert "--init: left fresh, the image network not having them: logits.weight" in capsys.readouterr().err
     first = googlenet.conv1.conv.weight
     for stream, image in (("rgb", first), ("flow", first.mean(dim=1, keepdim=True).expand(-1, 2, -1, -1))):

@@ -268,5 +268,5 @@ def test_3d_resnets_answer_as_theirs(tmp_path, layers, shortcut, network, option
     )
     answers(path, ("hara", network, options), clip, wanted)
     assert main(["import", str(path), "--output", str(tmp_path / "c.pt")]) == 0
-    deviation = checkpoints.load(tmp_path / "c.pt").input.deviation
-    assert deviation == pytest.approx((1 / 255,) * 3 if shortcut == "A" else (0.2768, 0.2713, 0.2737))
+    std = checkpoints.load(tmp_path / "c.pt").input.std
+    assert std == pytest.approx((1 / 255,) * 3 if shortcut == "A" else (0.2768, 0.2713, 0.2737))

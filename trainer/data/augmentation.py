@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.data.batches import Input
-from trainer.data.sampler import Draws
+from trainer.data.sampler import KeyedRandom
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Colour:
 
 
 @dataclass(frozen=True)
-class Cut:
+class View:
     """Frames of a clip, its resized size, and a square in that; lengths in pixels."""
 
     frames: tuple[int, ...]  # frame numbers in their order; repeated where the clip is too short
@@ -42,7 +42,7 @@ def resized(width: int, height: int, short_side: int) -> tuple[int, int]:
     return tuple((2 * side * short_side + short) // (2 * short) for side in (width, height))  # type: ignore[return-value]
 
 
-def random_cut(input: Input, frames: int, width: int, height: int, draws: Draws) -> Cut:
+def random_view(input: Input, frames: int, width: int, height: int, rng: KeyedRandom) -> View:
     """A training cut of a clip of `frames` pictures, width x height, at random.
 
     The window starts early enough to fit; a clip shorter than it is looped from its first frame
@@ -51,14 +51,14 @@ def random_cut(input: Input, frames: int, width: int, height: int, draws: Draws)
     short side, or as wide and as high as two neighbouring ones (section 3.2 there; K. Hara et al.,
     arXiv:1711.09577, section 3.3). The first four draws are the same whatever the settings.
     """
-    start, top, left, mirror = (draws.uniform() for _ in range(4))
+    start, top, left, mirror = (rng.uniform() for _ in range(4))
     if input.segments:
-        numbers = segments(input, frames, [draws.uniform() for _ in range(input.segments)])
+        numbers = segments(input, frames, [rng.uniform() for _ in range(input.segments)])
     else:
         last_start = frames - _span(input, input.frames)
         first = min(int(start * (last_start + 1)), last_start) if last_start > 0 else 0
         numbers = window(first, input.frames, input.stride, frames)
-    w, h = _scaled(input, width, height, draws) if input.scales else resized(width, height, input.short_side)
+    w, h = _scaled(input, width, height, rng) if input.scales else resized(width, height, input.short_side)
     spare_y, spare_x = h - input.crop, w - input.crop
     if input.corners:
         centre = (spare_y // 2, spare_x // 2)
@@ -66,25 +66,25 @@ def random_cut(input: Input, frames: int, width: int, height: int, draws: Draws)
         y, x = places[int(top * len(places))]
     else:
         y, x = min(int(top * (spare_y + 1)), spare_y), min(int(left * (spare_x + 1)), spare_x)
-    colour = random_colour(input, draws) if any(input.colour_jitter) else None
-    return Cut(numbers, h, w, y, x, input.crop, input.flip and mirror < 0.5, colour)
+    colour = random_colour(input, rng) if any(input.colour_jitter) else None
+    return View(numbers, h, w, y, x, input.crop, input.flip and mirror < 0.5, colour)
 
 
-def random_colour(input: Input, draws: Draws) -> Colour:
+def random_colour(input: Input, rng: KeyedRandom) -> Colour:
     """Factors within 1 plus or minus the first three of `input.colour_jitter`, and a hue within the fourth.
 
     Evenly drawn, as torchvision's ColorJitter does.
     """
-    brightness, contrast, saturation, hue = ((2 * draws.uniform() - 1) * most for most in input.colour_jitter)
+    brightness, contrast, saturation, hue = ((2 * rng.uniform() - 1) * most for most in input.colour_jitter)
     return Colour(1 + brightness, 1 + contrast, 1 + saturation, hue)
 
 
-def _scaled(input: Input, width: int, height: int, draws: Draws) -> tuple[int, int]:
+def _scaled(input: Input, width: int, height: int, rng: KeyedRandom) -> tuple[int, int]:
     """(width, height) to resize a picture to, so that `crop` pixels are a drawn share of its short side."""
     scales = input.scales
-    across = draws.below(len(scales))
+    across = rng.below(len(scales))
     low, high = max(0, across - input.distortion), min(len(scales) - 1, across + input.distortion)
-    down = low + draws.below(high - low + 1)
+    down = low + rng.below(high - low + 1)
     short = min(width, height)
     return tuple(  # type: ignore[return-value]
         max(input.crop, round(side * input.crop / (scales[place] * short)))
@@ -103,9 +103,9 @@ def segments(input: Input, frames: int, where: Sequence[float]) -> tuple[int, ..
     return tuple(number for first in firsts for number in window(first, length, input.stride, frames))
 
 
-def evaluation_cuts(
+def evaluation_views(
     input: Input, frames: int, width: int, height: int, window_frames: int | None, clips: int, crops: int
-) -> list[Cut]:
+) -> list[View]:
     """The views of a clip, clip by clip: `clips` windows spread evenly, times `crops` squares.
 
     With `segments` a window is their snippets, each from the middle of its part of the clip (of several
@@ -132,7 +132,7 @@ def evaluation_cuts(
     else:
         squares = [(centre[0], 0), centre, (centre[0], spare_x)]
     chosen = [centre] if crops == 1 else squares
-    return [Cut(frames_, h, w, y, x, input.crop) for frames_ in windows for y, x in chosen]
+    return [View(frames_, h, w, y, x, input.crop) for frames_ in windows for y, x in chosen]
 
 
 def window(first: int, count: int, stride: int, frames: int) -> tuple[int, ...]:

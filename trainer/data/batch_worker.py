@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from trainer.data.augmentation import Cut, evaluation_cuts, random_cut
+from trainer.data.augmentation import View, evaluation_views, random_view
 from trainer.data.batches import Batch, Input
 from trainer.data.cache import Cache
 from trainer.data.decoding import Undecodable, decode_flow, decode_rgb
 from trainer.data.reading import Reader, ReadError, RemovedError, SampleError, ahead
 from trainer.data.rows import Rows
-from trainer.data.sampler import AUGMENTATION, Draws
+from trainer.data.sampler import AUGMENTATION, KeyedRandom
 
 _REPLACEMENTS = 16  # rows tried in the place of one before the data are given up
 
@@ -61,20 +61,20 @@ class RandomViews:
         """Frames of each clip in a plan."""
         return self.input.frames
 
-    def attempts(self, plan: BatchPlan, place: int) -> Iterator[tuple[int, list[Cut]]]:
+    def attempts(self, plan: BatchPlan, place: int) -> Iterator[tuple[int, list[View]]]:
         """The row of a place with its cut, then the rows that replace it."""
         own = int(plan.rows[place])
         moment = plan.epoch + (0 if plan.turns is None else int(plan.turns[place]) << 32)
         if plan.weight[place]:  # else it was removed: there is nothing to read
-            yield own, [self._cut(own, Draws(AUGMENTATION, self.seed, moment, own))]
+            yield own, [self._view(own, KeyedRandom(AUGMENTATION, self.seed, moment, own))]
         for attempt in range(1, _REPLACEMENTS):
-            draws = Draws(AUGMENTATION, self.seed, moment, own, attempt)
-            row = int(self.usable[draws.below(len(self.usable))])
+            rng = KeyedRandom(AUGMENTATION, self.seed, moment, own, attempt)
+            row = int(self.usable[rng.below(len(self.usable))])
             if row != own:
-                yield row, [self._cut(row, draws)]
+                yield row, [self._view(row, rng)]
 
-    def _cut(self, row: int, draws: Draws) -> Cut:
-        return random_cut(self.input, *_size(self.rows, row), draws)
+    def _view(self, row: int, rng: KeyedRandom) -> View:
+        return random_view(self.input, *_size(self.rows, row), rng)
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ class FixedViews:
             return self.frames
         return len(range(0, int(self.rows.frames[plan.rows[0]]), self.input.stride))
 
-    def attempts(self, plan: BatchPlan, place: int) -> Iterator[tuple[int, list[Cut]]]:
+    def attempts(self, plan: BatchPlan, place: int) -> Iterator[tuple[int, list[View]]]:
         """The row of a place with its cuts; there is no other."""
         row = int(plan.rows[place])
         size = _size(self.rows, row)
-        yield row, evaluation_cuts(self.input, *size, self.frames, self.clips, self.crops)
+        yield row, evaluation_views(self.input, *size, self.frames, self.clips, self.crops)
 
 
 class BatchStream(IterableDataset):
@@ -211,7 +211,7 @@ class _Unfinished:
             last=plan.last,
         )
 
-    def _decode(self, place: int, row: int, cuts: list[Cut], members: dict[str, bytes]) -> None:
+    def _decode(self, place: int, row: int, cuts: list[View], members: dict[str, bytes]) -> None:
         rows, views = self._purpose.rows, self._purpose.views
         size = (int(rows.width[row]), int(rows.height[row]))
         here = slice(place * views, (place + 1) * views)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,18 +37,18 @@ class Input:
     rate: int = 25  # frames a second of the data set
     flow_bound: float = 20.0  # pixels; flow is fed as v / flow_bound, in [-1, 1]
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of R, G and B in [0, 1]
-    deviation: tuple[float, ...] = (0.5, 0.5, 0.5)  # RGB is fed as (x - mean) / deviation: here in [-1, 1]
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)  # RGB is fed as (x - mean) / std: here in [-1, 1]
 
     def __post_init__(self) -> None:
-        for name in ("mean", "deviation", "scales", "colour_jitter"):  # lists, as they come from files
+        for name in ("mean", "std", "scales", "colour_jitter"):  # lists, as they come from files
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         object.__setattr__(self, "test_views", tuple(self.test_views))
         if self.test_views and (
             len(self.test_views) != 2 or self.test_views[0] < 1 or self.test_views[1] not in (1, 3)
         ):
             raise ValueError("test_views is a number of clips and one of crops, 1 or 3, such as [10, 3]")
-        if len(self.mean) != 3 or len(self.deviation) != 3 or min(self.deviation) <= 0:
-            raise ValueError("mean and deviation are three numbers each, the latter above zero")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std are three numbers each, the latter above zero")
         if self.stream not in (*STREAMS, "both"):
             raise ValueError(f"there is no stream {self.stream!r}: choose rgb, flow or both")
         if min(self.frames, self.stride, self.crop) < 1:
@@ -87,6 +88,11 @@ class Input:
     def test_frames(self) -> int:
         """Frames of one view in evaluation, where that is not the whole clip."""
         return self.frames // (self.segments or 1) * (self.test_segments or self.segments or 1)
+
+
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an `Input` under their present names: files of earlier versions call `std` deviation."""
+    return {"std" if name == "deviation" else name: value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from trainer.data.augmentation import Colour, Cut
+from trainer.data.augmentation import Colour, View
 
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _FORMATS = ("yuv420p", "yuvj420p")
@@ -35,7 +35,7 @@ class Undecodable(ValueError):
     """The bytes are no video of the size and length that the index says."""
 
 
-def decode_rgb(data: bytes, cuts: Sequence[Cut], size: tuple[int, int], rate: int, out: np.ndarray) -> None:
+def decode_rgb(data: bytes, cuts: Sequence[View], size: tuple[int, int], rate: int, out: np.ndarray) -> None:
     """Decode an RGB member once for all views of a clip.
 
     Args:
@@ -69,7 +69,7 @@ def decode_rgb(data: bytes, cuts: Sequence[Cut], size: tuple[int, int], rate: in
 class _Region:
     """The part of a picture that the squares of `cuts` need; its RGB is that of the whole, byte by byte."""
 
-    def __init__(self, cuts: Sequence[Cut], size: tuple[int, int]):
+    def __init__(self, cuts: Sequence[View], size: tuple[int, int]):
         ends = [(cut.left, cut.left + cut.side, cut.top, cut.top + cut.side) for cut in cuts]
         lefts, rights, tops, bottoms = zip(*ends, strict=True)
         (self.left, right), (self.top, bottom) = (
@@ -80,7 +80,7 @@ class _Region:
         self._whole = size
         self._graph: Graph | None = None
 
-    def of(self, cut: Cut) -> Cut:
+    def of(self, cut: View) -> View:
         """`cut`, of this part."""
         width, height = self.size
         return replace(cut, width=width, height=height, top=cut.top - self.top, left=cut.left - self.left)
@@ -103,7 +103,7 @@ class _Region:
 
 
 def decode_flow(
-    data: bytes, cuts: Sequence[Cut], size: tuple[int, int], rate: int, out: np.ndarray
+    data: bytes, cuts: Sequence[View], size: tuple[int, int], rate: int, out: np.ndarray
 ) -> list[tuple[float, float]]:
     """Decode a flow member: u above v in the luma plane, which is full range and needs no colour.
 
@@ -131,7 +131,7 @@ def decode_flow(
     return [flow_scale(cut, size) for cut in cuts]
 
 
-def rgb_planes(frame: VideoFrame, cut: Cut, reformatter: VideoReformatter) -> list[np.ndarray]:
+def rgb_planes(frame: VideoFrame, cut: View, reformatter: VideoReformatter) -> list[np.ndarray]:
     """Red, green and blue of a decoded picture, resized as `cut` says: uint8 (cut.height, cut.width) each."""
     rgb = reformatter.reformat(
         frame,
@@ -145,7 +145,7 @@ def rgb_planes(frame: VideoFrame, cut: Cut, reformatter: VideoReformatter) -> li
     return [_plane(rgb.planes[plane]) for plane in _RED_GREEN_BLUE]
 
 
-def flow_planes(luma: np.ndarray, cut: Cut, reformatter: VideoReformatter) -> list[np.ndarray]:
+def flow_planes(luma: np.ndarray, cut: View, reformatter: VideoReformatter) -> list[np.ndarray]:
     """u and v of a flow picture, uint8 (2 H, W), resized as `cut` says: uint8 (cut.height, cut.width) each.
 
     What they stand for changes with the resize: see `flow_scale`.
@@ -157,7 +157,7 @@ def flow_planes(luma: np.ndarray, cut: Cut, reformatter: VideoReformatter) -> li
     return [_resize_grey(half, cut, reformatter) for half in halves]
 
 
-def flow_scale(cut: Cut, size: tuple[int, int]) -> tuple[float, float]:
+def flow_scale(cut: View, size: tuple[int, int]) -> tuple[float, float]:
     """What u and v of a clip of `size` (width, height) are multiplied by in `cut`."""
     width, height = size
     return (-cut.width if cut.mirrored else cut.width) / width, cut.height / height
@@ -225,7 +225,7 @@ def _take(
             yield number, frame
 
 
-def _places(cuts: Sequence[Cut]) -> dict[int, list[tuple[int, int]]]:
+def _places(cuts: Sequence[View]) -> dict[int, list[tuple[int, int]]]:
     """Frame number -> each (view, place in it) where it stands; several in a looped window."""
     places: dict[int, list[tuple[int, int]]] = {}
     for view, cut in enumerate(cuts):
@@ -234,7 +234,7 @@ def _places(cuts: Sequence[Cut]) -> dict[int, list[tuple[int, int]]]:
     return places
 
 
-def square(cut: Cut) -> tuple[slice, slice]:
+def square(cut: View) -> tuple[slice, slice]:
     """Rows and columns of the square that `cut` takes of a resized picture."""
     return slice(cut.top, cut.top + cut.side), slice(cut.left, cut.left + cut.side)
 
@@ -244,7 +244,7 @@ def _plane(plane: VideoPlane) -> np.ndarray:
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]  # type: ignore[call-overload]
 
 
-def _resize_grey(picture: np.ndarray, cut: Cut, reformatter: VideoReformatter) -> np.ndarray:
+def _resize_grey(picture: np.ndarray, cut: View, reformatter: VideoReformatter) -> np.ndarray:
     """uint8 (H, W) -> (cut.height, cut.width); u and v apart, since one would bleed into the other."""
     frame = VideoFrame.from_numpy_buffer(picture, format="gray")
     resized = reformatter.reformat(
@@ -253,7 +253,7 @@ def _resize_grey(picture: np.ndarray, cut: Cut, reformatter: VideoReformatter) -
     return _plane(resized.planes[0])
 
 
-def _mirror(out: np.ndarray, cuts: Sequence[Cut]) -> None:
+def _mirror(out: np.ndarray, cuts: Sequence[View]) -> None:
     for view, cut in enumerate(cuts):
         if cut.mirrored:
             pixels = torch.from_numpy(out[view])

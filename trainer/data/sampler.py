@@ -30,7 +30,7 @@ def keyed(*words: int) -> int:
     return key
 
 
-class Draws:
+class KeyedRandom:
     """A stream of random numbers that depends on its key alone (splitmix64 in counter mode).
 
     Args:

@@ -57,7 +57,7 @@ def describe(name: str, num_classes: int = 400) -> list[Description]:
     known = entry(name)
     rows = []
     for stream in ("rgb", "flow", "both"):
-        if stream not in known.streams or (stream == "both" and known.two_towers):
+        if stream not in known.streams or (stream == "both" and known.separate_streams):
             continue
         channels = {} if stream == "both" else {"in_channels": CHANNELS[stream]}
         with torch.device("meta"):
@@ -70,7 +70,7 @@ def describe(name: str, num_classes: int = 400) -> list[Description]:
                 name, stream, _shown(inputs), parameters, gmacs, known.accuracy.get(stream), known.source
             )
         )
-    if known.two_towers:
+    if known.separate_streams:
         both = (sum(r.parameters for r in rows), sum(r.gmacs for r in rows), known.accuracy.get("both"))
         rows.append(Description(name, "both", _shown(known.inputs("both")), *both, known.source))
     return rows

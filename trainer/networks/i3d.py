@@ -169,7 +169,7 @@ def initialise(module: nn.Module) -> None:
     sizes=(64, 224, 224),
     accuracy={"rgb": 71.1, "flow": 63.4, "both": 74.2},
     source="Carreira and Zisserman, CVPR 2017, arXiv:1705.07750; github.com/google-deepmind/kinetics-i3d",
-    two_towers=True,
+    separate_streams=True,
 )
 def i3d(num_classes: int = 400, in_channels: int = 3, **options) -> I3D:
     """One tower; Two-Stream I3D is one for each stream, trained separately, whose logits are added."""

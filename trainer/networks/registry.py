@@ -16,7 +16,7 @@ class Entry:
     Attributes:
         build: (num_classes, in_channels, **options) -> module.
         streams: what it can be trained on: "rgb", "flow", or "both"; the first is its default. A network with
-            `two_towers` is trained on "both" as one independent tower a stream, whose logits are added.
+            `separate_streams` is trained on "both" as one independent tower a stream, whose logits are added.
         configuration: its default configuration, a name in trainer/configurations.
         sizes: (frames, height, width) at which its multiply-adds are published.
         flow_frames: frames of flow that go with so many of RGB, where they are not as many.
@@ -31,7 +31,7 @@ class Entry:
     sizes: tuple[int, int, int]
     accuracy: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
-    two_towers: bool = False
+    separate_streams: bool = False
     flow_frames: int | None = None
 
     def inputs(self, stream: str) -> tuple[tuple[int, int, int, int], ...]:

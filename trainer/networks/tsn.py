@@ -166,5 +166,5 @@ register(
     configuration="tsn",
     sizes=(15, 224, 224),
     source=SOURCE,
-    two_towers=True,
+    separate_streams=True,
 )(TSN)

@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.networks.tsn import MODULES, SNIPPET
 from trainer.weights.keys import Description, WeightsError, fitted
 
-PIXELS = {"mean": (128 / 255, 117 / 255, 104 / 255), "deviation": (0.5, 0.5, 0.5)}
+PIXELS = {"mean": (128 / 255, 117 / 255, 104 / 255), "std": (0.5, 0.5, 0.5)}
 """The mean is theirs (models.py), of R, G and B here."""
 
 _STEM = {"0": "conv1_7x7_s2", "2": "conv2_3x3_reduce", "3": "conv2_3x3"}
@@ -45,7 +45,7 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
         )
     flat = {name: value[:, :, None] if value.ndim == 4 else value for name, value in state.items()}
     if first.shape[1] == 3:
-        stream, flat[prefix + _FIRST] = "rgb", first.flip(1)[:, :, None] * (255 * PIXELS["deviation"][0])
+        stream, flat[prefix + _FIRST] = "rgb", first.flip(1)[:, :, None] * (255 * PIXELS["std"][0])
     else:
         stream, flat[prefix + _FIRST] = "flow", first.unflatten(1, (SNIPPET, 2)).transpose(1, 2) * 127
     described = Description("bninception", "tsn-bninception", {}, stream, last.shape[0], PIXELS)

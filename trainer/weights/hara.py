@@ -13,8 +13,8 @@ from torch import Tensor
 
 from trainer.weights.keys import Description, WeightsError, fitted, stream_of
 
-OLD = {"mean": (114.7748 / 255, 107.7354 / 255, 99.4750 / 255), "deviation": (1 / 255,) * 3}
-NEW = {"mean": (0.4345, 0.4051, 0.3775), "deviation": (0.2768, 0.2713, 0.2737)}
+OLD = {"mean": (114.7748 / 255, 107.7354 / 255, 99.4750 / 255), "std": (1 / 255,) * 3}
+NEW = {"mean": (0.4345, 0.4051, 0.3775), "std": (0.2768, 0.2713, 0.2737)}
 """mean.py in the branch CVPR2018, with norm_value 1 and without std_norm; mean.py since."""
 
 

@@ -61,7 +61,7 @@ def run(options: ImportOptions) -> str:
             configuration=settings.as_dict(),
             state={},
             steps=0,
-            towers={d.stream: state for state, d in sorted(loaded, key=lambda x: x[1].stream, reverse=True)},
+            weights={d.stream: state for state, d in sorted(loaded, key=lambda x: x[1].stream, reverse=True)},
         ),
     )
     what = ", ".join(f"{d.stream} from {d.format}'s weights" for d in described)
@@ -80,7 +80,7 @@ def _go_together(files: Sequence[str], described: Sequence[Description]) -> None
         raise ConfigurationError(
             f"{files[0]} and {files[1]} are both of {streams[0]}: name one of each stream"
         )
-    if len(streams) > 1 and not networks.entry(first.network).two_towers:
+    if len(streams) > 1 and not networks.entry(first.network).separate_streams:
         raise ConfigurationError(f"{first.network} has one tower: import one file")
 
 

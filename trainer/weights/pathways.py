@@ -12,7 +12,7 @@ from trainer.networks.residual import DEPTHS
 from trainer.networks.resnet_i3d import BLOCKS
 from trainer.weights.keys import Description, WeightsError, fitted, stream_of
 
-PIXELS = {"mean": (0.45, 0.45, 0.45), "deviation": (0.225, 0.225, 0.225)}
+PIXELS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
 """_C.DATA.MEAN and .STD in slowfast/config/defaults.py; pytorchvideo's model zoo has the same."""
 
 _UNITS = {

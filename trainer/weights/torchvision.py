@@ -19,7 +19,7 @@ NAMES = {"r3d-18": "r3d_18", "mc3-18": "mc3_18", "r2plus1d-18": "r2plus1d_18", "
 VMZ = {"r2plus1d-34": "r2plus1d_34", "ir-csn-152": "ir_csn_152", "ip-csn-152": "ip_csn_152"}
 """Our networks that VMZ has, and what it calls them."""
 
-PIXELS = {"mean": (0.43216, 0.394666, 0.37645), "deviation": (0.22803, 0.22145, 0.216989)}
+PIXELS = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.216989)}
 """torchvision.transforms._presets.VideoClassification; pt/vmz/func/test.py."""
 
 

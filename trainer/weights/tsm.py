@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.weights.keys import Description, WeightsError, fitted, stream_of
 
-PIXELS = {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}
+PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:

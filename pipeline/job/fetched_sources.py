@@ -34,7 +34,7 @@ def fetch(
     store: WorkStore,
     folder: Path,
     wait: Callable[[], None],
-    heed: Callable[[Mapping[str, object]], bool],
+    record_result: Callable[[Mapping[str, object]], bool],
 ) -> Fetched:
     """The pieces of `video`: kept ones from the work store, the others from the sources.
 
@@ -60,10 +60,10 @@ def fetch(
     if not missing.clips:
         return Fetched(pieces, requests=0, whole=False, tool="", attempts=0)
     tries: list[Fetched] = []
-    for _ in range(1 + job.pressure.pauses):
+    for _ in range(1 + job.rate_limit.pauses):
         wait()
         tries.append(fetching.fetch(missing, chosen[len(near) :], folder, job.fetch))
-        if not heed(tries[-1].pieces):
+        if not record_result(tries[-1].pieces):
             break
     fetched = replace(
         tries[-1],

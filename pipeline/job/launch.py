@@ -65,7 +65,7 @@ def run(
 
     stages.clear_stop(store, job.generation)
     progress.clear(store.storage, job.generation)
-    forget_turns(store.storage, job.pressure)
+    forget_turns(store.storage, job.rate_limit)
     if graph.is_local(options):
         _run_here(job, parts, clips, options, store)
     else:

@@ -33,7 +33,7 @@ from pipeline.outcome import EXCLUDED, FAILED, PROCESS, CallError, Failed
 from pipeline.progress_line import duration
 from pipeline.recipe import Recipe
 from pipeline.sources import archive, parse
-from pipeline.sources.rate_limit import Pressure
+from pipeline.sources.rate_limit import RateLimit
 from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import Busy, Storage, scratch
 from pipeline.storage.work_store import WorkStore
@@ -146,7 +146,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
         ffmpeg=settings.ffmpeg,
         generation="",
         keep_sources=network if settings.keep_sources is None else settings.keep_sources,
-        pressure=_pressure(settings, options),
+        rate_limit=_rate_limit(settings, options),
         scratch=settings.scratch and os.path.abspath(settings.scratch),
         local=graph.is_local(options),
         kept=fetched_sources.other_sizes(recipe.fetch, store) if network else (),
@@ -189,7 +189,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
                 archive.clear(settings.sources, store)
             if settings.wave is None:
                 break
-            if left := _remaining(planned, root, job.pressure):
+            if left := _remaining(planned, root, job.rate_limit):
                 print(left, file=sys.stderr)
         if generation is not None:
             reconciliation.write(root, settings.sources, store, job.clip_hash)
@@ -229,12 +229,12 @@ def _refuse_folders(settings: Settings, runner: str) -> None:
             )
 
 
-def _pressure(settings: Settings, options: PipelineOptions) -> Pressure:
-    """The settings' pressure, with what was not said: a site's budget, and a lane for each local worker."""
+def _rate_limit(settings: Settings, options: PipelineOptions) -> RateLimit:
+    """The settings' rate limit, with what was not said: a site's budget, and a lane for each local worker."""
     from pipeline.job import graph
 
     lanes = settings.lanes or (graph.workers(options) if graph.is_local(options) else None)
-    return Pressure(budget=settings.hourly_budget, lanes=lanes, pause=settings.pause)
+    return RateLimit(budget=settings.hourly_budget, lanes=lanes, pause=settings.pause)
 
 
 @contextlib.contextmanager
@@ -259,7 +259,7 @@ def _write_plan(table: pa.Table, job: Job, store: WorkStore) -> list[str]:
     videos = pc.count_distinct(table.filter(pc.equal(table["decision"], PROCESS))["video"]).as_py()
     count = min(MOST_PARTS, -(-videos // VIDEOS_A_PART))
     if job.laned:
-        count = min(job.pressure.lanes or 1, videos)
+        count = min(job.rate_limit.lanes or 1, videos)
     paths = [f"plan/{job.generation}/{number:05d}.parquet" for number in range(count)]
     for path, part in zip(paths, plan.parts(table, count) if count else (), strict=True):
         plan.write(part, store.storage, path)
@@ -297,7 +297,7 @@ def _parts(table: pa.Table, generation: str, work: Storage) -> tuple[list[pa.Tab
     return outcomes, [part for part in found if part is not None]
 
 
-def _remaining(planned: pa.Table, root: Storage, pressure: Pressure) -> str:
+def _remaining(planned: pa.Table, root: Storage, limit: RateLimit) -> str:
     """After a wave: what is left, and how long it will take at this budget; empty when nothing is."""
     outcomes = dataset.open(root).outcomes()
     rows, decided = planned.num_rows, outcomes.num_rows
@@ -307,9 +307,9 @@ def _remaining(planned: pa.Table, root: Storage, pressure: Pressure) -> str:
     left[pending_rows.as_published(planned, outcomes, root)[1]] = False
     videos = pc.count_distinct(planned["video"].filter(pa.array(left))).as_py()
     text = f"prepare: {decided} of {rows} rows are decided and published; {rows - decided} rows of {videos} "
-    if not pressure.budget:
+    if not limit.budget:
         return f"{text}videos are left"
-    time = duration(3600 * videos / pressure.budget)
+    time = duration(3600 * videos / limit.budget)
     return f"{text}videos are left, about {time} at this budget"
 
 

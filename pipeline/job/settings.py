@@ -11,7 +11,7 @@ from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import CallError
 from pipeline.recipe import Recipe, stage_hash
 from pipeline.sources import FetchOptions
-from pipeline.sources.rate_limit import Pressure
+from pipeline.sources.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from pipeline.job.media_stages import MediaStages
@@ -43,7 +43,7 @@ class Settings:
     wave: int | None = None  # videos a generation; None: all in one
     budget: float | None = None  # videos an hour for all workers; None: what the site allows a guest
     lanes: int | None = None  # videos fetched at a time; None: as many as there are workers
-    pause: float = Pressure.pause  # seconds that all workers wait when the site blocks them
+    pause: float = RateLimit.pause  # seconds that all workers wait when the site blocks them
     fetch: FetchOptions = field(default_factory=FetchOptions)
     ffmpeg: str | None = None  # None: the pinned encoder; another one is another recipe
     scratch: str | None = None  # a worker's temporary folder; None: TMPDIR, or /tmp
@@ -82,7 +82,7 @@ class Job:
     ffmpeg: str | None  # None: the reference encoder of the worker's own installation
     generation: str
     keep_sources: bool
-    pressure: Pressure = field(default_factory=Pressure)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
     scratch: str | None = None  # the workers' temporary folder; None: the machine's own
     local: bool = False  # workers are processes of this machine, not of a cluster
     kept: tuple[str, ...] = ()  # fetch hashes of other sizes in the work store, smallest first
@@ -107,4 +107,4 @@ class Job:
     @property
     def laned(self) -> bool:
         """Whether the plan's parts are lanes: one worker processes the videos of a part one by one."""
-        return self.network and self.pressure.lanes is not None
+        return self.network and self.rate_limit.lanes is not None

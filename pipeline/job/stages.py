@@ -94,7 +94,7 @@ def process(
         with scratch.folder() as folder:
             wait = functools.partial(lane.wait, task.lane if job.laned else None)
             fetched = fetched_sources.fetch(
-                replace(video, clips=pending), job, store, folder, wait, lane.heed
+                replace(video, clips=pending), job, store, folder, wait, lane.record_result
             )
             heard(fetched)
             for wanted in pending:

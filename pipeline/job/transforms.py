@@ -92,7 +92,7 @@ class _Process(beam.DoFn):
         self._store = WorkStore(self._job.work)
         with stages.stop_on_failure(self._store, self._job):
             scratch.use(self._job.scratch)
-        self._lane = Lane(self._job.pressure, self._store.storage)
+        self._lane = Lane(self._job.rate_limit, self._store.storage)
         self._tally = tally(self._store.storage, self._job.generation, self._job.local)
         with stages.stop_on_failure(self._store, self._job):
             self._job.media.check_machine(self._job.recipe, self._job.ffmpeg, self._store)

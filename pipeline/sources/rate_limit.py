@@ -26,7 +26,7 @@ _FARTHEST_SECONDS = 7 * 86400.0  # a turn farther off is that of a clock gone wr
 
 
 @dataclass(frozen=True)
-class Pressure:
+class RateLimit:
     """What a user lets the fleet do to a site.
 
     Attributes:
@@ -56,8 +56,8 @@ class Pressure:
 class Lane:
     """One worker's way to the site: says when the next video may be asked for."""
 
-    def __init__(self, pressure: Pressure, storage: Storage):
-        self._pressure, self._storage = pressure, storage
+    def __init__(self, limit: RateLimit, storage: Storage):
+        self._rate_limit, self._storage = limit, storage
         self._backoff = 0.0  # until when, on the monotonic clock
         self._limited = 0  # rate limits in a row
         self._broken = 0  # failures of the installation in a row
@@ -72,15 +72,15 @@ class Lane:
             while (left := self._paused_for()) > 0:
                 time.sleep(min(left, _LOOK_SECONDS))
             left = max(0.0, self._backoff - time.monotonic())
-            if self._pressure.interval:
-                left = _take_turn(self._storage, self._pressure, lane, left)
+            if self._rate_limit.interval:
+                left = _take_turn(self._storage, self._rate_limit, lane, left)
             if left <= 0:
                 return
             time.sleep(left)
             if self._paused_for() <= 0:
                 return
 
-    def heed(self, fetched: Mapping[str, object]) -> bool:
+    def record_result(self, fetched: Mapping[str, object]) -> bool:
         """Take in what came of a video: blocked pauses the fleet, rate slows this lane.
 
         Returns:
@@ -95,14 +95,14 @@ class Lane:
             raise failures[FailureClass.ENVIRONMENT]
         self._limited = self._limited + 1 if FailureClass.RATE in failures else 0
         if self._limited:
-            backoff = self._pressure.backoff * 2 ** (self._limited - 1) * random.uniform(0.5, 1.0)
+            backoff = self._rate_limit.backoff * 2 ** (self._limited - 1) * random.uniform(0.5, 1.0)
             named = failures[FailureClass.RATE].named
             asked = (named - datetime.now(UTC)).total_seconds() if named else 0.0
-            wait = min(self._pressure.longest, max(backoff, asked))
+            wait = min(self._rate_limit.longest, max(backoff, asked))
             self._backoff = max(self._backoff, time.monotonic() + wait)
         blocked = failures.get(FailureClass.BLOCKED)
         if blocked:
-            until = datetime.now(UTC) + timedelta(seconds=self._pressure.pause)
+            until = datetime.now(UTC) + timedelta(seconds=self._rate_limit.pause)
             flag = {"until": until.isoformat(), "reason": blocked.reason}
             self._storage.write(_FLAG, json.dumps(flag).encode())
         return blocked is not None
@@ -112,18 +112,18 @@ class Lane:
         return (pause[0] - datetime.now(UTC)).total_seconds() if pause else 0.0
 
 
-def _turn_file(pressure: Pressure, lane: int | None) -> str:
-    return f"lanes/{pressure.lanes or 'all'}-{lane or 0:05d}.json"
+def _turn_file(limit: RateLimit, lane: int | None) -> str:
+    return f"lanes/{limit.lanes or 'all'}-{lane or 0:05d}.json"
 
 
-def _take_turn(storage: Storage, pressure: Pressure, lane: int | None, earliest: float) -> float:
+def _take_turn(storage: Storage, limit: RateLimit, lane: int | None, earliest: float) -> float:
     """Take a lane's next turn, `earliest` seconds from now or later; seconds until it comes."""
-    path = _turn_file(pressure, lane)
+    path = _turn_file(limit, lane)
     while True:
         version = storage.version(path)
         now = time.time()
         start = max(now + earliest, _next_turn(storage, path, now)) if version else now + earliest
-        turn = json.dumps({"next": start + pressure.interval}).encode()
+        turn = json.dumps({"next": start + limit.interval}).encode()
         with contextlib.suppress(AlreadyExists, Changed):  # another worker was faster
             if version:
                 storage.replace(path, turn, version)
@@ -141,10 +141,10 @@ def _next_turn(storage: Storage, path: str, now: float) -> float:
     return turn if turn - now < _FARTHEST_SECONDS else 0.0
 
 
-def forget_turns(storage: Storage, pressure: Pressure) -> None:
+def forget_turns(storage: Storage, limit: RateLimit) -> None:
     """Give back the turns that workers of an earlier run took in the row of all, and will not use."""
-    if pressure.interval and pressure.lanes is None:
-        path, soon = _turn_file(pressure, None), time.time() + pressure.interval
+    if limit.interval and limit.lanes is None:
+        path, soon = _turn_file(limit, None), time.time() + limit.interval
         if _next_turn(storage, path, time.time()) > soon:
             storage.write(path, json.dumps({"next": soon}).encode())
 

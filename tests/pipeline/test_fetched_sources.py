@@ -21,7 +21,7 @@ from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
 from pipeline.recipe import Recipe, stage_hash
 from pipeline.sources import Fetched, FetchOptions, Piece, Video
-from pipeline.sources.rate_limit import Lane, Pressure
+from pipeline.sources.rate_limit import Lane, RateLimit
 from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage.work_store import WorkStore
 
@@ -59,12 +59,12 @@ def video(tmp_path_factory) -> Path:
 def work_through(site: Scripted, work: Path, monkeypatch, recipe: Recipe) -> tuple[stages.ClipResult, dict]:
     """Bring the clip to its outcome; the outcome, and the record of its source."""
     monkeypatch.setattr(sources, "parse", lambda spec: site)
-    pressure = Pressure(pause=0.01)
+    limit = RateLimit(pause=0.01)
     store = WorkStore(work)
     kept = fetched_sources.other_sizes(recipe.fetch, store)
     options = FetchOptions()
-    job = Job(str(work), str(work), ("site",), recipe, options, None, "00000", True, pressure, kept=kept)
-    (result,) = stages.process(TASK, job, store, Lane(pressure, store.storage), site.heard.append)
+    job = Job(str(work), str(work), ("site",), recipe, options, None, "00000", True, limit, kept=kept)
+    (result,) = stages.process(TASK, job, store, Lane(limit, store.storage), site.heard.append)
     return result, store.read_record("source", stage_hash(recipe.fetch), "good") or {}
 
 

@@ -24,7 +24,7 @@ from pipeline.outcome import CallError, Failed, FailureClass
 from pipeline.recipe import Recipe
 from pipeline.sources import FetchOptions, Piece, Video, retrying
 from pipeline.sources.directory import index, walk
-from pipeline.sources.rate_limit import Lane, Pressure
+from pipeline.sources.rate_limit import Lane, RateLimit
 from pipeline.sources.recipe import FetchRecipe
 from pipeline.sources.ytdlp.fetch import section
 from pipeline.sources.ytdlp.network_guard import Guard, host_and_port, is_public
@@ -154,12 +154,12 @@ def test_a_folder_that_may_not_be_read_is_named_with_the_remedy_though_a_link_ca
 
 def make(work: Path, videos: Path, wanted: Clip, flow: bool = False) -> tuple[ClipResult, WorkStore]:
     """Bring a clip to its outcome in a run over a folder of videos."""
-    encoder, pressure, store = encoder_version(ffmpeg_binary()), Pressure(), WorkStore(work)
+    encoder, limit, store = encoder_version(ffmpeg_binary()), RateLimit(), WorkStore(work)
     made = FlowRecipe(encoder=encoder) if flow else None
     recipe, chosen = Recipe(FetchRecipe(), EncodeRecipe(encoder=encoder), made), (f"dir:{videos}",)
-    job = Job(str(work), str(work), chosen, recipe, FetchOptions(), None, "00000", False, pressure)
+    job = Job(str(work), str(work), chosen, recipe, FetchOptions(), None, "00000", False, limit)
     task = Task(Video(wanted.youtube_id, (wanted,)), (0,), (None,))
-    (result,) = stages.process(task, job, store, Lane(pressure, store.storage))
+    (result,) = stages.process(task, job, store, Lane(limit, store.storage))
     return result, store
 
 

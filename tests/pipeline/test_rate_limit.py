@@ -16,7 +16,7 @@ from small_runs import make_list, make_videos, pipeline, published_bytes
 from demo.site import Behaviour, Site
 from pipeline import dataset
 from pipeline.outcome import Failed, FailureClass
-from pipeline.sources.rate_limit import Lane, Pressure, _take_turn, forget_turns, paused_until
+from pipeline.sources.rate_limit import Lane, RateLimit, _take_turn, forget_turns, paused_until
 from pipeline.storage import Storage
 
 IDS = [f"video-{number:03d}" for number in range(8)]
@@ -62,7 +62,7 @@ def failed(failure_class: FailureClass) -> dict[str, Failed]:
 
 
 def test_a_lane_keeps_its_distance_between_starts_however_long_a_video_takes(tmp_path):
-    lane = Lane(Pressure(budget=36_000, lanes=3), Storage(tmp_path))  # 0.3 s apart
+    lane = Lane(RateLimit(budget=36_000, lanes=3), Storage(tmp_path))  # 0.3 s apart
     began = []
     for pause in (0.0, 0.2, 0.5, 0.0):
         lane.wait()
@@ -75,20 +75,20 @@ def test_a_lane_keeps_its_distance_between_starts_however_long_a_video_takes(tmp
 
 
 def test_a_lane_keeps_its_pace_in_another_workers_hands(tmp_path):
-    pressure = Pressure(budget=36_000, lanes=3)  # 0.3 s apart
-    Lane(pressure, Storage(tmp_path)).wait(1)
+    limit = RateLimit(budget=36_000, lanes=3)  # 0.3 s apart
+    Lane(limit, Storage(tmp_path)).wait(1)
     start = time.monotonic()
-    Lane(pressure, Storage(tmp_path)).wait(2)
+    Lane(limit, Storage(tmp_path)).wait(2)
     assert time.monotonic() - start < 0.1, "another lane has its own turns"
-    Lane(pressure, Storage(tmp_path)).wait(1)
+    Lane(limit, Storage(tmp_path)).wait(1)
     assert time.monotonic() - start == pytest.approx(0.3, abs=0.1)
 
 
 def test_without_lanes_all_workers_keep_to_the_budget_together(tmp_path):
-    pressure, began = Pressure(budget=36_000, lanes=None), []  # 0.1 s apart
+    limit, began = RateLimit(budget=36_000, lanes=None), []  # 0.1 s apart
 
     def work() -> None:
-        lane = Lane(pressure, Storage(tmp_path))
+        lane = Lane(limit, Storage(tmp_path))
         for _ in range(3):
             lane.wait()
             began.append(time.monotonic())
@@ -103,35 +103,35 @@ def test_without_lanes_all_workers_keep_to_the_budget_together(tmp_path):
 
 
 def test_turns_that_dead_workers_took_are_given_back(tmp_path):
-    storage, pressure = Storage(tmp_path), Pressure(budget=3600, lanes=None)
+    storage, limit = Storage(tmp_path), RateLimit(budget=3600, lanes=None)
     for _ in range(50):
-        assert _take_turn(storage, pressure, None, 0.0) >= 0
-    assert _take_turn(storage, pressure, None, 0.0) > 40
-    forget_turns(storage, pressure)
-    assert _take_turn(storage, pressure, None, 0.0) < 2
+        assert _take_turn(storage, limit, None, 0.0) >= 0
+    assert _take_turn(storage, limit, None, 0.0) > 40
+    forget_turns(storage, limit)
+    assert _take_turn(storage, limit, None, 0.0) < 2
 
 
 def test_a_block_met_by_one_lane_pauses_every_lane(tmp_path):
-    pressure = Pressure(pause=0.6)
-    lanes = [Lane(pressure, Storage(tmp_path)) for _ in range(2)]
+    limit = RateLimit(pause=0.6)
+    lanes = [Lane(limit, Storage(tmp_path)) for _ in range(2)]
     start = time.monotonic()
-    assert lanes[0].heed(failed(FailureClass.BLOCKED))
+    assert lanes[0].record_result(failed(FailureClass.BLOCKED))
     lanes[1].wait()
     assert time.monotonic() - start > 0.5
     assert paused_until(Storage(tmp_path))[1] == "the site says so"
 
 
 def test_rate_limits_in_a_row_slow_a_lane_more_and_more(tmp_path):
-    lane = Lane(Pressure(backoff=0.1), Storage(tmp_path))
+    lane = Lane(RateLimit(backoff=0.1), Storage(tmp_path))
     waits = []
     for _ in range(3):
-        assert not lane.heed(failed(FailureClass.RATE))
+        assert not lane.record_result(failed(FailureClass.RATE))
         start = time.monotonic()
         lane.wait()
         waits.append(time.monotonic() - start)
     assert 0.04 < waits[0] < 0.15
     assert 0.19 < waits[2] < 0.45
-    lane.heed({})
+    lane.record_result({})
     start = time.monotonic()
     lane.wait()
     assert time.monotonic() - start < 0.04
@@ -139,23 +139,23 @@ def test_rate_limits_in_a_row_slow_a_lane_more_and_more(tmp_path):
 
 def test_a_lane_waits_as_long_as_the_site_asks_for_but_not_for_ever(tmp_path):
     for longest, expected in ((600.0, 1.5), (0.3, 0.3)):
-        lane = Lane(Pressure(backoff=0.01, longest=longest), Storage(tmp_path))
+        lane = Lane(RateLimit(backoff=0.01, longest=longest), Storage(tmp_path))
         due = datetime.now(UTC) + timedelta(seconds=1.5)
-        lane.heed({"key": pickle.loads(pickle.dumps(Failed(FailureClass.RATE, "too many", due)))})
+        lane.record_result({"key": pickle.loads(pickle.dumps(Failed(FailureClass.RATE, "too many", due)))})
         start = time.monotonic()
         lane.wait()
         assert time.monotonic() - start == pytest.approx(expected, abs=0.2)
 
 
 def test_an_installation_that_fails_three_videos_in_a_row_stops_the_job(tmp_path):
-    lane = Lane(Pressure(), Storage(tmp_path))
-    lane.heed(failed(FailureClass.ENVIRONMENT))
-    lane.heed(failed(FailureClass.ENVIRONMENT))
-    lane.heed(failed(FailureClass.GONE))
-    lane.heed(failed(FailureClass.ENVIRONMENT))
-    lane.heed(failed(FailureClass.ENVIRONMENT))
+    lane = Lane(RateLimit(), Storage(tmp_path))
+    lane.record_result(failed(FailureClass.ENVIRONMENT))
+    lane.record_result(failed(FailureClass.ENVIRONMENT))
+    lane.record_result(failed(FailureClass.GONE))
+    lane.record_result(failed(FailureClass.ENVIRONMENT))
+    lane.record_result(failed(FailureClass.ENVIRONMENT))
     with pytest.raises(Failed, match="the site says so"):
-        lane.heed(failed(FailureClass.ENVIRONMENT))
+        lane.record_result(failed(FailureClass.ENVIRONMENT))
 
 
 def test_waves_publish_as_they_go_and_compact_gives_what_one_run_gives(videos, list_file, tmp_path):

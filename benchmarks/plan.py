@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 
 ROWS = 650_000
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -73,7 +73,7 @@ def measure(paths: list[str]) -> dict:
     table = plan.make(tables, plan.PlanOptions())
     after_make = peak_mib()
     made = time.perf_counter()
-    plan.write(table, Storage(Path(paths[0]).parent), "plan.parquet")
+    plan.write(table, open_storage(Path(paths[0]).parent), "plan.parquet")
     digest = plan.digest(table)
     parts = plan.parts(table, 64)
     costs = cost.estimate(table)

@@ -22,7 +22,7 @@ from pipeline.lists.plan import SCHEMA as PLAN_SCHEMA
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.recipe import Recipe
 from pipeline.sources.recipe import FetchRecipe
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 from pipeline.storage.work_store import WorkStore
 
 SECONDS = 2
@@ -133,7 +133,7 @@ def prepare(
     first_row: int = 2,
 ) -> Generation:
     """Pack the ready rows into ROOT/shards, two clips a shard, and gather what publishing needs."""
-    storage, work = Storage(root), WorkStore(f"{root}/work")
+    storage, work = open_storage(root), WorkStore(f"{root}/work")
     plan, outcomes = [], []
     ready: dict[str, list[shards.PackedSample]] = {}
     for number, row in enumerate(rows):

@@ -24,7 +24,7 @@ from pipeline import dataset
 from pipeline.outcome import Failed
 from pipeline.sources import named_video
 from pipeline.sources.directory import VIDEO_SUFFIXES, walk
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 from trainer import ensemble, frame_stream
 from trainer.configuration import ConfigurationError
 from trainer.data.decoding import Undecodable
@@ -93,7 +93,7 @@ def extract(options: FeaturesOptions) -> Outcome:
     models = ensemble.load(options.checkpoints).to(device)
     ensemble.require(models, options.window, f"give --window {models.span}, as it was trained")
     sources = find(options.inputs, models)
-    storage = Storage(options.output)
+    storage = open_storage(options.output)
     _settle(storage, options, models)
     missing = [source for source in sources if not _done(storage, source.name)]
     precision = precision_for(device, options.precision)
@@ -139,7 +139,7 @@ def find(inputs: Iterable[str], models: Ensemble) -> list[Source]:
 def _is_root(name: str) -> bool:
     if name.startswith(("http://", "https://")) or (not os.path.isdir(name) and "://" not in name):
         return False
-    return Storage(name).exists("dataset.json")
+    return open_storage(name).exists("dataset.json")
 
 
 def _raw(name: str, models: Ensemble) -> Iterator[Source]:

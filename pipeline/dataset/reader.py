@@ -40,7 +40,7 @@ from pipeline.dataset.schema import (
     shard_info,
 )
 from pipeline.outcome import CallError
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 
 __all__ = [
     "FLOW_BOUND",
@@ -111,7 +111,7 @@ def open(root: str | os.PathLike[str] | Storage) -> Dataset:
         DatasetError: its dataset.json is not one of this format.
         Failed: the storage refuses.
     """
-    storage = root if isinstance(root, Storage) else Storage(root)
+    storage = root if isinstance(root, Storage) else open_storage(root)
     meta = read_meta(storage)
     if meta is None:
         raise NoDatasetError(

@@ -17,7 +17,7 @@ from pipeline.job import stages
 from pipeline.job.settings import Job
 from pipeline.job.stages import ClipResult
 from pipeline.outcome import READY, Outcome
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 from pipeline.storage.work_store import Stored, WorkStore
 
 
@@ -52,12 +52,12 @@ def pack_shard(job: Job, shard: tuple[str, int], places: Iterable[bytes]) -> str
 
 def _pack(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) -> str:
     split, number = shard
-    work = Storage(job.work)
+    work = open_storage(job.work)
     ordered = sorted(results, key=lambda result: shards.order(result.clip.key))
     ready = [_sample(result) for result in ordered if result.outcome == READY]
     if ready:
         path = shard_path(split, job.generation, number)
-        info, rows = shards.pack(ready, work, Storage(job.output), path)
+        info, rows = shards.pack(ready, work, open_storage(job.output), path)
         shards.write_part(work, index_part(split, job.generation, number), info, rows)
     else:  # what a killed run packed of clips that were ready then must not be published
         work.delete(index_part(split, job.generation, number))

@@ -35,7 +35,7 @@ from pipeline.recipe import Recipe
 from pipeline.sources import archive, parse
 from pipeline.sources.rate_limit import RateLimit
 from pipeline.sources.recipe import FetchRecipe
-from pipeline.storage import Busy, Storage, scratch
+from pipeline.storage import Busy, Storage, open_storage, scratch
 from pipeline.storage.work_store import WorkStore
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
     """
     from pipeline.job import graph
 
-    root = Storage(settings.output)
+    root = open_storage(settings.output)
     store = WorkStore(settings.work or f"{root.url}/work")
     if graph.is_cluster(options) and not settings.shared:
         _refuse_folders(settings, graph.runner_name(options))
@@ -208,21 +208,21 @@ def compact(settings: Settings, target: str) -> Summary:
     from pipeline.maintenance import compact
 
     scratch.use(settings.scratch)
-    root = Storage(settings.output)
+    root = open_storage(settings.output)
     outcomes = dataset.open(root).outcomes()
     planned, place = pending_rows.as_published(make_plan(settings), outcomes, root)
     if len(place) < planned.num_rows:
         left = planned.num_rows - len(place)
         raise PrepareError(f"{left} rows of {root.url} are not decided yet; finish prepare first.")
     compact.compact(root.url, target, planned)
-    return _summary(Storage(target), schema.generation_name(0))
+    return _summary(open_storage(target), schema.generation_name(0))
 
 
 def _refuse_folders(settings: Settings, runner: str) -> None:
     """Raise CallError for a folder of this machine that a cluster's workers would not find."""
     local = [spec.partition(":")[2] for spec in settings.sources if not parse(spec).network]
     for place in (settings.output, settings.work, *local):
-        if place and Storage(place).is_local:
+        if place and open_storage(place).is_local:
             raise CallError(
                 f"{place} is a folder of this machine, which the workers of {runner} may not see; give "
                 "--shared if all of them have it at this very path, else a place such as s3://BUCKET/FOLDER."

@@ -24,7 +24,7 @@ from pipeline.outcome import FAILED, READY, Failed, FailureClass
 from pipeline.recipe import stage_hash
 from pipeline.sources import Fetched, Piece, Video
 from pipeline.sources.rate_limit import Lane
-from pipeline.storage import Storage, scratch
+from pipeline.storage import open_storage, scratch
 from pipeline.storage.work_store import WorkStore, canonical_json
 
 
@@ -56,7 +56,7 @@ class ClipResult:
 
 def read_tasks(part: str, work: str) -> Iterator[Task]:
     """The tasks of one part of the plan, which has all clips of a video side by side."""
-    rows, lane = plan.read(Storage(work), part).to_pylist(), int(Path(part).stem)
+    rows, lane = plan.read(open_storage(work), part).to_pylist(), int(Path(part).stem)
     for video, group in itertools.groupby(rows, key=lambda row: row["video"]):
         found = list(group)
         clips = tuple(Clip(**{name: row[name] for name in Clip.__dataclass_fields__}) for row in found)

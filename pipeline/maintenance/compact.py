@@ -17,7 +17,7 @@ from pipeline import dataset
 from pipeline.dataset import publish, shards
 from pipeline.dataset.schema import MEDIA, REMOVED_LOG, REMOVING_LOG, generation_name, shard_path
 from pipeline.outcome import PROCESS, READY
-from pipeline.storage import Storage, scratch
+from pipeline.storage import open_storage, scratch
 from pipeline.storage.work_store import WorkStore
 
 
@@ -36,7 +36,7 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
         DatasetError: `root` is none, or damaged.
         Failed: class storage.
     """
-    data, storage = dataset.open(root), Storage(target)
+    data, storage = dataset.open(root), open_storage(target)
     if storage.exists("dataset.json"):
         raise publish.PublishError(f"{storage.url} holds a data set; choose an empty place")
     if data.storage.exists(REMOVING_LOG):

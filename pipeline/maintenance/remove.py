@@ -37,7 +37,7 @@ from pipeline.keys import KEY
 from pipeline.lists import plan
 from pipeline.maintenance import erase, purge
 from pipeline.outcome import EXCLUDED, FAILED, READY, REMOVED, CallError
-from pipeline.storage import Busy, Changed, Storage, location
+from pipeline.storage import Busy, Changed, Storage, location, open_storage
 from pipeline.storage.work_store import WorkStore, canonical_json
 
 _MAX_REASON = 500  # characters
@@ -136,7 +136,7 @@ def remove(
         RemoveError: a `prepare` or another `remove` is at work.
         Failed: class storage; repeating the command completes it.
     """
-    storage = root if isinstance(root, Storage) else Storage(root)
+    storage = root if isinstance(root, Storage) else open_storage(root)
     reason = " ".join(reason.split())
     if not 0 < len(reason) <= _MAX_REASON:
         raise IdsError(f"--reason wants a sentence of at most {_MAX_REASON} characters.")

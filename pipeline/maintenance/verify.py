@@ -34,7 +34,7 @@ from pipeline.dataset.shards import order
 from pipeline.maintenance.verify_media import Promised, sample_breaches
 from pipeline.maintenance.verify_shards import shard_breaches
 from pipeline.outcome import Failed
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 
 _CLIPS_A_TASK = 16
 _Task = tuple[Callable[..., list[str]], tuple]
@@ -82,7 +82,7 @@ def verify(root: str | os.PathLike[str] | Storage, sample: float = 1.0, workers:
     """
     if not 0 <= sample <= 1:
         raise ValueError(f"--sample is a share between 0 and 1, not {sample:g}")
-    storage = root if isinstance(root, Storage) else Storage(root)
+    storage = root if isinstance(root, Storage) else open_storage(root)
     report = Report()
     try:
         opened = dataset.open(storage)

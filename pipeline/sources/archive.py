@@ -30,7 +30,7 @@ from pipeline.sources.archive_index import SCHEMA, UNREADABLE, copy_bytes, is_pa
 from pipeline.sources.base import Fetched, FetchOptions, Piece, Video, all_failed, share_one_file
 from pipeline.sources.directory import find, names
 from pipeline.sources.registry import parse
-from pipeline.storage import Storage, location
+from pipeline.storage import location, open_storage
 from pipeline.storage.work_store import WorkStore
 
 
@@ -239,7 +239,7 @@ def _copy(member: Member, target: Path, work: str | None) -> None:
             source: IO[bytes] | None = None
             if member.laid_out is not None and work:
                 with contextlib.suppress(FileNotFoundError):
-                    source = stack.enter_context(Storage(work).open(_laid_out(member.archive)))
+                    source = stack.enter_context(open_storage(work).open(_laid_out(member.archive)))
                     source.seek(member.laid_out)
             if source is None:
                 source = stack.enter_context(location.open_file(member.archive))

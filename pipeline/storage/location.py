@@ -1,14 +1,17 @@
 """Single files and globs that a user names by path or by URL: lists, label maps, archives.
 
-A data set and a work store are `pipeline.storage.Storage`s; this is for what is only read.
+Data sets and work stores use `pipeline.storage.Storage`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import os
 from typing import BinaryIO
 
+from pipeline.storage.base import checked
 from pipeline.storage.object_store import BLOCK, ObjectStore
 
 
@@ -31,21 +34,24 @@ def open_file(place: str | os.PathLike[str], block: int = BLOCK) -> BinaryIO:
 
 
 def expand(pattern: str) -> list[str]:
-    """What a path, URL or glob names, sorted; a name that is there counts as itself, nothing as nothing.
+    """The files that a path, URL or glob names, sorted; an existing file's name is no glob.
 
     Raises:
         Failed: class storage, as an object store refuses.
     """
     if not is_url(pattern):
         return [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-    store, name = _split(pattern)
-    if glob.has_magic(pattern):
-        return store.glob(name)
-    return [pattern] if store.version(name) is not None else []
+    with contextlib.suppress(FileNotFoundError):
+        store, name = _split(pattern)
+        if glob.has_magic(pattern):
+            return store.glob(name)
+        store.size(name)
+        return [pattern]
+    return []
 
 
 def identity(place: str) -> str:
-    """A text that names a file as long as it stays as it is. Raises as `open_file` does."""
+    """A text that names a file and changes with its content. Raises as `open_file` does."""
     if is_url(place):
         store, name = _split(place)
         return f"{place}\0{store.size(name)}\0{store.version(name)}"
@@ -55,7 +61,11 @@ def identity(place: str) -> str:
 
 
 def _split(url: str) -> tuple[ObjectStore, str]:
-    """The bucket, and the name in it."""
+    """The bucket, and the name in it; FileNotFoundError for a URL that cannot name an object."""
     scheme, _, rest = url.partition("://")
     bucket, _, name = rest.partition("/")
+    try:
+        checked(name)
+    except ValueError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
     return ObjectStore(f"{scheme}://{bucket}"), name

@@ -1,15 +1,55 @@
-"""What a lock object says: who holds it and since when; and whether that process is still there."""
+"""Locks: the kernel's on a local file, and the text of a lock object that names its holder."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.storage.errors import Busy
+
+
+def lock_file(path: Path, wait: bool) -> int:
+    """Lock a local file, made if absent; the kernel frees the lock when the returned descriptor is closed.
+
+    To release it, unlink the file first, then close the descriptor (see `holding`). Raises Busy.
+    """
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # The former holder unlinks the file before it closes it: then this lock protects nothing.
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Busy(str(path)) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def holding(path: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock of a local file, deleted at the end. Raises Busy."""
+    descriptor = lock_file(path, wait)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
 
 
 def holder() -> bytes:
-    """This process, this moment, and a word that no other holder has, as a line of JSON."""
+    """The text of a lock object: this process, the time and a random token, as a line of JSON."""
     about = {
         "host": os.uname().nodename,
         "machine": _machine(),
@@ -31,8 +71,7 @@ def describe(content: bytes) -> str:
 
 
 def is_dead(content: bytes) -> bool:
-    """Whether the holder ran on this very machine, in this container, and does no longer. Of a holder
-    elsewhere nothing is known."""
+    """Whether the holder ran on this machine, in this container, and has ended; False for one elsewhere."""
     try:
         about = json.loads(content)
         here = _machine() is not None and (about["host"], about["machine"]) == (
@@ -45,7 +84,7 @@ def is_dead(content: bytes) -> bool:
 
 
 def _machine() -> str | None:
-    """This boot of this machine, and the namespace that process numbers are in; None where unknown."""
+    """An id of this boot of this machine and of its process namespace; None where unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
@@ -54,7 +93,7 @@ def _machine() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None where there is none of that number."""
+    """The start time of a process in the kernel's ticks; None where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[19]

@@ -1,8 +1,7 @@
-"""Object stores (s3://, gs:// and what else fsspec knows) with the promises that a folder gives.
+"""Object stores (s3://, gs:// and all others of fsspec) as a `Storage`.
 
-A path is asked for by its name: only `names`, `delete_folder` and `expand` list anything. What is written
-appears in one request, a condition on it is the store's own, and requests are repeated in one place, the
-store's client, so that their number is bounded. Knows nothing of what is stored.
+Objects are asked for by name: only `names`, `glob` and `delete_folder` list. Conditions on a write are the
+store's own. Only the store's client repeats requests, so their number is bounded.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
-from pipeline.outcome import Failed, FailureClass
-from pipeline.storage import AlreadyExists, Busy, Changed, locks
+from pipeline.storage import locks
+from pipeline.storage.base import Storage, Sync
 from pipeline.storage.clients import answer, dialect, explain, filesystem
+from pipeline.storage.errors import AlreadyExists, Busy, Changed
 
 PART = 1 << 24
 """Bytes that a writer holds in memory; S3 takes 10,000 parts, so an object may have 160 GB."""
@@ -35,32 +35,23 @@ _held: dict[tuple[str, str], tuple[ObjectStore, bytes]] = {}
 T = TypeVar("T")
 
 
-class ObjectStore:
-    """One bucket or prefix. Its methods are those of `pipeline.storage.Storage`, which checks the paths, and
-    raise what those raise. Cheap to make; the client behind it belongs to the process that uses it."""
+class ObjectStore(Storage):
+    """One bucket or prefix. The client behind it belongs to the process that uses it.
 
-    def __init__(self, url: str):
-        self.url = url
+    Each method is one request, `write` of more than `PART` bytes and `delete_folder` excepted.
+    """
 
-    def where(self, path: str) -> str:
-        """The path for a message."""
-        return f"{self.url}/{path}"
-
-    # Reading
-
-    def read(self, path: str, limit: int | None = None) -> bytes:
-        """The whole object, in one request; one of more than `limit` bytes is refused."""
+    def read_bytes(self, path: str, limit: int | None = None) -> bytes:
         if limit is None:
             return self._read(path, lambda fs, at: cast(bytes, fs.cat_file(at)))
         data = self.read_range(path, 0, limit + 1)
         if len(data) > limit:
-            size = self.size(path)
-            reason = f"{self.where(path)} has {size} bytes, more than the {limit} allowed"
-            raise Failed(FailureClass.STORAGE, reason)
+            raise self._refuse(path, self.size(path), limit)
         return data
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`, in one request."""
+        if offset < 0 or size < 0:
+            raise ValueError(f"no range: offset {offset}, size {size}")
 
         def read(fs: Any, at: str) -> bytes:
             try:
@@ -78,7 +69,6 @@ class ObjectStore:
         return cast(BinaryIO, io.BufferedReader(raw, block))
 
     def size(self, path: str) -> int:
-        """Bytes in the object, in one request."""
         return self._ask("read", path, lambda fs, at: dialect(fs).size(fs, at))
 
     def version(self, path: str) -> str | None:
@@ -89,8 +79,6 @@ class ObjectStore:
             return None
 
     def names(self, folder: str) -> list[str]:
-        """Names directly below a folder, sorted."""
-
         def names(fs: Any, at: str) -> list[str]:
             paths = {str(path).rstrip("/") for path in fs.ls(at, detail=False)} - {at}
             return sorted(path.rsplit("/", 1)[1] for path in paths)
@@ -101,18 +89,12 @@ class ObjectStore:
             return []
 
     def glob(self, pattern: str) -> list[str]:
-        """The URLs of the objects that a pattern matches, sorted; lists the folders it stands for."""
+        """The URLs of the objects that a pattern matches, sorted; lists the folders that it names."""
         found = self._ask("listed", pattern, lambda fs, at: [fs.unstrip_protocol(p) for p in fs.glob(at)])
         return sorted(found)
 
-    # Writing
-
-    def write(self, path: str, content: bytes) -> None:
-        """In one request."""
-        self._ask("written", path, lambda fs, at: dialect(fs).put(fs, at, content))
-
     @contextlib.contextmanager
-    def writer(self, path: str) -> Iterator[IO[bytes]]:
+    def writer(self, path: str, sync: Sync = Sync.NAME) -> Iterator[IO[bytes]]:
         """One request for up to `PART` bytes, else a multi-part upload that is completed at the end."""
         upload = _Upload(self, path)
         try:
@@ -123,31 +105,31 @@ class ObjectStore:
             raise
 
     def create(self, path: str, content: bytes) -> None:
-        """Write if absent, as the store decides."""
         if not self._put_if(path, content, None):
             raise AlreadyExists(self.where(path))
 
     def replace(self, path: str, content: bytes, if_match: str) -> None:
-        """Write if the version is still `if_match`, as the store decides."""
         if not self._put_if(path, content, if_match):
             raise Changed(self.where(path))
 
     def delete(self, path: str) -> None:
-        """In one request."""
         with contextlib.suppress(FileNotFoundError):
             self._ask("deleted", path, lambda fs, at: fs.rm_file(at))
 
     def delete_folder(self, folder: str) -> None:
-        """All objects below a folder: listed and deleted, a thousand a request."""
+        """Delete all objects below a folder: listed and deleted, a thousand a request."""
         with contextlib.suppress(FileNotFoundError):
             self._ask("deleted", folder, lambda fs, at: fs.rm(at, recursive=True))
 
-    @contextlib.contextmanager
-    def lock(self, path: str) -> Iterator[None]:
-        """An object that names its holder.
+    def sweep(self, folder: str) -> None:
+        """Do nothing: an upload that was not completed is no object."""
 
-        One whose holder died on this machine is taken over. Another that a killed holder left behind is for
-        a person to delete, whom `Busy` tells who held it and since when.
+    @contextlib.contextmanager
+    def lock(self, path: str, wait: bool = False) -> Iterator[None]:
+        """An object that names its holder; `wait` has no effect.
+
+        The lock of a holder that died on this machine is taken over. One that a killed holder left elsewhere
+        a person must delete: `Busy` says who held it and since when.
         """
         mine = locks.holder()
         self._take(path, mine)
@@ -165,7 +147,7 @@ class ObjectStore:
             except AlreadyExists:
                 version, there = self.version(path), self._there(path)
             if version is None or there is None:
-                continue  # let go meanwhile
+                continue  # released meanwhile
             if not locks.is_dead(there):
                 raise Busy(f"{self.where(path)} ({locks.describe(there)})")
             with contextlib.suppress(Changed):
@@ -173,17 +155,17 @@ class ObjectStore:
         raise Busy(self.where(path))
 
     def _release(self, path: str, mine: bytes) -> None:
-        if self._there(path) == mine:  # else a person took it for a dead one's, and somebody has it now
+        if self._there(path) == mine:  # else a person deleted it, and another process holds it now
             self.delete(path)
 
     def _there(self, path: str) -> bytes | None:
         try:
-            return self.read(path)
+            return self.read_bytes(path)
         except FileNotFoundError:
             return None
 
     def _put_if(self, path: str, content: bytes, version: str | None) -> bool:
-        """Write if the object has this version, or if there is none (None); whether that was so."""
+        """Write if the object has this version, or is absent (None); returns whether it was written."""
 
         def put(fs: Any, at: str) -> bool:
             for turn in range(_CONFLICTS + 1):
@@ -204,7 +186,7 @@ class ObjectStore:
             return False
 
     def _read(self, path: str, request: Callable[[Any, str], T]) -> T:
-        """`_ask`, and again where an answer breaks off: the client repeats only what has not begun."""
+        """`_ask`, repeated where an answer breaks off, which the client does not repeat."""
 
         def read(fs: Any, at: str) -> T:
             for turn in range(1, _BODIES):
@@ -219,16 +201,17 @@ class ObjectStore:
         return self._ask("read", path, read)
 
     def _ask(self, done: str, path: str, request: Callable[[Any, str], T]) -> T:
-        """Ask the file system for something, with its name for the path; errors become sentences."""
+        """Send a request, with the file system's name for the path; errors become sentences."""
+        where = self.where(path)
         fs, root = filesystem(self.url)
         try:
             return request(fs, f"{root}/{path}")
         except (FileNotFoundError, NotADirectoryError) as error:
             if answer(error)[1] == "NoSuchBucket":
-                raise explain(error, done, self.where(path)) from error
+                raise explain(error, done, where) from error
             raise
         except Exception as error:
-            explained = explain(error, done, self.where(path))
+            explained = explain(error, done, where)
             if explained is error:
                 raise
             raise explained from error
@@ -272,7 +255,7 @@ class _Object(io.RawIOBase):
 
 
 class _Upload:
-    """What is written so far: up to `PART` bytes in memory, more in a multi-part upload."""
+    """A file being written: up to `PART` bytes in memory, more in a multi-part upload."""
 
     def __init__(self, store: ObjectStore, path: str):
         self._store, self._path = store, path
@@ -293,7 +276,7 @@ class _Upload:
 
     def complete(self) -> None:
         if self._large is None:
-            self._store.write(self._path, bytes(self._small))
+            self._ask(lambda fs, at: dialect(fs).put(fs, at, bytes(self._small)))
             return
         try:
             self._ask(lambda fs, at: (self._large.close(), self._large.commit()))
@@ -312,7 +295,7 @@ class _Upload:
 
 
 def release_locks() -> None:
-    """Let go of all locks that this process holds: for one that is told to end at once."""
+    """Release all locks of this process: for a signal handler that ends it at once."""
 
     def release() -> None:
         for (_, path), (store, mine) in list(_held.items()):

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.outcome import Failed, FailureClass, Misplaced
-from pipeline.storage import Busy, lock_file
+from pipeline.storage.errors import Busy
+from pipeline.storage.locks import lock_file
 
 _LOCK = re.compile(r"quovadis-[0-9a-f]{16}\.lock")
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)

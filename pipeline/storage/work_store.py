@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.keys import KEY
 from pipeline.outcome import Failed, FailureClass
 from pipeline.recipe import unknown
-from pipeline.storage import CHUNK, Storage, Sync
+from pipeline.storage import CHUNK, Storage, Sync, open_storage
 
 _STAGE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,12}){1,3}")
@@ -62,7 +62,7 @@ class WorkStore:
     """
 
     def __init__(self, root: str | os.PathLike[str] | Storage):
-        self.storage = root if isinstance(root, Storage) else Storage(root)
+        self.storage = root if isinstance(root, Storage) else open_storage(root)
 
     def __repr__(self) -> str:
         return f"WorkStore({self.storage.url!r})"

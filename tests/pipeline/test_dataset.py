@@ -15,7 +15,7 @@ from published import CLASSES, ROWS, Row, key, prepare, video
 from pipeline import dataset
 from pipeline.dataset import DatasetError
 from pipeline.dataset.schema import INDEX_SCHEMA, OUTCOME_SCHEMA, outcome_path
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_without_flow_flow_is_none(tmp_path):
 
 
 def test_a_data_set_in_an_object_store_reads_the_same(root, tmp_path):
-    far = Storage(f"memory://{tmp_path.name}")
+    far = open_storage(f"memory://{tmp_path.name}")
     for path in root.rglob("*"):
         if path.is_file():
             far.write(str(path.relative_to(root)), path)

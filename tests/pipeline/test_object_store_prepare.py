@@ -16,7 +16,7 @@ import pytest
 from object_store import BUCKET, Store, serve
 from small_runs import make_list, make_videos, pipeline, published_bytes
 
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 
 pytestmark = pytest.mark.slow
 IDS = [f"aaaaaaaaa{number:02d}" for number in range(8)]
@@ -68,7 +68,7 @@ def _archive(videos: Path, folder: Path) -> Path:
 
 def _upload(store: Store, videos: Path, list_file: Path, folder: Path) -> list[str]:
     """Lists and archives into the bucket; the call that prepares from there into it."""
-    bucket = Storage(f"s3://{BUCKET}")
+    bucket = open_storage(f"s3://{BUCKET}")
     bucket.write("lists/list.csv", list_file)
     _archive(videos, folder)
     for name in ("a.tar", "b.tar.gz"):
@@ -156,7 +156,7 @@ def test_a_killed_run_is_taken_up_and_a_stopped_one_leaves_no_lock(store, videos
 
 def test_two_runs_on_one_root_are_refused_with_the_holder_and_the_remedy(store, videos, list_file, tmp_path):
     call = _upload(store, videos, list_file, tmp_path)
-    with Storage(f"s3://{BUCKET}/root").lock(".prepare.lock"):
+    with open_storage(f"s3://{BUCKET}/root").lock(".prepare.lock"):
         done = pipeline(*call)
     assert done.returncode == 1
     assert f"delete s3://{BUCKET}/root/.prepare.lock (held by process {os.getpid()} on" in done.stderr

@@ -16,7 +16,7 @@ from pipeline.dataset.schema import OUTCOME_SCHEMA
 from pipeline.job import pending_rows, run
 from pipeline.job.settings import Settings
 from pipeline.lists import manifest, plan
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 
 
 def lists(folder: Path, **videos: list[str]) -> list[Path]:
@@ -45,7 +45,7 @@ def published(table: pa.Table, rows: list[int], **names: str) -> pa.Table:
 
 
 def named(table: pa.Table, outcomes: pa.Table) -> tuple[list[str], list[int]]:
-    found, place = pending_rows.as_published(table, outcomes, Storage("root"))
+    found, place = pending_rows.as_published(table, outcomes, open_storage("root"))
     return found["manifest"].to_pylist(), place.tolist()
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.lists import cost, manifest, plan
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,8 +147,8 @@ def test_a_plan_survives_its_file_and_the_lists_may_lie_anywhere(tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         table = plan.make(lists(tmp_path / name, **rows), plan.PlanOptions())
-        plan.write(table, Storage(tmp_path), f"plan/{name}.parquet")
-        back = plan.read(Storage(tmp_path), f"plan/{name}.parquet")
+        plan.write(table, open_storage(tmp_path), f"plan/{name}.parquet")
+        back = plan.read(open_storage(tmp_path), f"plan/{name}.parquet")
         assert back.equals(table)
         assert plan.classes(back) == plan.classes(table)
         digests += [plan.digest(table), plan.digest(back)]
@@ -169,9 +169,9 @@ def test_the_clips_of_a_video_lie_side_by_side_in_one_part_in_every_process(tmp_
         videos = part["video"].to_pylist()
         runs = [v for i, v in enumerate(videos) if i == 0 or videos[i - 1] != v]
         assert len(runs) == len(set(runs))
-    plan.write(table, Storage(tmp_path), "plan.parquet")
+    plan.write(table, open_storage(tmp_path), "plan.parquet")
     code = "from pipeline import storage; from pipeline.lists import plan;"
-    code += f"t = plan.read(storage.Storage({str(tmp_path)!r}), 'plan.parquet');"
+    code += f"t = plan.read(storage.open_storage({str(tmp_path)!r}), 'plan.parquet');"
     code += "print([p['video'].to_pylist() for p in plan.parts(t, 7)], plan.digest(t))"
     environment = {"PYTHONHASHSEED": "123", "PYTHONPATH": str(ROOT)}
     said = subprocess.run(

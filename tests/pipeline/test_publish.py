@@ -23,7 +23,7 @@ from pipeline.dataset.publish import PublishError
 from pipeline.dataset.schema import OUTCOME_SCHEMA
 from pipeline.maintenance.verify import verify
 from pipeline.outcome import Failed
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 
 
 def _published(root: Path) -> dict[str, str]:
@@ -197,7 +197,7 @@ def test_what_does_not_add_up_is_not_published(tmp_path, change, message):
 def test_another_recipe_or_other_classes_are_refused_and_named(tmp_path):
     prepare(tmp_path).publish()
     before = _published(tmp_path)
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     other = json.loads(json.dumps(RECIPE))
     other["encode"]["crf"] = 23
     assert publish.admit(storage, RECIPE, CLASSES) is not None
@@ -279,7 +279,7 @@ def test_of_two_publishers_one_wins_and_one_gets_a_sentence(tmp_path):
 
 def test_an_object_store_s_lock_that_was_left_behind_is_named(tmp_path):
     generation = prepare(tmp_path)
-    far = Storage(f"memory://{tmp_path.name}")
+    far = open_storage(f"memory://{tmp_path.name}")
     for info, _ in generation.packed:
         far.write(info.path, tmp_path / info.path)
     generation.storage = far

@@ -17,7 +17,7 @@ from demo.site import Behaviour, Site
 from pipeline import dataset
 from pipeline.outcome import Failed, FailureClass
 from pipeline.sources.rate_limit import Lane, RateLimit, _take_turn, forget_turns, paused_until
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 
 IDS = [f"video-{number:03d}" for number in range(8)]
 
@@ -62,7 +62,7 @@ def failed(failure_class: FailureClass) -> dict[str, Failed]:
 
 
 def test_a_lane_keeps_its_distance_between_starts_however_long_a_video_takes(tmp_path):
-    lane = Lane(RateLimit(budget=36_000, lanes=3), Storage(tmp_path))  # 0.3 s apart
+    lane = Lane(RateLimit(budget=36_000, lanes=3), open_storage(tmp_path))  # 0.3 s apart
     began = []
     for pause in (0.0, 0.2, 0.5, 0.0):
         lane.wait()
@@ -76,11 +76,11 @@ def test_a_lane_keeps_its_distance_between_starts_however_long_a_video_takes(tmp
 
 def test_a_lane_keeps_its_pace_in_another_workers_hands(tmp_path):
     limit = RateLimit(budget=36_000, lanes=3)  # 0.3 s apart
-    Lane(limit, Storage(tmp_path)).wait(1)
+    Lane(limit, open_storage(tmp_path)).wait(1)
     start = time.monotonic()
-    Lane(limit, Storage(tmp_path)).wait(2)
+    Lane(limit, open_storage(tmp_path)).wait(2)
     assert time.monotonic() - start < 0.1, "another lane has its own turns"
-    Lane(limit, Storage(tmp_path)).wait(1)
+    Lane(limit, open_storage(tmp_path)).wait(1)
     assert time.monotonic() - start == pytest.approx(0.3, abs=0.1)
 
 
@@ -88,7 +88,7 @@ def test_without_lanes_all_workers_keep_to_the_budget_together(tmp_path):
     limit, began = RateLimit(budget=36_000, lanes=None), []  # 0.1 s apart
 
     def work() -> None:
-        lane = Lane(limit, Storage(tmp_path))
+        lane = Lane(limit, open_storage(tmp_path))
         for _ in range(3):
             lane.wait()
             began.append(time.monotonic())
@@ -103,7 +103,7 @@ def test_without_lanes_all_workers_keep_to_the_budget_together(tmp_path):
 
 
 def test_turns_that_dead_workers_took_are_given_back(tmp_path):
-    storage, limit = Storage(tmp_path), RateLimit(budget=3600, lanes=None)
+    storage, limit = open_storage(tmp_path), RateLimit(budget=3600, lanes=None)
     for _ in range(50):
         assert _take_turn(storage, limit, None, 0.0) >= 0
     assert _take_turn(storage, limit, None, 0.0) > 40
@@ -113,16 +113,16 @@ def test_turns_that_dead_workers_took_are_given_back(tmp_path):
 
 def test_a_block_met_by_one_lane_pauses_every_lane(tmp_path):
     limit = RateLimit(pause=0.6)
-    lanes = [Lane(limit, Storage(tmp_path)) for _ in range(2)]
+    lanes = [Lane(limit, open_storage(tmp_path)) for _ in range(2)]
     start = time.monotonic()
     assert lanes[0].record_result(failed(FailureClass.BLOCKED))
     lanes[1].wait()
     assert time.monotonic() - start > 0.5
-    assert paused_until(Storage(tmp_path))[1] == "the site says so"
+    assert paused_until(open_storage(tmp_path))[1] == "the site says so"
 
 
 def test_rate_limits_in_a_row_slow_a_lane_more_and_more(tmp_path):
-    lane = Lane(RateLimit(backoff=0.1), Storage(tmp_path))
+    lane = Lane(RateLimit(backoff=0.1), open_storage(tmp_path))
     waits = []
     for _ in range(3):
         assert not lane.record_result(failed(FailureClass.RATE))
@@ -139,7 +139,7 @@ def test_rate_limits_in_a_row_slow_a_lane_more_and_more(tmp_path):
 
 def test_a_lane_waits_as_long_as_the_site_asks_for_but_not_for_ever(tmp_path):
     for longest, expected in ((600.0, 1.5), (0.3, 0.3)):
-        lane = Lane(RateLimit(backoff=0.01, longest=longest), Storage(tmp_path))
+        lane = Lane(RateLimit(backoff=0.01, longest=longest), open_storage(tmp_path))
         due = datetime.now(UTC) + timedelta(seconds=1.5)
         lane.record_result({"key": pickle.loads(pickle.dumps(Failed(FailureClass.RATE, "too many", due)))})
         start = time.monotonic()
@@ -148,7 +148,7 @@ def test_a_lane_waits_as_long_as_the_site_asks_for_but_not_for_ever(tmp_path):
 
 
 def test_an_installation_that_fails_three_videos_in_a_row_stops_the_job(tmp_path):
-    lane = Lane(RateLimit(), Storage(tmp_path))
+    lane = Lane(RateLimit(), open_storage(tmp_path))
     lane.record_result(failed(FailureClass.ENVIRONMENT))
     lane.record_result(failed(FailureClass.ENVIRONMENT))
     lane.record_result(failed(FailureClass.GONE))

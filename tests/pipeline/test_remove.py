@@ -27,7 +27,7 @@ from pipeline.lists.plan import PlanOptions
 from pipeline.maintenance import remove
 from pipeline.maintenance.remove import IdsError, RemoveError
 from pipeline.maintenance.verify import verify
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 from pipeline.storage.work_store import WorkStore
 
 GONE = ROWS[1]  # a clip of train
@@ -242,7 +242,7 @@ def test_a_takedown_killed_at_any_step_leaves_a_readable_data_set_and_is_complet
         if (broken / "removing.jsonl").exists():
             assert any("takedown" in b for b in verify(broken, sample=0, workers=1).breaches)
             with pytest.raises(PublishError, match=r"repeat its python -m pipeline remove"):
-                publish.admit(Storage(broken), {}, [])
+                publish.admit(open_storage(broken), {}, [])
         again = remove.remove(broken, given, "reason")
         assert state(broken) == state(whole), (step, again)
         assert verify(broken, sample=0, workers=1).ok
@@ -257,7 +257,7 @@ def test_another_takedown_completes_one_that_was_killed(root):
     assert (done.completed, done.removed) == ([key(GONE.name)], [key("-cccccccc_3")])
     reasons = {o["key"]: o["reason"] for o in dataset.open(root).outcomes().to_pylist()}
     assert reasons[key("-cccccccc_3")] == "another reason"
-    log = removal_log.read(Storage(root))
+    log = removal_log.read(open_storage(root))
     assert [(e.key, e.reason) for e in log] == [
         (key(GONE.name), "reason"),
         (key("-cccccccc_3"), "another reason"),
@@ -292,7 +292,7 @@ def test_a_shard_that_is_lost_does_not_stop_a_takedown(root):
 
 
 def test_an_object_store_s_data_set_is_taken_down_the_same_way(root, tmp_path):
-    far = Storage(f"memory://{tmp_path.name}")
+    far = open_storage(f"memory://{tmp_path.name}")
     for path in root.rglob("*"):
         if path.is_file():
             far.write(str(path.relative_to(root)), path)
@@ -337,7 +337,7 @@ def test_what_the_log_names_is_left_out_of_every_later_plan(root, tmp_path):
     )
     settings = Settings(manifests=(str(csv),), output=str(root), plan=PlanOptions())
     planned = run.make_plan(settings)
-    plan = removal_log.withhold(planned, Storage(root))
+    plan = removal_log.withhold(planned, open_storage(root))
     assert plan.schema.equals(planned.schema, check_metadata=True)
     assert [(p["decision"], p["excluded_for"], p["reason"]) for p in plan.to_pylist()] == [
         ("excluded", "removed", "its owner withdrew it"),
@@ -349,7 +349,7 @@ def test_what_the_log_names_is_left_out_of_every_later_plan(root, tmp_path):
 
 def test_every_name_that_was_asked_for_is_on_record(root):
     remove.remove(root, [key(GONE.name), GONE.name], "reason")  # the video may have another clip to come
-    assert {entry.given for entry in removal_log.read(Storage(root))} == {key(GONE.name), GONE.name}
+    assert {entry.given for entry in removal_log.read(open_storage(root))} == {key(GONE.name), GONE.name}
 
 
 def test_verify_names_a_clip_that_is_there_though_it_is_on_record(root):
@@ -366,11 +366,11 @@ def test_verify_names_a_clip_that_is_there_though_it_is_on_record(root):
 def test_while_a_run_is_at_work_nothing_is_removed(root):
     before = state(root)
     with (
-        run._exclusively(Storage(root), Storage(root / "work")),
+        run._exclusively(open_storage(root), open_storage(root / "work")),
         pytest.raises(RemoveError, match=r"stop it \(nothing is lost\)"),
     ):
         remove.remove(root, [GONE.name], "reason")
-    with Storage(root).lock(publish.PUBLISH_LOCK), pytest.raises(RemoveError, match="is at work"):
+    with open_storage(root).lock(publish.PUBLISH_LOCK), pytest.raises(RemoveError, match="is at work"):
         remove.remove(root, [GONE.name], "reason")
     assert state(root) == before
 

@@ -31,7 +31,7 @@ from pipeline.recipe import Recipe
 from pipeline.report.colours import colour, wheel
 from pipeline.report.counts import count
 from pipeline.sources.recipe import FetchRecipe
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 from pipeline.storage.work_store import WorkStore
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&amp; $style"
@@ -84,7 +84,7 @@ def make_root(root: Path, scratch: Path, flow: bool = True) -> Path:
     text += [f"{quoted[1]},network-0,0,1.2,train", f"{quoted[1]},ready-5,0,1.2,train", "x,y,z,soon,later"]
     (scratch / "list.csv").write_text("\n".join(text) + "\n")
     table = plan.make([manifest.read(scratch / "list.csv")], plan.PlanOptions())
-    storage, work = Storage(root), WorkStore(root / "work")
+    storage, work = open_storage(root), WorkStore(root / "work")
     outcomes, samples = [], {"train": [], "val": []}
     for row in table.filter(pa.compute.equal(table["decision"], "process")).to_pylist():
         if row["youtube_id"].startswith("gone"):

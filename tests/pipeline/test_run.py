@@ -13,7 +13,7 @@ from pipeline.job.settings import Settings
 from pipeline.lists import plan
 from pipeline.outcome import CallError
 from pipeline.sources.rate_limit import RateLimit
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 
 
 @pytest.mark.parametrize("runner", [[], ["--runner=DirectRunner"], ["--runner", "DataflowRunner"]])
@@ -43,7 +43,7 @@ def test_what_is_left_after_a_wave_counts_every_video_with_a_row_to_come(tmp_pat
     moved = make_list(tmp_path / "moved.csv", rows)
     settings = Settings((str(moved),), str(root), plan=plan.PlanOptions(unique="clip"))
     planned = run.make_plan(settings)
-    said = run._remaining(planned, Storage(root), RateLimit(budget=2))
+    said = run._remaining(planned, open_storage(root), RateLimit(budget=2))
     assert said.endswith("; 2 rows of 2 videos are left, about 60 min at this budget")
 
 

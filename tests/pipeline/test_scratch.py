@@ -26,7 +26,7 @@ from pipeline.storage.work_store import WorkStore
 
 _HOLD = """
 import os, sys, time
-from pipeline import scratch
+from pipeline.storage import scratch
 scratch.use(sys.argv[1])
 with scratch.folder() as folder:
     (folder / "video.mp4").write_bytes(bytes(1000))

@@ -13,7 +13,7 @@ from published import Row, key, sample, video
 from pipeline.dataset import shards
 from pipeline.dataset.schema import shard_path
 from pipeline.outcome import Failed
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 from pipeline.storage.work_store import WorkStore
 
 PATH = shard_path("train", "00000", 0)
@@ -31,7 +31,11 @@ def samples(work) -> list[shards.PackedSample]:
 
 
 def test_the_order_of_arrival_and_the_kind_of_store_change_no_byte(samples, work, tmp_path):
-    one, two, far = Storage(tmp_path / "1"), Storage(tmp_path / "2"), Storage(f"memory://{tmp_path.name}")
+    one, two, far = (
+        open_storage(tmp_path / "1"),
+        open_storage(tmp_path / "2"),
+        open_storage(f"memory://{tmp_path.name}"),
+    )
     first = shards.pack(samples, work.storage, one, PATH)
     assert shards.pack(samples[::-1], work.storage, two, PATH) == first
     assert shards.pack(samples, work.storage, far, PATH) == first
@@ -40,7 +44,7 @@ def test_the_order_of_arrival_and_the_kind_of_store_change_no_byte(samples, work
 
 
 def test_a_plain_tar_reader_finds_every_member_where_the_index_says(samples, work, tmp_path):
-    info, rows = shards.pack(samples, work.storage, Storage(tmp_path), PATH)
+    info, rows = shards.pack(samples, work.storage, open_storage(tmp_path), PATH)
     data = (tmp_path / PATH).read_bytes()
     assert (info.size, info.sha256, info.samples) == (len(data), hashlib.sha256(data).hexdigest(), 3)
     with tarfile.open(tmp_path / PATH) as tar:
@@ -66,7 +70,7 @@ def test_a_plain_tar_reader_finds_every_member_where_the_index_says(samples, wor
 
 
 def test_json_and_class_are_text_that_anybody_reads(samples, work, tmp_path):
-    shards.pack(samples[:1], work.storage, Storage(tmp_path), PATH)
+    shards.pack(samples[:1], work.storage, open_storage(tmp_path), PATH)
     with tarfile.open(tmp_path / PATH) as tar:
         assert tar.extractfile(f"{key(NAMES[0])}.cls").read() == b"1"
         text = tar.extractfile(f"{key(NAMES[0])}.json").read()
@@ -76,7 +80,7 @@ def test_json_and_class_are_text_that_anybody_reads(samples, work, tmp_path):
 
 def test_without_label_and_flow_there_is_no_member_for_them(work, tmp_path):
     plain = sample(work, Row("aaaaaaaaaa1", label=None), 0, with_flow=False)
-    _, (row,) = shards.pack([plain], work.storage, Storage(tmp_path), PATH)
+    _, (row,) = shards.pack([plain], work.storage, open_storage(tmp_path), PATH)
     with tarfile.open(tmp_path / PATH) as tar:
         assert [n.partition(".")[2] for n in tar.getnames()] == ["json", "mp4"]
     assert [
@@ -93,14 +97,14 @@ def test_a_member_that_is_not_what_its_record_says_is_never_packed(samples, work
     else:
         changed = {"other bytes": b"?" + data[1:], "shorter": data[:-1], "longer": data + b"?"}[damage]
         work.storage.write(stored.path, changed)
-    root = Storage(tmp_path / "root")
+    root = open_storage(tmp_path / "root")
     with pytest.raises(Failed, match=r"bbbbbbbbbb2.*is not what its record says"):
         shards.pack(samples, work.storage, root, PATH)
     assert root.names("shards") == []
 
 
 def test_samples_that_do_not_belong_together_are_refused(samples, work, tmp_path):
-    root = Storage(tmp_path / "root")
+    root = open_storage(tmp_path / "root")
     for wrong, message in (
         ([samples[0], samples[0]], "two samples of one key"),
         ([replace(samples[0], split="val")], "is of split val"),
@@ -116,7 +120,7 @@ def test_samples_that_do_not_belong_together_are_refused(samples, work, tmp_path
 
 
 def test_a_shard_s_description_survives_as_one_file(samples, work, tmp_path):
-    info, rows = shards.pack(samples, work.storage, Storage(tmp_path), PATH)
+    info, rows = shards.pack(samples, work.storage, open_storage(tmp_path), PATH)
     assert shards.read_part(work.storage, "packed/0.parquet") is None
     shards.write_part(work.storage, "packed/0.parquet", info, rows)
     again = shards.read_part(work.storage, "packed/0.parquet")

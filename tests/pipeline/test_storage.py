@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.outcome import Failed
-from pipeline.storage import AlreadyExists, Busy, Changed, Storage
+from pipeline.storage import AlreadyExists, Busy, Changed, Storage, open_storage
 
 
 @pytest.fixture(params=["local", "memory"])
 def storage(request, tmp_path) -> Storage:
-    return Storage(tmp_path / "root" if request.param == "local" else f"memory://{tmp_path.name}")
+    return open_storage(tmp_path / "root" if request.param == "local" else f"memory://{tmp_path.name}")
 
 
 def test_a_folder_and_an_object_store_answer_alike(storage):
@@ -63,7 +63,7 @@ def test_a_local_file_is_copied_in(storage, tmp_path):
 
 
 def test_a_write_that_fails_in_the_middle_leaves_what_was_there(tmp_path):
-    storage = Storage(tmp_path)  # fsspec's memory store shows a file while it is written; real ones do not
+    storage = open_storage(tmp_path)  # (fsspec's memory store shows unfinished files; real ones do not)
     storage.write("a/file", b"old")
 
     def fail() -> None:
@@ -96,7 +96,7 @@ def _write_as_nobody(root: str, queue) -> None:
     if os.geteuid() == 0:
         os.setuid(65534)  # root may write anywhere
     try:
-        Storage(root).write("new/file", b"x")
+        open_storage(root).write("new/file", b"x")
     except Failed as failure:
         queue.put((str(failure.failure_class), failure.reason))
     else:
@@ -123,18 +123,18 @@ def test_a_read_only_folder_is_one_sentence():
 def test_a_file_where_a_folder_should_be_is_one_sentence(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Failed, match="could not be written: "):
-        Storage(tmp_path / "file").write("a/b", b"x")
+        open_storage(tmp_path / "file").write("a/b", b"x")
 
 
 def test_a_full_disk_leaves_no_part_and_no_temporary_file(tmp_path):
-    Storage(tmp_path).write("file", b"old")
+    open_storage(tmp_path).write("file", b"old")
     program = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
         from pipeline.outcome import Failed
-        from pipeline.storage import Storage
+        from pipeline.storage import open_storage
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-        storage, big = Storage(sys.argv[1]), bytes(1 << 20)
+        storage, big = open_storage(sys.argv[1]), bytes(1 << 20)
         for write in (storage.write, storage.create):
             try:
                 write("file" if write == storage.write else "new", big)
@@ -160,7 +160,7 @@ def test_a_file_system_without_hard_links_creates_as_safely(tmp_path, monkeypatc
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     storage.create("dataset.json", b"first")
     with pytest.raises(AlreadyExists):
         storage.create("dataset.json", b"second")
@@ -169,7 +169,7 @@ def test_a_file_system_without_hard_links_creates_as_safely(tmp_path, monkeypatc
 
 
 def _create(root: str, start, queue) -> None:
-    storage, name = Storage(root), str(os.getpid()).encode()
+    storage, name = open_storage(root), str(os.getpid()).encode()
     start.wait()
     try:
         storage.create("dataset.json", name * 10_000)
@@ -179,7 +179,7 @@ def _create(root: str, start, queue) -> None:
 
 
 def _replace(root: str, start, queue) -> None:
-    storage, name = Storage(root), str(os.getpid()).encode()
+    storage, name = open_storage(root), str(os.getpid()).encode()
     version = storage.version("dataset.json")
     start.wait()
     try:
@@ -192,7 +192,7 @@ def _replace(root: str, start, queue) -> None:
 @pytest.mark.parametrize("race", [_create, _replace])
 def test_of_several_who_race_for_a_name_one_wins(tmp_path, race):
     if race is _replace:
-        Storage(tmp_path).write("dataset.json", b"first")
+        open_storage(tmp_path).write("dataset.json", b"first")
     context = multiprocessing.get_context("fork")
     start, queue = context.Barrier(4), context.Queue()
     racers = [context.Process(target=race, args=(str(tmp_path), start, queue)) for _ in range(4)]
@@ -210,14 +210,14 @@ def test_of_several_who_race_for_a_name_one_wins(tmp_path, race):
 def test_a_killed_writer_s_temporary_file_is_swept(tmp_path):
     program = textwrap.dedent("""
         import os, sys
-        from pipeline.storage import Storage
-        with Storage(sys.argv[1]).writer("shards/a.tar") as file:
+        from pipeline.storage import open_storage
+        with open_storage(sys.argv[1]).writer("shards/a.tar") as file:
             file.write(b"half")
             file.flush()
             os.kill(os.getpid(), 9)
     """)
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     assert len(storage.names("shards")) == 1
     storage.sweep("shards")
     assert storage.names("shards") == []
@@ -228,7 +228,7 @@ def test_a_killed_writer_s_temporary_file_is_swept(tmp_path):
 
 
 def _write(root: str, start) -> None:
-    storage, content = Storage(root), str(os.getpid()).encode() * 100_000
+    storage, content = open_storage(root), str(os.getpid()).encode() * 100_000
     start.wait()
     for _ in range(20):
         storage.write("file", content)
@@ -250,7 +250,7 @@ def test_of_several_who_write_a_name_at_once_each_writes_it_whole(tmp_path):
 
 def test_what_a_writer_killed_while_creating_left_is_no_way_into_what_it_published(tmp_path):
     """Its temporary name and the published one were then two names of one file."""
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     storage.create("dataset.json", b"published")
     os.link(tmp_path / "dataset.json", tmp_path / f".dataset.json.{os.uname().nodename}.tmp")
     with pytest.raises(AlreadyExists):

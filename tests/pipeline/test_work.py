@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.storage import Storage
+from pipeline.storage import open_storage
 from pipeline.storage.work_store import Stored, WorkStore, canonical_json
 
 
@@ -52,7 +52,7 @@ def test_a_damaged_record_counts_as_none(work, damage):
 
 
 def test_a_file_comes_back_from_an_object_store_as_a_local_copy(tmp_path):
-    work = WorkStore(Storage(f"memory://{tmp_path.name}"))
+    work = WorkStore(open_storage(f"memory://{tmp_path.name}"))
     (tmp_path / "in").write_bytes(b"content")
     stored = work.put_file("flow", "0", "k", ".flow.mp4", tmp_path / "in")
     assert work.local_copy(stored, tmp_path).read_bytes() == b"content"

@@ -16,7 +16,7 @@ import pytest
 import tiny_dataset
 
 from pipeline.outcome import Failed, FailureClass
-from pipeline.storage import Storage
+from pipeline.storage.object_store import ObjectStore
 from trainer.data.batches import Input
 from trainer.data.cache import GIB, Cache, CacheError
 from trainer.data.reading import Reader, ReadError, SampleError
@@ -164,7 +164,7 @@ def test_a_store_that_does_not_answer_is_asked_once_for_its_client_has_asked_aga
         raise Failed(FailureClass.STORAGE, "the store does not answer: look at it")
 
     reader = Reader(rows_of(remote, "rgb"), ("rgb",))
-    monkeypatch.setattr(Storage, "read_range", refuse)
+    monkeypatch.setattr(ObjectStore, "read_range", refuse)
     with pytest.raises(ReadError, match="the store does not answer: look at it"):
         reader.read(0)
     assert len(asked) == 1

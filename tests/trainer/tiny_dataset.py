@@ -21,7 +21,7 @@ from pipeline.flow.recipe import FlowRecipe
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.recipe import Recipe
 from pipeline.sources.recipe import FetchRecipe
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 from pipeline.storage.work_store import Stored, canonical_json
 
 MOTIONS = ((2, 0), (-2, 0), (0, 2), (0, -2))
@@ -54,7 +54,7 @@ def publish(
         motion: (clip, frame) -> float32 (H, W, 2) in pixels instead of the class's motion.
         generation, append: add a generation to the data set that is there.
     """
-    storage, work = Storage(root), Storage(root / "work")
+    storage, work = open_storage(root), open_storage(root / "work")
     infos: list[shards.ShardInfo] = []
     for split, count in (samples or {"train": 12, "val": 6}).items():
         packed = [

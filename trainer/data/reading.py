@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pipeline.dataset import REMOVED_MEMBER
 from pipeline.outcome import Failed
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 from trainer.data.cache import Cache
 from trainer.data.rows import MEDIA, Rows
 
@@ -46,7 +46,7 @@ class Reader:
     def __init__(self, rows: Rows, streams: tuple[str, ...], cache: Cache | None = None):
         self._rows = rows
         self._streams = streams
-        self._storages = [Storage(root) for root in rows.roots]
+        self._storages = [open_storage(root) for root in rows.roots]
         self._cache = cache
 
     def read(self, row: int) -> dict[str, bytes]:

@@ -1,6 +1,6 @@
-"""What carrying out a plan costs: site requests, core hours, bytes, and time at a budget of videos.
+"""Estimates the cost of a plan: site requests, core hours, bytes, and time at a budget of videos.
 
-The one place where measured costs of a clip stand: ``prepare --plan`` and docs/cost.md are computed here.
+The measured costs of a clip stand here only: ``prepare --plan`` and docs/cost.md are computed from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.outcome import PROCESS
 
 @dataclass(frozen=True)
 class Costs:
-    """What a second of footage costs, measured or assumed as said; replace them by your own figures.
+    """The cost of a second of footage, measured unless called assumed; replace it by your own figures.
 
     Encode and flow: 1.1 to 1.5 core seconds, and 250 pairs of 15 to 32 ms, for a 10 s clip of
     340x256 on one AVX-512 core. Bytes: Kinetics-400, 306,245 clips of 10 s, is about 0.45 TB of clips
@@ -34,43 +34,23 @@ class Costs:
     store_gets: float = 7.0
 
 
-def estimate(
-    table: pa.Table,
-    *,
-    flow: bool = True,
-    network: bool = True,
-    keep_sources: bool = True,
-    budget: float | None = 300.0,
-    pixels: float = 1.0,
-    costs: Costs | None = None,
-) -> dict[str, Any]:
-    """What carrying out a plan costs, if every video is still there. Plain numbers, fit for JSON.
+def estimate(table: pa.Table, **choices: Any) -> dict[str, Any]:
+    """The cost of carrying out a plan, if every video is still there: plain numbers, fit for JSON.
 
     Args:
-        flow, network, keep_sources: whether flow is computed, videos are asked for over the
-            network, and what was fetched is kept.
-        budget: videos an hour; 300 is what a video site lets a guest have; None where nothing limits it.
-        pixels: a second, as a multiple of the default recipe's.
+        table: of `pipeline.lists.plan.SCHEMA`.
+        choices: as `of` takes them.
     """
     planned = table.select(["split", "shard", "video", "time_start", "time_end"])
     planned = planned.filter(pc.equal(table["decision"], PROCESS))
+    footage = float(pc.sum(pc.subtract(planned["time_end"], planned["time_start"])).as_py() or 0.0)
     return {
         "rows": table.num_rows,
         "by_split": _counts(planned, "split"),
         "excluded": _counts(table, "excluded_for"),
         "failed": sum(_counts(table, "failure_class").values()),
         "shards": planned.group_by(["split", "shard"]).aggregate([]).num_rows,
-        **of(
-            planned.num_rows,
-            pc.count_distinct(planned["video"]).as_py(),
-            float(pc.sum(pc.subtract(planned["time_end"], planned["time_start"])).as_py() or 0.0),
-            flow=flow,
-            network=network,
-            keep_sources=keep_sources,
-            budget=budget,
-            pixels=pixels,
-            costs=costs,
-        ),
+        **of(planned.num_rows, pc.count_distinct(planned["video"]).as_py(), footage, **choices),
     }
 
 
@@ -86,7 +66,14 @@ def of(
     pixels: float = 1.0,
     costs: Costs | None = None,
 ) -> dict[str, Any]:
-    """As `estimate`, of so many clips out of so many videos, with `footage` seconds in all."""
+    """The cost of so many clips out of so many videos, with `footage` seconds in all.
+
+    Args:
+        flow, network, keep_sources: whether flow is computed, videos are asked for over the network, and
+            fetched videos are kept.
+        budget: videos an hour; 300 is what a video site lets a guest have; None where nothing limits it.
+        pixels: a second, as a multiple of the default recipe's.
+    """
     costs = costs or Costs()
     data_set = footage * pixels * (costs.clip_bytes + flow * costs.flow_bytes)
     sources = (footage + costs.source_margin * clips) * costs.source_bytes * network * keep_sources

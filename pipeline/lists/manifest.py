@@ -1,22 +1,20 @@
 """Reads the published lists of clips (Kinetics-400, 600, 700, 700-2020) into rows; a bad row stays a row.
 
-Owns what a well-formed row is and the key of a clip. What becomes of the rows is for `pipeline.lists.plan`.
+Owns the rules for a well-formed row and the key of a clip. `pipeline.lists.plan` decides about the rows.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import pyarrow as pa
 
+from pipeline.lists import readers
 from pipeline.outcome import CallError
 from pipeline.storage import location
 
@@ -30,8 +28,6 @@ MAX_ID = 64  # characters: with two times and '.flow.mp4' the name still fits a 
 MAX_TIME = 999_999.0  # seconds: more would not fit the key's six digits
 MAX_LENGTH = 600.0  # seconds of one clip: its planes are held in memory
 MAX_LABEL = 500  # characters
-MAX_LINE = 65_536  # characters
-MAX_LINES = 16  # physical lines of one record: more means a quote that is never closed
 
 SCHEMA = pa.schema(
     [
@@ -46,14 +42,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-# The published header first, then what the ActivityNet crawler and its descendants write.
-_COLUMNS = {
-    "youtube_id": ("youtube_id", "youtube_identifier", "video_id"),
-    "time_start": ("time_start", "start_time"),
-    "time_end": ("time_end", "end_time"),
-    "label": ("label", "label_name", "class_label"),
-    "split": ("split", "subset"),
-}
 _SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -68,7 +56,6 @@ _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID}}}")
 _SECONDS = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _NEGATIVE = re.compile(r"-(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no UTF-8
 _BATCH_ROWS = 4_096
 
 
@@ -77,7 +64,7 @@ class ManifestError(CallError, ValueError):
 
 
 class _Malformed(Exception):
-    """What is wrong with one row, without its place."""
+    """A row that breaks a rule: the sentence without the row's place."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +113,9 @@ def expand(patterns: Iterable[str]) -> list[str]:
 def read(path: str | os.PathLike[str], split: str | None = None) -> pa.Table:
     """All rows of one list, in file order, each well-formed or with its error.
 
-    Reads CSV in UTF-8 with a header: in any order youtube_id, time_start, time_end (seconds), and
-    if present label and split (train, val or validate or validation, test); other columns (is_cc)
-    are ignored. A row without a split takes the only one that is a word of the file's name, as in
-    ``kinetics-400_val.csv``; there is no other default. Blank lines are no rows.
+    Reads the formats of `pipeline.lists.readers` in UTF-8: youtube_id, time_start, time_end (seconds), and
+    if present label and split (train, val or validate or validation, test). A row without a split takes the
+    only one that is a word of the file's name, as in ``kinetics-400_val.csv``. Blank lines are no rows.
 
     Args:
         path: a file or a URL.
@@ -143,16 +129,21 @@ def read(path: str | os.PathLike[str], split: str | None = None) -> pa.Table:
         ManifestError: the file cannot be read, or is no manifest at all.
     """
     name = _printable(path)
+    default = _split_of_name(name)
     try:
         with io.TextIOWrapper(
             location.open_file(path), encoding="utf-8-sig", errors="surrogateescape"
         ) as file:
-            lines = _lines(file)
-            columns = _header(name, lines, split)
-            return pa.Table.from_batches(_batches(name, _records(lines, columns.count), columns), SCHEMA)
+            found = readers.read(name, file)
+            if not (found.has_split or split or default):
+                raise readers.NotAList(
+                    "has no split column and its name tells none; add the column, or a word to the file's "
+                    "name: train, val or test."
+                )
+            return pa.Table.from_batches(_batches(name, found.records, split, default), SCHEMA)
+    except readers.NotAList as error:
+        raise ManifestError(f"{name}: {error}") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, ManifestError):
-            raise
         why = getattr(error, "strerror", None) or str(error)
         raise ManifestError(
             f"{name}: cannot be read ({why}); give the path of a readable CSV file."
@@ -183,54 +174,6 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True)
-class _Header:
-    """Where the columns are, how many there are, and the split that the file's name gives."""
-
-    count: int
-    youtube_id: int
-    time_start: int
-    time_end: int
-    label: int | None
-    split: int | None
-    default_split: str | None
-
-
-def _header(name: str, lines: Iterator[tuple[int, str | None]], split: str | None) -> _Header:
-    remedy = "give a CSV file whose first line names youtube_id, time_start, time_end"
-    line = next((text for _, text in lines if text is None or not text.isspace()), "")
-    if not line:
-        raise ManifestError(f"{name}: {'is empty' if line == '' else 'has an endless first line'}; {remedy}.")
-    if "\0" in line or _NOT_UTF8.search(line):
-        raise ManifestError(f"{name}: is not text in UTF-8; {remedy}, saved as UTF-8.")
-    names = [re.sub(r"[\s-]+", "_", field.strip().lower()) for field in _header_fields(line)]
-    at: dict[str, int | None] = {}
-    for column, aliases in _COLUMNS.items():
-        places = [i for i, field in enumerate(names) if field in aliases]
-        if len(places) > 1:
-            raise ManifestError(f"{name}: has more than one {column} column; remove all but one.")
-        at[column] = places[0] if places else None
-    missing = [column for column in ("youtube_id", "time_start", "time_end") if at[column] is None]
-    if missing:
-        raise ManifestError(f"{name}: is no manifest (its first line has no {', '.join(missing)}); {remedy}.")
-    if split is not None:
-        at["split"] = None
-    default = split or _split_of_name(name)
-    if at["split"] is None and default is None:
-        raise ManifestError(
-            f"{name}: has no split column and its name tells none; add the column, or a word to the "
-            "file's name: train, val or test."
-        )
-    return _Header(count=len(names), default_split=default, **at)  # type: ignore[arg-type]
-
-
-def _header_fields(line: str) -> list[str]:
-    try:
-        return _split_line([line]) or []
-    except csv.Error:
-        return []
-
-
 def _split_of_name(name: str) -> str | None:
     """The one split that a file's name speaks of: val for kinetics-400_val.csv, None for train_val.csv."""
     words = re.split(r"[^a-z0-9]+", Path(name).name.lower())
@@ -238,87 +181,15 @@ def _split_of_name(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
-    """Physical lines with their numbers from 1; None stands for one of more than MAX_LINE characters."""
-    number = 0
-    while line := file.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) <= MAX_LINE or line.endswith("\n"):
-            yield number, line
-            continue
-        while (rest := file.readline(MAX_LINE)) and not rest.endswith("\n"):
-            pass
-        yield number, None
-
-
-def _records(lines: Iterator[tuple[int, str | None]], count: int) -> Iterator[tuple[int, list[str] | str]]:
-    """Each record with its first physical line: its fields, or a sentence that says why it has none.
-
-    A quote that is never closed costs its own line only: reading goes on with the line after it,
-    also where the quote finds a partner further down but the record then has not ``count`` fields.
-    """
-    pending: deque[tuple[int, str | None]] = deque()
-    while True:
-        number, line = pending.popleft() if pending else next(lines, (0, ""))
-        if line is None:
-            yield number, f"the line has more than {MAX_LINE} characters."
-        elif line == "":
-            return
-        elif not line.isascii() and _NOT_UTF8.search(line):
-            yield number, "the line is not UTF-8."
-        elif '"' not in line:
-            if not line.isspace():
-                yield number, line.rstrip("\n").split(",")
-        else:
-            yield number, _quoted(line, count, pending, lines)
-
-
-def _quoted(
-    line: str, count: int, pending: deque[tuple[int, str | None]], lines: Iterator[tuple[int, str | None]]
-) -> list[str] | str:
-    """The fields of a record with quotes, which may go on over further lines: those are then taken."""
-    text = [line]
-    try:
-        while (fields := _split_line(text)) is None and len(text) < MAX_LINES:
-            if len(text) > len(pending):
-                following = next(lines, None)
-                if following is None:
-                    break
-                pending.append(following)
-            more = pending[len(text) - 1][1]
-            if more is None or _NOT_UTF8.search(more):
-                break
-            text.append(more)
-    except csv.Error:
-        return (
-            'a quote stands in the wrong place; write a field with quotes as "..." and a quote in it as "".'
-        )
-    if fields is None or (len(text) > 1 and len(fields) != count):
-        return "a quote is opened and never closed."
-    for _ in text[1:]:
-        pending.popleft()
-    return fields
-
-
-def _split_line(text: Sequence[str]) -> list[str] | None:
-    """The fields of one record; None where the text ends inside quotes. Raises csv.Error on a stray quote."""
-    try:
-        return next(csv.reader(text, strict=True), [])
-    except csv.Error as error:
-        if "unexpected end" in str(error):
-            return None
-        raise
-
-
 def _batches(
-    name: str, records: Iterator[tuple[int, list[str] | str]], columns: _Header
+    name: str, records: Iterator[readers.Record], split: str | None, default: str | None
 ) -> Iterator[pa.RecordBatch]:
     rows: list[tuple] = []
     for number, fields in records:
         try:
             if isinstance(fields, str):
                 raise _Malformed(fields)
-            rows.append((name, number, *_clip(fields, columns), None))
+            rows.append((name, number, *_checked(fields, split, default), None))
         except _Malformed as error:
             rows.append((name, number, None, None, None, None, UNKNOWN, f"{name}:{number}: {error}"))
         if len(rows) == _BATCH_ROWS:
@@ -334,43 +205,31 @@ def _batch(rows: list[tuple]) -> pa.RecordBatch:
     )
 
 
-def _clip(fields: list[str], columns: _Header) -> tuple[str, float, float, str | None, str]:
-    if len(fields) != columns.count:
-        raise _Malformed(f"the row has {len(fields)} fields where the header has {columns.count}.")
-    youtube_id = fields[columns.youtube_id].strip()
+def _checked(
+    fields: Sequence[str], given: str | None, default: str | None
+) -> tuple[str, float, float, str | None, str]:
+    """The values of a well-formed row; the split is the `given` one, its own, or the `default`."""
+    youtube_id, start, end, label, split = map(str.strip, fields)
     if not _NAME.fullmatch(youtube_id):
         raise _Malformed(
             f"the id {_show(youtube_id)} is no plain name (1 to {MAX_ID} letters, digits, '-' and '_')."
         )
-    start = _seconds(fields[columns.time_start], "start")
-    end = _seconds(fields[columns.time_end], "end")
-    if end <= start:
-        raise _Malformed(f"the end {end} is not after the start {start}.")
-    if end - start > MAX_LENGTH:
-        raise _Malformed(f"the clip is {end - start:g} s long; at most {MAX_LENGTH:g} s are taken.")
-    split = columns.default_split
-    if columns.split is not None:
-        text = fields[columns.split].strip()
-        split = _SPLIT_NAMES.get(text.lower()) if text else split
-        if split is None:
-            raise _Malformed(f"the split {_show(text)} is none of train, val, test.")
-    assert split is not None
-    return youtube_id, start, end, _label(fields, columns), split
-
-
-def _label(fields: list[str], columns: _Header) -> str | None:
-    if columns.label is None:
-        return None
-    label = fields[columns.label].strip()
+    first, last = _seconds(start, "start"), _seconds(end, "end")
+    if last <= first:
+        raise _Malformed(f"the end {last} is not after the start {first}.")
+    if last - first > MAX_LENGTH:
+        raise _Malformed(f"the clip is {last - first:g} s long; at most {MAX_LENGTH:g} s are taken.")
+    found = given or (_SPLIT_NAMES.get(split.lower()) if split else default)
+    if found is None:
+        raise _Malformed(f"the split {_show(split)} is none of train, val, test.")
     if len(label) > MAX_LABEL:
         raise _Malformed(f"the label has {len(label)} characters; at most {MAX_LABEL} are taken.")
     if _CONTROL.search(label):
         raise _Malformed(f"the label {_show(label)} has a control character or a line break in it.")
-    return label or None
+    return youtube_id, first, last, label or None, found
 
 
 def _seconds(text: str, which: str) -> float:
-    text = text.strip()
     if not _SECONDS.fullmatch(text):
         problem = "is negative" if _NEGATIVE.fullmatch(text) else "is no number of seconds"
         raise _Malformed(f"the {which} {_show(text)} {problem}.")

@@ -44,7 +44,7 @@ setup(
         "s3": ["s3fs>=2026.9"],
         "spark": ["pyspark>=3.5,<3.6"],  # Beam 2.77 has runners for Spark 3 only
         "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
-        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0.8"],
         "dev": [
             "flask>=3.1",
             "flask-cors>=6.0",

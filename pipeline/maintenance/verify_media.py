@@ -167,7 +167,8 @@ def _frame(frame: av.VideoFrame) -> _Frame:
     width = -(-frame.width // 2)
     chroma = (np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[:, :width] for p in frame.planes[1:])  # type: ignore[call-overload]
     gray = all(abs(c.astype(np.int16) - FLOW_ZERO).max(initial=0) <= _CHROMA_TOLERANCE for c in chroma)
-    time = Fraction(-1) if frame.pts is None else frame.pts * Fraction(frame.time_base or 0)
+    base = frame.time_base or Fraction(0)
+    time = Fraction(-1) if frame.pts is None else Fraction(frame.pts * base.numerator, base.denominator)
     return _Frame(time, bool(frame.is_corrupt), frame.rotation == 0, gray)
 
 

@@ -9,6 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG_CALL = 0, 1, 2
 
@@ -107,7 +111,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     if not arguments.debug:
         logging.disable(logging.CRITICAL)  # Beam's and its workers'; failures reach the user as outcomes
     # A misspelt option stops --plan and --compact too.
-    options = run.beam_options(arguments.beam) if arguments.beam else None
+    options = _beam_options(arguments.beam) if arguments.beam else None
     if arguments.plan:
         network = any(parse(spec).network for spec in settings.sources)
         found = cost.estimate(
@@ -122,15 +126,21 @@ def _prepare(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     if arguments.compact:
         summary = run.compact(settings, arguments.compact)
-        print(json.dumps(vars(summary)) if arguments.json else run.text(summary, arguments.compact))
+        print(json.dumps(vars(summary)) if arguments.json else "\n".join(summary.lines(arguments.compact)))
         return EXIT_DONE
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    summary = run.run(settings, options or run.beam_options([]))
-    print(json.dumps(vars(summary)) if arguments.json else run.text(summary, settings.output))
+    summary = run.run(settings, options or _beam_options([]))
+    print(json.dumps(vars(summary)) if arguments.json else "\n".join(summary.lines(settings.output)))
     if not summary.counts.get(READY):
         return _say(f"no clip is ready; the commonest cause: {summary.example}", EXIT_FAILED)
     return EXIT_FAILED if arguments.strict and summary.failures else EXIT_DONE
+
+
+def _beam_options(words: Sequence[str]) -> PipelineOptions:
+    from pipeline.job import runner  # imports Beam, which --plan and --compact need not wait for
+
+    return runner.beam_options(words)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

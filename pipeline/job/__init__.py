@@ -1,1 +1,5 @@
-"""The Beam job behind ``prepare``: one call, its graph, the stages of a video, its progress."""
+"""The Beam job: prepares the pending rows of the lists and publishes them."""
+
+
+class PrepareError(Exception):
+    """A run cannot start or go on: one sentence with the remedy."""

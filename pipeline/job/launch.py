@@ -1,7 +1,7 @@
-"""Runs the graph to its end in the launching process: shows progress, passes on why workers stopped, and
-gives up a cluster's job that nobody has begun.
+"""Runs the Beam job from the launching process: shows its progress, reports why workers stopped, and cancels
+a cluster's job that no worker has begun.
 
-What is done to a video is `pipeline.job.stages`; which rows are due is `pipeline.job.run`.
+`pipeline.job.run` chooses the rows, `pipeline.job.stages` does the work on a video.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.job import progress, stages
-from pipeline.job.settings import Job, Settings
+from pipeline.job import PrepareError, progress, stages
+from pipeline.job.settings import Job
 from pipeline.sources.rate_limit import forget_turns
 from pipeline.storage.work_store import WorkStore
 
@@ -26,19 +27,15 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineResult
 
-_LOOK_SECONDS = 2.0
-_PYTHONS = re.compile(r"(?!java|org\.|scala)[\w.]+(Error|Exception|Failed): ")
-_ANSWER_SECONDS = 15.0  # that an engine has to answer who wants to stop
-_CANCEL_SECONDS = 30.0
+_LOOK_SECONDS = 2.0  # between two looks at a job that runs elsewhere
+_ANSWER_SECONDS = 15.0  # for an engine to answer after the user has asked to stop
+_CANCEL_SECONDS = 30.0  # for an engine to answer a request to cancel
+_PYTHON_ERROR = re.compile(r"(?!java|org\.|scala)[\w.]+(Error|Exception|Failed): ")
 _STOPPED = "stopped; nothing is lost, repeat the same command to go on."
 
 
-class LaunchError(Exception):
-    """The job could not be run to its end: one sentence with the remedy."""
-
-
 class _NoAnswer(BaseException):
-    """The engine has not answered in time; no Exception, after which Beam would try again."""
+    """The engine has not answered in time. Not an Exception, after which Beam would try again."""
 
 
 def run(
@@ -47,26 +44,24 @@ def run(
     clips: int,
     options: PipelineOptions,
     store: WorkStore,
-    start_timeout: float = Settings.start_timeout,
+    start_timeout: float,
 ) -> None:
-    """Run the graph, whatever the runner.
+    """Run the graph to its end on the runner that `options` name.
 
     Args:
         job, parts: as for `pipeline.job.graph.build`.
-        clips: how many the parts hold, for the display.
-        options: Beam's.
-        store: the work store.
-        start_timeout: seconds; a cluster's job is given up when no worker has begun by then.
+        clips: how many the parts hold, for the progress line.
+        start_timeout: seconds; a cluster's job is cancelled if no worker has begun by then.
 
     Raises:
-        LaunchError: with the sentence that a worker left, if one did.
+        PrepareError: with the sentence that a worker left, if one did.
     """
-    from pipeline.job import graph
+    from pipeline.job import runner
 
     stages.clear_stop(store, job.generation)
     progress.clear(store.storage, job.generation)
     forget_turns(store.storage, job.rate_limit)
-    if graph.is_local(options):
+    if runner.is_local(options):
         _run_here(job, parts, clips, options, store)
     else:
         _run_elsewhere(job, parts, clips, options, store, start_timeout)
@@ -81,8 +76,8 @@ def _run_here(job: Job, parts: Sequence[str], clips: int, options: PipelineOptio
             graph.run(job, parts, options)
         except Exception as error:
             more = f"see {store.storage.where(log)}" if store.storage.is_local else "repeat it with --debug"
-            unexpected = f"a worker failed unexpectedly ({_last_line(error)}); {more}."
-            raise LaunchError(stages.stop_reason(store, job.generation) or unexpected) from error
+            unexpected = f"a worker failed unexpectedly ({_lines(error)[-1][:300]}); {more}."
+            raise PrepareError(stages.stop_reason(store, job.generation) or unexpected) from error
 
 
 def _run_elsewhere(
@@ -93,108 +88,90 @@ def _run_elsewhere(
     store: WorkStore,
     start_timeout: float,
 ) -> None:
-    from pipeline.job import graph
+    from pipeline.job import runner
 
-    name = graph.runner_name(options)
+    name = runner.name(options)
 
     def state() -> str:
         return f"no worker has begun, {name} says {_state(result)}"
 
     stopped = threading.Event()
-    with _signals(stopped) if graph.is_cluster(options) else contextlib.nullcontext():
+    with _signals(stopped) if runner.is_cluster(options) else contextlib.nullcontext():
         try:
             result = _submit(job, parts, options, stopped)
             with _signals(stopped), progress.Display(store.storage, job.generation, clips, state):
-                ended = _Ended(result)
+                ended = _in_background(result.wait_until_finish)
                 try:
-                    _watch(ended, stopped, job, store, f"{name}'s", start_timeout)
-                except BaseException:  # whatever the reason: nobody is left to watch the job
-                    _cancel(result)
+                    _watch(ended, stopped, job, store, name, start_timeout)
+                except BaseException:  # for any reason: nobody is left to watch the job
+                    futures.wait([_in_background(result.cancel)], _CANCEL_SECONDS)
                     raise
         finally:
-            graph.stop_job_servers()
-    if ended.error is not None:
-        unexpected = f"{name} ended the job: {_telling_line(ended.error)}; its own logs say more."
-        raise LaunchError(stages.stop_reason(store, job.generation) or unexpected) from ended.error
+            runner.stop_job_servers()
+    if error := ended.exception():
+        unexpected = f"{name} ended the job: {_telling_line(error)}; its own logs say more."
+        raise PrepareError(stages.stop_reason(store, job.generation) or unexpected) from error
 
 
 def _submit(
     job: Job, parts: Sequence[str], options: PipelineOptions, stopped: threading.Event
 ) -> PipelineResult:
-    """Hand the job to its engine.
+    """Submit the job to its engine.
 
-    A signal that comes meanwhile waits for the engine's answer, though not for ever: a job that a cluster has
-    taken goes on by itself until it is told to end. Beam's runners on this machine do the work in here, and
-    are ended by signals at once.
+    A signal meanwhile waits some seconds for the engine's answer: a job that a cluster has accepted runs on
+    until it is cancelled. Beam's runners on this machine do all the work in here; signals end them at once.
     """
-    from pipeline.job import graph
+    from pipeline.job import graph, runner
 
-    name = graph.runner_name(options)
+    name = runner.name(options)
     try:
-        with _signals(stopped, _ANSWER_SECONDS) if graph.is_cluster(options) else contextlib.nullcontext():
+        with _signals(stopped, _ANSWER_SECONDS) if runner.is_cluster(options) else contextlib.nullcontext():
             return graph.run(job, parts, options)
     except _NoAnswer:
-        raise LaunchError(f"stopped while {name} gave no answer; see whether it has taken the job.") from None
+        raise PrepareError(
+            f"stopped while {name} gave no answer; see whether it has taken the job."
+        ) from None
     except Exception as error:
         why = _STOPPED if stopped.is_set() else f"{name} did not take the job: {_telling_line(error)}"
-        raise LaunchError(why) from error
+        raise PrepareError(why) from error
 
 
 def _watch(
-    ended: _Ended,
+    ended: futures.Future[object],
     stopped: threading.Event,
     job: Job,
     store: WorkStore,
-    whose: str,
+    name: str,
     start_timeout: float,
 ) -> None:
-    """Wait for the end; LaunchError when there is a reason not to wait for it."""
+    """Wait for the end of the job; raises PrepareError when there is a reason to stop waiting."""
     deadline, begun = time.monotonic() + start_timeout, False
-    while not ended.wait(_LOOK_SECONDS):
+    while not futures.wait([ended], _LOOK_SECONDS).done:
         if stopped.is_set():
-            raise LaunchError(_STOPPED)
+            raise PrepareError(_STOPPED)
         if reason := stages.stop_reason(store, job.generation):
-            raise LaunchError(reason)
+            raise PrepareError(reason)
         begun = begun or progress.begun(store.storage, job.generation)
         if not begun and time.monotonic() > deadline:
-            raise LaunchError(
-                f"none of {whose} workers has begun within {start_timeout:g} s; see whether each worker host "
-                "can start Python with this project's packages (its worker pool, container or PATH) and can "
-                f"write to {store.storage.url}; --start-timeout waits longer."
+            raise PrepareError(
+                f"none of {name}'s workers has begun within {start_timeout:g} s; see whether each worker "
+                "host can start Python with this project's packages (its worker pool, container or PATH) and "
+                f"can write to {store.storage.url}; --start-timeout waits longer."
             )
 
 
-class _Ended:
-    """Waits for a job in a thread of its own, which nobody waits for: an engine may never answer."""
+def _in_background(function: Callable[[], object]) -> futures.Future[object]:
+    """Call `function` in a daemon thread, since an engine may never answer and this process must end."""
+    future: futures.Future[object] = futures.Future()
 
-    def __init__(self, result: PipelineResult):
-        self.error: Exception | None = None
-        self._result, self._done = result, threading.Event()
-        threading.Thread(target=self._wait, daemon=True, name="wait-for-the-engine").start()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether the job has ended, after waiting so long at most."""
-        return self._done.wait(seconds)
-
-    def _wait(self) -> None:
+    def call() -> None:
         try:
-            self._result.wait_until_finish()
-        except Exception as error:
-            self.error = error
-        finally:
-            self._done.set()
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
 
-
-def _cancel(result: PipelineResult) -> None:
-    """Ask the engine to end the job, and wait a little for its answer."""
-
-    def ask() -> None:
-        with contextlib.suppress(Exception):
-            result.cancel()
-
-    asking = threading.Thread(target=ask, daemon=True, name="cancel")
-    asking.start()
-    asking.join(_CANCEL_SECONDS)
+    threading.Thread(target=call, daemon=True, name="wait-for-the-engine").start()
+    return future
 
 
 def _state(result: PipelineResult) -> str:
@@ -206,8 +183,10 @@ def _state(result: PipelineResult) -> str:
 
 @contextlib.contextmanager
 def _signals(stopped: threading.Event, seconds: float = 0.0) -> Iterator[None]:
-    """SIGTERM and Ctrl-C set `stopped` while the block lasts: a job elsewhere must be told to end. If so many
-    `seconds` after the first one it lasts still, `_NoAnswer` is raised in it; never, where they are 0."""
+    """Let SIGTERM and Ctrl-C set `stopped` in the block, since a job elsewhere must be cancelled.
+
+    Raises `_NoAnswer` in the block if it still runs `seconds` after the first signal (0: never).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -233,9 +212,11 @@ def _signals(stopped: threading.Event, seconds: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stderr_to(path: Path | None) -> Iterator[None]:
-    """Send what Beam, its threads and its workers say to a file; what this process says through
-    `sys.stderr` stays."""
-    log = os.open(os.devnull, os.O_WRONLY)  # kept where the work store is no folder, or takes no file
+    """Redirect what Beam, its threads and its workers print to a file; `sys.stderr` of this process stays.
+
+    Without a path, or if the file cannot be written, their output is dropped.
+    """
+    log = os.open(os.devnull, os.O_WRONLY)
     if path is not None:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,13 +237,14 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
         os.close(terminal)
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+def _lines(error: BaseException) -> list[str]:
+    """The lines of an error's message, without empty ones; at least one."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return [line for line in lines if line] or [type(error).__name__]
 
 
-def _telling_line(error: Exception) -> str:
-    """The line of an engine's message that says most: the end of Python's traceback in it, else the first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    python = [line for line in lines if _PYTHONS.match(line)]
-    return (python or lines[:1] or [type(error).__name__])[-1][:300]
+def _telling_line(error: BaseException) -> str:
+    """The most telling line of an engine's message: the end of a Python traceback in it, else the first."""
+    lines = _lines(error)
+    python = [line for line in lines if _PYTHON_ERROR.match(line)]
+    return (python or lines[:1])[-1][:300]

@@ -1,33 +1,33 @@
-"""From the results of a shard's clips to the shard itself and the parts that publishing reads.
+"""Packs the ready clips of a shard, and leaves its index rows and outcomes in the work store for publishing.
 
-Runs once a shard, after the group-by; the tar is `pipeline.dataset.shards`', the data set
-`pipeline.dataset.publish`'s.
+Runs once a shard, after the group-by. `pipeline.dataset.shards` writes the tar.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 
 import pyarrow as pa
 
 from pipeline.dataset import shards
-from pipeline.dataset.schema import OUTCOME_SCHEMA, shard_path, write_table
+from pipeline.dataset.schema import OUTCOME_SCHEMA, ShardInfo, read_table, shard_path, write_table
 from pipeline.job import stages
 from pipeline.job.settings import Job
 from pipeline.job.stages import ClipResult
 from pipeline.outcome import READY, Outcome
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 from pipeline.storage.work_store import Stored, WorkStore
 
 
 def index_part(split: str, generation: str, number: int) -> str:
-    """Where a packed shard's description waits in the work store; absent when no clip of it was ready."""
+    """Path of a packed shard's index rows in the work store; absent where no clip of it was ready."""
     return f"packed/{generation}/{split}-{number:05d}.index.parquet"
 
 
 def outcome_part(split: str, generation: str, number: int) -> str:
-    """Where the outcomes of a shard's clips wait in the work store; written last."""
+    """Path of the outcomes of a shard's clips in the work store; written last."""
     return f"packed/{generation}/{split}-{number:05d}.outcomes.parquet"
 
 
@@ -35,7 +35,6 @@ def pack_shard(job: Job, shard: tuple[str, int], places: Iterable[bytes]) -> str
     """Pack the ready clips of one shard into ROOT and leave its parts in the work store.
 
     Args:
-        job: the run's settings.
         shard: split and number.
         places: of all clips that the plan put there (`stages.place`), in any order.
 
@@ -50,6 +49,21 @@ def pack_shard(job: Job, shard: tuple[str, int], places: Iterable[bytes]) -> str
         return _pack(job, shard, [stages.read_result(place, job, store) for place in places])
 
 
+def read_parts(
+    rows: pa.Table, generation: str, work: Storage
+) -> tuple[list[pa.Table], list[tuple[ShardInfo, pa.Table]]]:
+    """Read the parts of a generation's shards, whose planned `rows` were processed.
+
+    Returns:
+        Tables of outcomes, and the packed shards with their index rows.
+    """
+    numbers = rows.group_by(["split", "shard"]).aggregate([]).to_pylist()
+    names = sorted((row["split"], generation, row["shard"]) for row in numbers)
+    outcomes = [read_table(work, outcome_part(*name), OUTCOME_SCHEMA) for name in names]
+    found = (shards.read_part(work, index_part(*name)) for name in names)
+    return outcomes, [part for part in found if part is not None]
+
+
 def _pack(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) -> str:
     split, number = shard
     work = open_storage(job.work)
@@ -59,7 +73,7 @@ def _pack(job: Job, shard: tuple[str, int], results: Iterable[ClipResult]) -> st
         path = shard_path(split, job.generation, number)
         info, rows = shards.pack(ready, work, open_storage(job.output), path)
         shards.write_part(work, index_part(split, job.generation, number), info, rows)
-    else:  # what a killed run packed of clips that were ready then must not be published
+    else:  # a killed run may have packed clips that were ready then: they must not be published
         work.delete(index_part(split, job.generation, number))
     outcomes = [vars(_outcome(result, job.generation)) for result in ordered]
     path = outcome_part(split, job.generation, number)
@@ -83,20 +97,13 @@ def _sample(result: ClipResult) -> shards.PackedSample:
 
 
 def _outcome(result: ClipResult, generation: str) -> Outcome:
-    clip, due = result.clip, result.retry_after
     return Outcome(
-        key=clip.key,
-        manifest=clip.manifest,
-        row=clip.row,
-        youtube_id=clip.youtube_id,
-        time_start=clip.time_start,
-        time_end=clip.time_end,
-        label=clip.label,
-        split=clip.split,
+        key=result.clip.key,
+        **asdict(result.clip),
         outcome=result.outcome,
         failure_class=result.failure_class,
         reason=result.reason,
-        retry_after=datetime.fromisoformat(due) if due else None,
+        retry_after=datetime.fromisoformat(result.retry_after) if result.retry_after else None,
         attempts=result.attempts,
         generation=generation,
     )

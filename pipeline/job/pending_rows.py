@@ -1,13 +1,12 @@
-"""What the next generation decides: all rows at first, then what failed and may succeed now.
+"""Chooses the rows that the next generation decides: all at first, then failed ones that may succeed now.
 
-A row that is decided keeps its outcome; which rows there are at all is `pipeline.lists.plan`'s.
+A decided row keeps its outcome. `pipeline.lists.plan` makes the table of all rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,71 +14,62 @@ import pyarrow.compute as pc
 
 from pipeline import dataset
 from pipeline.dataset import publish, removal_log
+from pipeline.job import PrepareError
+from pipeline.job.settings import Settings
 from pipeline.lists import plan
 from pipeline.outcome import EXCLUDED, FAILED, REMOVED, RETRY_AFTER
+from pipeline.recipe import Recipe
 from pipeline.storage import Storage
 from pipeline.storage.work_store import WorkStore
 
-_SAME = ("key", "label", "split")  # what a row published keeps
-
-
-class PrepareError(Exception):
-    """The run cannot start or go on: one sentence with the remedy."""
+_SAME = ("key", "label", "split")  # a published row keeps these
 
 
 def choose(
     planned: pa.Table,
     root: Storage,
     store: WorkStore,
-    *,
-    recipe: Mapping[str, Any],
-    retry: str,
-    wave: int | None,
-    shard_size: int,
+    settings: Settings,
+    recipe: Recipe,
     made: Sequence[str],
 ) -> pa.Table | None:
-    """The rows that the next generation decides, with their shards; None when nothing is due.
+    """The rows that the next generation decides, with their shards; None where no row is pending.
 
-    A generation that was begun and not published goes on with the rows it was begun with. What failed in a
-    generation of this run (`made`) waits for another run: else it would take each wave's first places.
+    A generation that was begun and not published continues with its rows. Rows that failed in a generation
+    of this run (`made`) wait for another run: else they would come first in each wave.
 
     Args:
-        planned: `pipeline.lists.plan.make`'s.
-        root: where it is published.
-        store: the work store.
-        recipe: as `publish.admit` wants it.
-        retry: transient, all or none: which failed rows are taken up again.
-        wave: videos a generation; None for all.
-        shard_size: clips a shard.
+        planned: all rows, from `pipeline.lists.plan.make`.
+        root: where they are published.
         made: generations that this run has published.
 
     Raises:
         PrepareError: the lists hold no row, or are not those that `root` was made from.
         PublishError: as `publish.admit`.
     """
-    due = np.ones(planned.num_rows, bool)
-    if publish.admit(root, recipe, plan.classes(planned)) is None:
+    pending = np.ones(planned.num_rows, bool)
+    if publish.admit(root, recipe.as_dict(), plan.classes(planned)) is None:
         if not planned.num_rows:
             raise PrepareError("the lists hold no row, so there is nothing to prepare; check --manifest.")
     else:
         outcomes = dataset.open(root).outcomes()
         planned, place = as_published(planned, outcomes, root)
         before = pc.invert(pc.is_in(outcomes["generation"], pa.array(made, pa.string())))
-        due[place] = pc.and_(again(outcomes, retry), before.combine_chunks())
-    if not due.any():
+        pending[place] = pc.and_(to_retry(outcomes, settings.retry), before.combine_chunks())
+    if not pending.any():
         return None
-    purpose = f"{plan.digest(planned)} {retry} {wave} {shard_size}"
+    purpose = f"{plan.digest(planned)} {settings.retry} {settings.wave} {settings.plan.shard_size}"
     begun = _begun(purpose, publish.next_generation(root), store)
     if begun is not None:
         return removal_log.withhold(begun, root)
     planned = removal_log.withhold(planned, root)
-    if wave is not None:
-        due = plan.first_videos(planned, due, wave)
-    return plan.only(planned, due, shard_size, purpose)
+    if settings.wave is not None:
+        pending = plan.first_videos(planned, pending, settings.wave)
+    return plan.only(planned, pending, settings.plan.shard_size, purpose)
 
 
 def _begun(purpose: str, generation: str, store: WorkStore) -> pa.Table | None:
-    """The rows of a generation that an earlier call began for the same purpose and did not publish."""
+    """The rows of a generation that an earlier call began for the same purpose, but did not publish."""
     path = f"plan/{generation}.parquet"
     if not store.storage.exists(path):
         return None
@@ -88,21 +78,23 @@ def _begun(purpose: str, generation: str, store: WorkStore) -> pa.Table | None:
 
 
 def as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[pa.Table, np.ndarray]:
-    """The plan with its lists named as they were published (one that has moved makes no new rows), and for
-    each published outcome its row in the plan.
+    """Give the lists of a plan their published names, so that a list that has moved makes no new rows.
 
-    A list is known by its rows, whatever it is called now; its rows that are not decided yet get its
-    published name too, the first one where it has several.
+    A list is recognised by its rows, whatever its name now. Its undecided rows get its published name too,
+    the first one where it has several.
+
+    Returns:
+        The renamed plan, and for each published outcome the number of its row in the plan.
 
     Raises:
-        PrepareError: it was published from other lists, or with another choice of rows, or a list that is
-            new has the name that another one was published under.
+        PrepareError: `root` was made from other lists, or with another choice of rows, or a new list has the
+            published name of another one.
     """
     ours, theirs = _lists(planned), _lists(outcomes)
     rows = planned.select(["row", "decision", *_SAME])
     found = {old: _recognised(old, rows, ours, outcomes.take(pa.array(at))) for old, at in theirs.items()}
     called: dict[str, str] = {}
-    # Several lists may agree with a few rows: what has the least choice chooses first.
+    # Several lists may agree with a few rows: the name with the fewest candidates chooses first.
     for old in sorted(theirs, key=lambda old: len(found[old])):
         free = [new for new in found[old] if new not in called.values()]
         called[old] = next(iter([*free, *found[old]]), "")
@@ -129,7 +121,7 @@ def as_published(planned: pa.Table, outcomes: pa.Table, root: Storage) -> tuple[
 
 
 def _lists(rows: pa.Table) -> dict[str, np.ndarray]:
-    """Which rows each list has, int64 (n,); the lists in the order of their first rows."""
+    """The row numbers of each list, int64 (n,), in the order of the lists' first rows."""
     coded = rows["manifest"].combine_chunks().dictionary_encode()
     codes = coded.indices.to_numpy()
     return {name: np.flatnonzero(codes == code) for code, name in enumerate(coded.dictionary.to_pylist())}
@@ -138,8 +130,8 @@ def _lists(rows: pa.Table) -> dict[str, np.ndarray]:
 def _recognised(
     old: str, planned: pa.Table, ours: Mapping[str, np.ndarray], published: pa.Table
 ) -> dict[str, np.ndarray]:
-    """The lists that outcomes published as of `old` may be of, each with their rows in the plan; the one of
-    that name alone where they agree with it."""
+    """The lists that hold the rows published under the name `old`, each with the places of these rows in the
+    plan. A list of that very name is the only candidate if it holds them."""
     found = {}
     numbers, asked = planned["row"].to_numpy(), published["row"].to_numpy()
     for name in sorted(ours, key=lambda name: name != old):
@@ -153,15 +145,15 @@ def _recognised(
 
 
 def _agree(planned: pa.Table, published: pa.Table) -> bool:
-    """Whether rows of the plan are the published ones, in the same order."""
+    """Whether rows of the plan equal the published ones, in the same order."""
     removed = pc.fill_null(pc.equal(published["excluded_for"], REMOVED), False)
     excluded = (pc.equal(planned["decision"], EXCLUDED), pc.equal(published["outcome"], EXCLUDED))
     same = (planned[name].equals(published[name].cast(planned[name].type)) for name in _SAME)
     return all(same) and pc.all(pc.or_(pc.equal(*excluded), removed), min_count=0).as_py()
 
 
-def again(outcomes: pa.Table, retry: str) -> pa.BooleanArray:
-    """Which rows are taken up again: failed ones, as `retry` says (transient, all or none)."""
+def to_retry(outcomes: pa.Table, retry: str) -> pa.BooleanArray:
+    """Which failed rows are processed again, as `retry` says: transient, all or none."""
     failed = pc.equal(outcomes["outcome"], FAILED)
     if retry == "transient":
         transient = pc.is_in(outcomes["failure_class"], pa.array([str(c) for c in RETRY_AFTER]))

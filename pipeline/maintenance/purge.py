@@ -16,6 +16,9 @@ from pipeline.sources.directory import VIDEO_SUFFIXES
 from pipeline.storage import Storage
 from pipeline.storage.work_store import WorkStore
 
+WORK_LOCK = "campaign.lock"
+"""Held in the work store by whoever writes or deletes there; older versions know it by this name too."""
+
 _BY_KEY = {
     "encode": (".mp4", ".record.json"),
     "flow": (".flow.mp4", ".record.json"),
@@ -27,7 +30,7 @@ _MAX_RECORD = 1 << 24  # bytes
 
 def exists(store: WorkStore) -> bool:
     """Whether there may be a work store; an object store is always asked."""
-    folder = store.storage.local("campaign.lock")
+    folder = store.storage.local(WORK_LOCK)
     return folder is None or folder.parent.is_dir()
 
 

@@ -333,7 +333,7 @@ def _alone(storage: Storage, store: WorkStore) -> Iterator[None]:
         try:
             stack.enter_context(storage.lock(PUBLISH_LOCK))
             if purge.exists(store):
-                stack.enter_context(store.storage.lock("campaign.lock"))
+                stack.enter_context(store.storage.lock(purge.WORK_LOCK))
         except Busy as busy:
             hint = "" if storage.is_local else f" If none is, delete {busy}."
             raise RemoveError(

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from pipeline.flow.recipe import FlowRecipe
-from pipeline.job import graph, run
+from pipeline.job import graph, runner
 from pipeline.job.run import MOST_PARTS
 from pipeline.job.settings import Job
 from pipeline.media.recipe import EncodeRecipe
@@ -53,7 +53,7 @@ def _graph(parts: int, flags: Iterable[str] = FLAGS, source: str = "youtube") ->
         generation="00000",
         keep_sources=True,
     )
-    root = graph.pipeline(run.beam_options(flags))
+    root = graph.pipeline(runner.beam_options(flags))
     graph.build(root, job, [f"plan/00000/{number:05d}.parquet" for number in range(parts)])
     return root
 

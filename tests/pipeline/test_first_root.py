@@ -110,7 +110,7 @@ def test_a_third_generation_redoes_no_stage_and_leaves_published_bytes_as_they_w
 
 def test_repeated_it_finds_nothing_to_do(continued):
     before = stage_files(continued), (continued / "root/dataset.json").read_bytes()
-    assert "nothing is due" in run(continued, *PREPARE)
+    assert "nothing to do" in run(continued, *PREPARE)
     assert (stage_files(continued), (continued / "root/dataset.json").read_bytes()) == before
     assert_published_bytes_stand(continued)
 

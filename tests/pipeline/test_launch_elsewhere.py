@@ -17,13 +17,13 @@ NO_ANSWER = "stopped while SparkRunner gave no answer; see whether it has taken 
 PROGRAM = """
 import os, sys
 from pipeline import __main__
-from pipeline.job import launch, run
+from pipeline.job import launch, packing
 
 def end(*_):  # in place of reading what no worker made
     os.kill(os.getpid(), 15)
 
 launch._ANSWER_SECONDS = float(sys.argv.pop(1))
-run._parts = end
+packing.read_parts = end
 sys.exit(__main__.main())
 """
 

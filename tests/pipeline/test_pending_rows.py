@@ -13,7 +13,7 @@ from test_remove_waves import rehearse
 
 from pipeline import dataset
 from pipeline.dataset.schema import OUTCOME_SCHEMA
-from pipeline.job import pending_rows, run
+from pipeline.job import PrepareError, pending_rows, run, runner
 from pipeline.job.settings import Settings
 from pipeline.lists import manifest, plan
 from pipeline.storage import open_storage
@@ -98,7 +98,7 @@ def test_other_lists_are_refused(tmp_path, given, sentence):
     path = {p.stem: p for p in made}
     table = planned(path["train"], path["val"])
     outcomes = published(table, [1, 2], train=str(path["train_less"]))
-    with pytest.raises(pending_rows.PrepareError, match=sentence):
+    with pytest.raises(PrepareError, match=sentence):
         named(planned(*(path[name] for name in given)), outcomes)
 
 
@@ -108,9 +108,7 @@ def test_rows_to_exclude_that_were_passed_over_for_their_split_are_to_be_left_ou
     withdrawn.write_text("youtube_id,time_start,time_end,split\nx,0,10,holdout\n")
     settings = Settings((str(train),), str(tmp_path / "root"), exclude=(str(withdrawn),))
     outcomes = published(planned(train), [0, 1])  # by a version that knew no split of that name
-    with pytest.raises(
-        pending_rows.PrepareError, match="without a known split; give the same ones and leave such"
-    ):
+    with pytest.raises(PrepareError, match="without a known split; give the same ones and leave such"):
         named(run.make_plan(settings), outcomes)
     withdrawn.write_text("youtube_id,time_start,time_end,split\n")
     assert named(run.make_plan(settings), outcomes) == ([str(train)] * 2, [0, 1])
@@ -119,7 +117,7 @@ def test_rows_to_exclude_that_were_passed_over_for_their_split_are_to_be_left_ou
 def test_one_list_is_not_taken_for_two(tmp_path):
     both = lists(tmp_path, train=["!"], train_more=["!"])
     outcomes = published(planned(*both), [0, 1])
-    with pytest.raises(pending_rows.PrepareError, match="made from other lists"):
+    with pytest.raises(PrepareError, match="made from other lists"):
         named(planned(both[0]), outcomes)
 
 
@@ -131,7 +129,7 @@ def test_a_run_goes_on_and_is_compacted_however_its_list_is_spelt(tmp_path, monk
     (tmp_path / "copy").mkdir()
     shutil.copy("list.csv", "copy")
     here, copy = (replace(settings, manifests=(name,), wave=2) for name in ("list.csv", "copy/list.csv"))
-    options = run.beam_options(["--direct_num_workers=1"])
+    options = runner.beam_options(["--direct_num_workers=1"])
     assert run.run(here, options).counts == {"ready": 3}
     assert set(dataset.open(root).outcomes()["manifest"].to_pylist()) == {str(tmp_path / "list.csv")}
     for call in (settings, here, copy):

@@ -95,7 +95,7 @@ def test_what_was_made_is_not_made_again(root, videos, list_file):
     before = published_bytes(root)
     done = prepare(list_file, videos, root)
     assert done.returncode == 0, done.stderr
-    assert "nothing is due" in done.stdout
+    assert "nothing to do" in done.stdout
     assert published_bytes(root) == before
 
 

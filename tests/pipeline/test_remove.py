@@ -310,7 +310,7 @@ def test_a_removed_clip_is_not_taken_up_by_a_later_run(root, tmp_path):
     remove.remove(root, ["ffffffffff6", GONE.name], "reason")
     outcomes = dataset.open(root).outcomes()
     for retry in ("transient", "all"):
-        assert outcomes.filter(pending_rows.again(outcomes, retry))["row"].to_pylist() == []
+        assert outcomes.filter(pending_rows.to_retry(outcomes, retry))["row"].to_pylist() == []
     later = prepare(root, (Row("ffffffffff6"),), generation="00001", first_row=8)
     with pytest.raises(PublishError, match="was removed and is decided again"):
         later.publish()

@@ -9,7 +9,7 @@ from small_runs import make_list
 
 from pipeline import dataset
 from pipeline.dataset.publish import PublishError
-from pipeline.job import run
+from pipeline.job import run, runner
 from pipeline.job.settings import Settings
 from pipeline.maintenance import remove
 from pipeline.maintenance.verify import verify
@@ -20,9 +20,9 @@ def rehearse(root: Path, work: Path | None, rows: list[str]) -> tuple[Settings, 
     path = make_list(root.parent / "list.csv", rows)
     settings = Settings((str(path),), str(root), ("rehearsal",), flow="none", wave=1, work=work and str(work))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_remaining", broken_off)
+        patch.setattr(run, "remaining", broken_off)
         with pytest.raises(KeyboardInterrupt):
-            run.run(settings, run.beam_options(["--direct_num_workers=1"]))
+            run.run(settings, runner.beam_options(["--direct_num_workers=1"]))
     ids = {row.split(",")[1] for row in rows}
     ready = {o["youtube_id"] for o in dataset.open(root).outcomes().to_pylist() if o["outcome"] == "ready"}
     assert len(ready) == 1
@@ -45,7 +45,7 @@ def test_what_is_removed_between_waves_is_in_none_of_the_later_ones(tmp_path):
     done = remove.remove(root, [by_id, f"{by_key}_000010_000020"], "its owner withdrew it")
     assert done.unknown == [by_id, f"{by_key}_000010_000020"]
     assert f"not in the data set, on record: {by_id}" in done.lines()
-    run.run(settings, run.beam_options(["--direct_num_workers=1"]))
+    run.run(settings, runner.beam_options(["--direct_num_workers=1"]))
     for name in (by_id, by_key):
         assert kinds(root, name) == {("excluded", "duplicate"), ("excluded", "removed")}
     assert verify(root, sample=0, workers=1).breaches == []
@@ -65,11 +65,11 @@ def test_what_is_removed_while_another_run_packs_it_is_not_published(tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(run.launch, "run", run_and_remove)
         with pytest.raises(PublishError, match=r"was removed meanwhile; repeat the command"):
-            run.run(settings, run.beam_options(["--direct_num_workers=1"]))
+            run.run(settings, runner.beam_options(["--direct_num_workers=1"]))
     assert kinds(root, victim) == set()
     done = remove.remove(root, [victim, other], "again", work=str(tmp_path / "elsewhere"))
     assert any("/encode/" in path for path in done.files)  # of the generation that was begun
-    run.run(settings, run.beam_options(["--direct_num_workers=1"]))
+    run.run(settings, runner.beam_options(["--direct_num_workers=1"]))
     assert kinds(root, victim) == kinds(root, other) == {("excluded", "removed")}
     assert verify(root, sample=0, workers=1).breaches == []
 
@@ -81,7 +81,7 @@ def test_what_a_killed_wave_had_packed_goes_with_a_clip_that_only_it_knew(tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(run.publish, "publish", broken_off)
         with pytest.raises(KeyboardInterrupt):
-            run.run(settings, run.beam_options(["--direct_num_workers=1"]))
+            run.run(settings, runner.beam_options(["--direct_num_workers=1"]))
     left = root / "shards/train-00001-00000.tar"
     assert victim.encode() in left.read_bytes()
     assert str(left) in remove.remove(root, [victim], "its owner withdrew it", dry_run=True).files

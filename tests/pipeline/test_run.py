@@ -8,27 +8,28 @@ import pytest
 from published import Row, prepare
 from small_runs import make_list
 
-from pipeline.job import run
+from pipeline.job import run, runner, summary
 from pipeline.job.settings import Settings
 from pipeline.lists import plan
 from pipeline.outcome import CallError
-from pipeline.sources.rate_limit import RateLimit
 from pipeline.storage import open_storage
 
 
-@pytest.mark.parametrize("runner", [[], ["--runner=DirectRunner"], ["--runner", "DataflowRunner"]])
+@pytest.mark.parametrize("named", [[], ["--runner=DirectRunner"], ["--runner", "DataflowRunner"]])
 @pytest.mark.parametrize("misspelt", [["--buget", "5"], ["--no-keep-source"], ["wave", "1000"]])
-def test_an_option_that_nobody_knows_is_refused(runner, misspelt):
+def test_an_option_that_nobody_knows_is_refused(named, misspelt):
     with pytest.raises(CallError, match=f"unknown option {misspelt[0]}; see"):
-        run.beam_options([*runner, *misspelt])
+        runner.beam_options([*named, *misspelt])
 
 
 def test_a_job_server_may_know_more_and_what_it_gets_unread_is_told(capsys):
-    run.beam_options(["--runner=SparkRunner", "--buget", "5", "--spark_version=3"])
+    runner.beam_options(["--runner=SparkRunner", "--buget", "5", "--spark_version=3"])
     assert capsys.readouterr().err == "prepare: --buget 5 unknown here, passed on to SparkRunner unread\n"
     with pytest.raises(CallError, match="unknown option wave; see"):
-        run.beam_options(["--runner=SparkRunner", "wave", "1000", "--spark_version=3"])
-    run.beam_options(["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"])
+        runner.beam_options(["--runner=SparkRunner", "wave", "1000", "--spark_version=3"])
+    runner.beam_options(
+        ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"]
+    )
     assert capsys.readouterr().err == ""
 
 
@@ -43,7 +44,7 @@ def test_what_is_left_after_a_wave_counts_every_video_with_a_row_to_come(tmp_pat
     moved = make_list(tmp_path / "moved.csv", rows)
     settings = Settings((str(moved),), str(root), plan=plan.PlanOptions(unique="clip"))
     planned = run.make_plan(settings)
-    said = run._remaining(planned, open_storage(root), RateLimit(budget=2))
+    said = summary.remaining(planned, open_storage(root), budget=2)
     assert said.endswith("; 2 rows of 2 videos are left, about 60 min at this budget")
 
 

@@ -1,0 +1,98 @@
+"""Beam's options and the runner that they name; no runner named means all cores of this machine."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+    _BeamArgumentParser,
+)
+
+from pipeline.outcome import CallError
+
+if TYPE_CHECKING:
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+_ON_THIS_MACHINE = ("BundleBasedDirectRunner", "DirectRunner", "FnApiRunner", "PrismRunner")
+_KEEP_WORKERS_MILLISECONDS = 600_000
+"""How long an executor keeps an idle Python worker; with Beam's default of 0 every task starts a new one."""
+
+
+def beam_options(flags: Sequence[str]) -> PipelineOptions:
+    """Make Beam's options of the words that our own command line left over.
+
+    A portable runner's job server may know options that Beam does not: those are passed on, with a note on
+    standard error.
+
+    Raises:
+        CallError: an unknown option, or a word that belongs to none.
+    """
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    unknown = parser.parse_known_args(list(flags))[1]
+    found = PipelineOptions(list(flags))
+    runner = name(found)
+    if not is_cluster(found) or runner == "DataflowRunner":
+        stray = unknown
+    else:  # a word after an unknown option may be its value
+        pairs = itertools.pairwise(["", *unknown])
+        stray = [word for before, word in pairs if not (word.startswith("-") or before.startswith("-"))]
+    if stray:
+        raise CallError(f"unknown option {stray[0]}; see python -m pipeline prepare --help.")
+    if unknown:
+        print(f"prepare: {' '.join(unknown)} unknown here, passed on to {runner} unread", file=sys.stderr)
+    given = found.get_all_options(drop_default=True)
+    if is_local(found):
+        if "direct_num_workers" not in given:
+            found.view_as(DirectOptions).direct_num_workers = os.cpu_count() or 1
+    elif "environment_cache_millis" not in given:
+        found.view_as(PortableOptions).environment_cache_millis = _KEEP_WORKERS_MILLISECONDS
+    return found
+
+
+def is_local(options: PipelineOptions) -> bool:
+    """Whether no runner is named, so that worker processes of our own run the job on this machine."""
+    return options.view_as(StandardOptions).runner is None
+
+
+def is_cluster(options: PipelineOptions) -> bool:
+    """Whether the job's workers may be other machines."""
+    return (options.view_as(StandardOptions).runner or "DirectRunner") not in _ON_THIS_MACHINE
+
+
+def name(options: PipelineOptions) -> str:
+    """The runner, as the user named it."""
+    return options.view_as(StandardOptions).runner or "the local runner"
+
+
+def workers(options: PipelineOptions) -> int:
+    """The number of worker processes of a local job."""
+    return options.view_as(DirectOptions).direct_num_workers or 1
+
+
+def local_runner() -> FnApiRunner:
+    """Beam's runner for this machine, with worker processes that end with this process."""
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+    command = shlex.join([sys.executable, "-m", "pipeline.job.local_workers", str(os.getpid())])
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+def stop_job_servers() -> None:
+    """End the Java processes through which Beam submits jobs to Spark. Beam ends them when this process
+    exits, but not when a signal kills it."""
+    spark = sys.modules.get("apache_beam.runners.portability.spark_runner")
+    servers = getattr(spark, "JOB_SERVER_CACHE", {})
+    while servers:
+        servers.popitem()[1].stop()

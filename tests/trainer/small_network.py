@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint import Checkpoint, write
 from trainer.data.batches import STREAMS, Input
-from trainer.networks.layers import BatchNorm3d, Conv3dSame, Dropout
+from trainer.networks.layers import Conv3dSame, Dropout, Norm
 from trainer.networks.registry import names, register
 from trainer.stream_models import build
 
@@ -20,12 +21,12 @@ SIZE = {"frames": 9, "short_side": 40, "crop": 32}
 class Small(nn.Module):
     """Two convolutions, with the layers of I3D: all that training keeps a state of."""
 
-    def __init__(self, num_classes: int, in_channels: int, dropout=0.5, bn_momentum=0.1, bn_frozen=False):
+    def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout=0.5):
         super().__init__()
         self.first = Conv3dSame(in_channels, 16, (3, 7, 7), (1, 4, 4))
-        self.first_norm = BatchNorm3d(16, 1e-3, bn_momentum, scale=False, frozen=bn_frozen)
+        self.first_norm = replace(norm, scale=False)(16)
         self.second = Conv3dSame(16, 32, (3, 3, 3), (2, 2, 2))
-        self.second_norm = BatchNorm3d(32, 1e-3, bn_momentum, scale=True, frozen=bn_frozen)
+        self.second_norm = norm(32)
         self.dropout = Dropout(dropout)
         self.logits = nn.Conv3d(32, num_classes, 1)
 
@@ -53,16 +54,8 @@ def checkpoint(path: Path, name: str = "small", streams: tuple[str, ...] = STREA
 
 
 if "small" not in names():
-
-    @register(
-        "small",
-        streams=("both", "rgb", "flow"),
-        configuration="quick",
-        sizes=(9, 32, 32),
-        separate_streams=True,
-    )
-    def small(num_classes: int = 400, in_channels: int = 3, **options) -> Small:
-        return Small(num_classes, in_channels, **options)
+    facts = {"streams": ("both", "rgb", "flow"), "configuration": "quick", "sizes": (9, 32, 32)}
+    register("small", Small, norm=Norm(1e-3), separate_streams=True, **facts)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,16 @@
-"""Networks by name: `names`, `build`, `describe`. One file a family; every family enters `registry`."""
+"""Networks by name: `names`, `build`, `describe`. Each family has a file, which registers its networks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+import pkgutil
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.networks import (  # noqa: F401  (each registers its networks)
-    artnet,
-    baselines,
-    csn,
-    hara,
-    i3d,
-    resnet3d,
-    resnet_i3d,
-    s3d,
-    slowfast,
-    smallbig,
-    tsm,
-    tsn,
-)
 from trainer.networks.registry import Entry, entry, names
 
 __all__ = ["CHANNELS", "Description", "Entry", "build", "describe", "entry", "multiply_adds", "names"]
@@ -29,10 +18,13 @@ __all__ = ["CHANNELS", "Description", "Entry", "build", "describe", "entry", "mu
 CHANNELS = {"rgb": 3, "flow": 2}
 """Channels of one frame of a stream."""
 
+for _file in pkgutil.iter_modules(__path__):  # each registers its networks
+    importlib.import_module(f"{__name__}.{_file.name}")
+
 
 @dataclass(frozen=True)
 class Description:
-    """A row of the table that ``python -m trainer networks`` prints; `gmacs` in 1e9 multiply-adds."""
+    """A row of the table that the command ``networks`` prints; `gmacs` in 1e9 multiply-adds."""
 
     name: str
     stream: str
@@ -43,25 +35,44 @@ class Description:
     source: str
 
 
-def build(name: str, num_classes: int = 400, in_channels: int = 3, **options) -> nn.Module:
-    """The network called `name`, freshly initialised.
+def build(
+    name: str,
+    num_classes: int = 400,
+    in_channels: int = 3,
+    *,
+    bn_momentum: float | None = None,
+    bn_frozen: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Build the network called `name`, freshly initialised.
 
-    Its forward takes (N, C, T, H, W) and gives logits (N, num_classes). Raises KeyError, with the names there
-    are, for another name, and TypeError for an option that the network has not.
+    Its forward takes (N, C, T, H, W) and gives logits (N, num_classes).
+
+    Args:
+        bn_momentum: of the running statistics, in torch's sense; None: as published. A short training needs
+            more than I3D's .001, else the statistics do not follow.
+        bn_frozen: running statistics are used and kept as they are in training too (for fine-tuning).
+        options: of the network: its class documents them.
+
+    Raises:
+        KeyError: there is no such network; the message names those there are.
+        TypeError: the network does not have that option.
     """
-    return entry(name).build(num_classes=num_classes, in_channels=in_channels, **options)
+    known = entry(name)
+    momentum = known.norm.momentum if bn_momentum is None else bn_momentum
+    norm = replace(known.norm, momentum=momentum, frozen=bn_frozen)
+    return known.build(num_classes=num_classes, in_channels=in_channels, norm=norm, **options)
 
 
 def describe(name: str, num_classes: int = 400) -> list[Description]:
-    """What the network costs and what is published of it, one row a stream; builds no weights."""
+    """Describe the size, cost and published accuracy of a network, one row a stream; allocates no weights."""
     known = entry(name)
     rows = []
     for stream in ("rgb", "flow", "both"):
         if stream not in known.streams or (stream == "both" and known.separate_streams):
             continue
-        channels = {} if stream == "both" else {"in_channels": CHANNELS[stream]}
         with torch.device("meta"):
-            network = build(name, num_classes, **channels)
+            network = build(name, num_classes, CHANNELS.get(stream, 3))
         inputs = known.inputs(stream)
         parameters = sum(p.numel() for p in network.parameters())
         gmacs = multiply_adds(network, *inputs) / 1e9
@@ -77,10 +88,9 @@ def describe(name: str, num_classes: int = 400) -> list[Description]:
 
 
 def multiply_adds(network: nn.Module, *sizes: tuple[int, ...]) -> int:
-    """Multiply-adds of convolutions, linear layers and matrix products for one sample.
+    """Count the multiply-adds of convolutions, linear layers and matrix products for one sample.
 
-    `sizes` are of its inputs, each (C, T, H, W). The network's parameters may be on the meta device, where
-    nothing is computed.
+    `sizes` are (C, T, H, W) of each input. On the meta device nothing is computed.
     """
     device = next(network.parameters()).device
     was_training = network.training
@@ -91,5 +101,5 @@ def multiply_adds(network: nn.Module, *sizes: tuple[int, ...]) -> int:
 
 
 def _shown(inputs: tuple[tuple[int, int, int, int], ...]) -> tuple[int, int, int, int]:
-    """Channels of all inputs, the frames of the longest, and the picture."""
+    """The channels of all inputs, the frames of the longest, and the height and width."""
     return sum(size[0] for size in inputs), max(size[1] for size in inputs), *inputs[0][2:]

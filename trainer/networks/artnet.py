@@ -57,11 +57,8 @@ class SmartBlock(nn.Module):
         super().__init__()
         self.before = norm(in_channels)
         self.first = activated(convolution(in_channels, channels, (3, 3, 3), stride, bias), norm(channels))
-        self.second = (
-            Smart(norm, channels, channels, 3, 1, bias)
-            if smart
-            else convolution(channels, channels, (3, 3, 3), 1, bias)
-        )
+        plain = (channels, channels, (3, 3, 3), 1, bias)
+        self.second = Smart(norm, channels, channels, 3, 1, bias) if smart else convolution(*plain)
         self.down = convolution(in_channels, channels, (3, 3, 3), stride, bias) if stride > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,23 +72,10 @@ class ARTNet(nn.Module):
     Takes (N, `in_channels`, T, H, W) float; 16 frames of 112x112 as published. Published on Kinetics-400,
     top-1 over 25 clips after training from scratch (table 4): 69.2 %. 39,675,216 parameters, without the 960
     fixed weights of a half that the published file has for its averages.
-
-    Args:
-        dropout: probability before the last layer.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
-    def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        dropout: float = 0.2,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
-    ):
+    def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.2):
         super().__init__()
-        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
         self.conv1 = Smart(norm, in_channels, WIDTHS[0], 7, 2, False)
         blocks, before = [], WIDTHS[0]
         for number, width in enumerate(WIDTHS):
@@ -114,10 +98,5 @@ class ARTNet(nn.Module):
 
 
 register(
-    "artnet-18",
-    streams=("rgb", "flow"),
-    configuration="artnet",
-    sizes=(16, 112, 112),
-    accuracy={"rgb": 69.2},
-    source=SOURCE,
-)(ARTNet)
+    "artnet-18", ARTNet, configuration="artnet", sizes=(16, 112, 112), accuracy={"rgb": 69.2}, source=SOURCE
+)

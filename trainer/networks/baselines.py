@@ -7,6 +7,7 @@ sections 2.1 to 2.3, figure 2 and table 1.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,25 +62,12 @@ class ConvNetLSTM(nn.Module):
     Takes (N, `in_channels`, T, H, W) float, every fifth frame: 25 in training, 50 in test, of 224x224. The
     loss is on the outputs of all steps (`steps`), the last one's is the answer. 9 million parameters.
     Published (table 2): Kinetics-400 63.3, UCF-101 81.0, HMDB-51 36.0 %.
-
-    Args:
-        dropout: probability before the last layer.
-        bn_momentum: of the running statistics, in torch's sense: .001 is the decay of I3D.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
-    def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        dropout: float = 0.5,
-        bn_momentum: float = 0.001,
-        bn_frozen: bool = False,
-    ):
+    def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
-        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
         self.frames = InceptionV1(norm, in_channels)
-        self.lstm = BatchNormLSTM(self.frames.channels, 512, bn_momentum, bn_frozen)
+        self.lstm = BatchNormLSTM(self.frames.channels, 512, norm.momentum, norm.frozen)
         self.dropout = Dropout(dropout)
         self.logits = nn.Linear(512, num_classes)
         self.frames.apply(initialise)
@@ -115,20 +103,10 @@ class C3D(nn.Module):
 
     Args:
         dropout: probability after both hidden linear layers.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
-    def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        dropout: float = 0.5,
-        bn_momentum: float = 0.001,
-        bn_frozen: bool = False,
-    ):
+    def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
-        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
         layers: list[nn.Module] = []
         before = in_channels
         for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
@@ -190,20 +168,10 @@ class TwoStream(nn.Module):
     Args:
         in_channels: of an RGB frame.
         dropout: probability before each last layer.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
-    def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        dropout: float = 0.5,
-        bn_momentum: float = 0.001,
-        bn_frozen: bool = False,
-    ):
+    def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
-        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
         self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
         self.dropout_rgb, self.dropout_flow = Dropout(dropout), Dropout(dropout)
         self.logits_rgb = nn.Conv3d(self.rgb.channels, num_classes, 1)
@@ -247,21 +215,10 @@ class FusedThreeD(nn.Module):
 
     Args:
         in_channels: of an RGB frame.
-        dropout: probability before the last layer.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
-    def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        dropout: float = 0.5,
-        bn_momentum: float = 0.001,
-        bn_frozen: bool = False,
-    ):
+    def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
-        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
         self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
         self.fusion = Conv3d(self.rgb.channels + self.flow.channels, 512, 3, padding=1)
         self.pool = MaxPool3dSame((3, 3, 3), (2, 2, 2))
@@ -284,37 +241,33 @@ class FusedThreeD(nn.Module):
         return self.logits(self.dropout(self.maps(rgb, flow))).mean(dim=(2, 3, 4))
 
 
+_FACTS: dict[str, Any] = {"source": SOURCE, "norm": Norm(1e-3, 0.001)}
+_BOTH: dict[str, Any] = {"streams": ("both",), **_FACTS}
+
 register(
     "convnet-lstm",
-    streams=("rgb", "flow"),
+    ConvNetLSTM,
     configuration="convnet-lstm",
     sizes=(25, 224, 224),
     accuracy={"rgb": 63.3},
-    source=SOURCE,
-)(ConvNetLSTM)
-register(
-    "c3d-bn",
-    streams=("rgb", "flow"),
-    configuration="c3d",
-    sizes=(16, 112, 112),
-    accuracy={"rgb": 56.1},
-    source=SOURCE,
-)(C3D)
+    **_FACTS,
+)
+register("c3d-bn", C3D, configuration="c3d", sizes=(16, 112, 112), accuracy={"rgb": 56.1}, **_FACTS)
 register(
     "two-stream",
-    streams=("both",),
+    TwoStream,
     configuration="two-stream",
     sizes=(1, 224, 224),
     flow_frames=10,
     accuracy={"both": 65.6},
-    source=SOURCE,
-)(TwoStream)
+    **_BOTH,
+)
 register(
     "fused-3d",
-    streams=("both",),
+    FusedThreeD,
     configuration="fused-3d",
     sizes=(5, 224, 224),
     flow_frames=50,
     accuracy={"both": 67.2},
-    source=SOURCE,
-)(FusedThreeD)
+    **_BOTH,
+)

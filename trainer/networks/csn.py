@@ -13,37 +13,24 @@ from torch import nn
 from trainer.networks.layers import Norm
 from trainer.networks.registry import register
 from trainer.networks.residual import (
-    DEPTHS,
     WIDTHS,
-    Block,
     Bottleneck,
     ResidualNetwork,
-    activated,
+    bottleneck,
     convolution,
-    projection,
     stages,
+    stem,
 )
 
 SOURCE = "Tran et al., ICCV 2019, arXiv:1904.02811; github.com/facebookresearch/VMZ"
 
 
-def separated(norm: Norm, inner: int, preserved: bool) -> Block:
-    """Bottlenecks whose convolution is channel-separated, interaction reduced or preserved (figure 1)."""
-
-    def block(in_channels: int, stride: int, number: int) -> Bottleneck:
-        steps = (stride, stride, stride)
-        depthwise: nn.Module = convolution(inner, inner, (3, 3, 3), steps, groups=inner)
-        if preserved:
-            depthwise = nn.Sequential(convolution(inner, inner, (1, 1, 1)), norm(inner), depthwise)
-        return Bottleneck(
-            norm,
-            inner,
-            convolution(in_channels, inner, (1, 1, 1)),
-            depthwise,
-            projection(norm, in_channels, 4 * inner, steps),
-        )
-
-    return block
+def preserved_bottleneck(
+    norm: Norm, inner: int, first: nn.Module, depthwise: nn.Module, shortcut: nn.Module
+) -> Bottleneck:
+    """A bottleneck with a 1x1x1 convolution before its depthwise one (figure 1)."""
+    second = nn.Sequential(convolution(inner, inner, (1, 1, 1)), norm(inner), depthwise)
+    return Bottleneck(norm, inner, first, second, shortcut)
 
 
 class CSN(ResidualNetwork):
@@ -54,47 +41,37 @@ class CSN(ResidualNetwork):
 
     Args:
         layers: 50, 101 or 152.
-        preserved: a 1x1x1 convolution before the depthwise one keeps the interaction of the channels (ip),
-            which else the first 1x1x1 convolution has to bring (ir).
-        dropout: probability before the last layer.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+        preserved: channels interact in a 1x1x1 convolution before the depthwise one (ip), and not only in
+            the first 1x1x1 convolution (ir).
     """
 
     def __init__(
         self,
-        num_classes: int = 400,
-        in_channels: int = 3,
+        num_classes: int,
+        in_channels: int,
+        norm: Norm,
         *,
         layers: int,
         preserved: bool = False,
         dropout: float = 0.0,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
     ):
-        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
-        stem = nn.Sequential(
-            *activated(convolution(in_channels, 64, (3, 7, 7), (1, 2, 2)), norm(64)),
-            nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
-        )
-        blocks = [separated(norm, inner, preserved) for inner in WIDTHS]
-        super().__init__(
-            stem, stages(blocks, DEPTHS[layers], expansion=4), 4 * WIDTHS[-1], num_classes, dropout
-        )
+        kind = preserved_bottleneck if preserved else Bottleneck
+        blocks = [bottleneck(norm, inner, (3, 3, 3), groups=inner, kind=kind) for inner in WIDTHS]
+        super().__init__(stem(norm, in_channels, frames=3), stages(blocks, layers), num_classes, dropout)
 
 
-def _enter(name: str, layers: int, preserved: bool, accuracy: float | None = None) -> None:
+for _name, _layers, _preserved, _accuracy in (
+    ("ir-csn-50", 50, False, {}),
+    ("ir-csn-101", 101, False, {}),
+    ("ir-csn-152", 152, False, {"rgb": 76.5}),
+    ("ip-csn-152", 152, True, {"rgb": 77.8}),
+):
     register(
-        name,
-        streams=("rgb", "flow"),
+        _name,
+        partial(CSN, layers=_layers, preserved=_preserved),
         configuration="csn",
         sizes=(32, 224, 224),
-        accuracy={} if accuracy is None else {"rgb": accuracy},
+        accuracy=_accuracy,
         source=SOURCE,
-    )(partial(CSN, layers=layers, preserved=preserved))
-
-
-_enter("ir-csn-50", 50, False)
-_enter("ir-csn-101", 101, False)
-_enter("ir-csn-152", 152, False, 76.5)
-_enter("ip-csn-152", 152, True, 77.8)
+        norm=Norm(1e-3),
+    )

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from trainer.networks.layers import Norm, Triple
 from trainer.networks.registry import register
 from trainer.networks.residual import (
-    DEPTHS,
     WIDTHS,
     BasicBlock,
     Block,
-    Bottleneck,
     ResidualNetwork,
     activated,
+    bottleneck,
     convolution,
     projection,
     stages,
@@ -30,7 +29,7 @@ SOURCE = "Hara et al., CVPR 2018, arXiv:1711.09577; github.com/kenshohara/3D-Res
 
 
 class Padded(nn.Module):
-    """Shortcut A: every `stride`-th place, and zeros for the channels that are not there; no parameters."""
+    """Shortcut A: every `stride`-th place, and zeros for missing channels; no parameters."""
 
     def __init__(self, channels: int, stride: int):
         super().__init__()
@@ -41,22 +40,28 @@ class Padded(nn.Module):
         return F.pad(x[:, :, ::s, ::s, ::s], (0, 0, 0, 0, 0, 0, 0, self.channels - x.shape[1]))
 
 
-def cubic(norm: Norm, channels: int, shortcut: str, deep: bool) -> Block:
-    """Blocks of 3x3x3 convolutions: basic, or bottlenecks where `deep`."""
+def basic(norm: Norm, channels: int) -> Block:
+    """Basic blocks of 3x3x3 convolutions."""
 
-    def block(in_channels: int, stride: int, number: int) -> nn.Module:
-        steps: Triple = (stride, stride, stride)
-        out = 4 * channels if deep else channels
-        past = projection(norm, in_channels, out, steps)
-        if shortcut == "A" and not isinstance(past, nn.Identity):
-            past = Padded(out, stride)
-        if deep:
-            second = convolution(channels, channels, (3, 3, 3), steps)
-            return Bottleneck(norm, channels, convolution(in_channels, channels, (1, 1, 1)), second, past)
-        first = convolution(in_channels, channels, (3, 3, 3), steps)
-        return BasicBlock(norm, channels, first, convolution(channels, channels, (3, 3, 3)), past)
+    def block(in_channels: int, stride: int, number: int) -> BasicBlock:
+        strides: Triple = (stride, stride, stride)
+        first = convolution(in_channels, channels, (3, 3, 3), strides)
+        second = convolution(channels, channels, (3, 3, 3))
+        return BasicBlock(norm, channels, first, second, projection(norm, in_channels, channels, strides))
 
     return block
+
+
+def padded(block: Block, out_channels: int) -> Block:
+    """The same blocks with shortcut A instead of a projection."""
+
+    def block_a(in_channels: int, stride: int, number: int) -> nn.Module:
+        made = block(in_channels, stride, number)
+        if not isinstance(made.downsample, nn.Identity):
+            made.downsample = Padded(out_channels, stride)
+        return made
+
+    return block_a
 
 
 class HaraResNet(ResidualNetwork):
@@ -69,43 +74,37 @@ class HaraResNet(ResidualNetwork):
     Args:
         layers: 18 or 34 of basic blocks; 50, 101 or 152 of bottlenecks.
         shortcut: "A", padding with zeros, or "B", a projection, where the shape changes.
-        dropout: probability before the last layer; none as published.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
     def __init__(
         self,
-        num_classes: int = 400,
-        in_channels: int = 3,
+        num_classes: int,
+        in_channels: int,
+        norm: Norm,
         *,
         layers: int,
         shortcut: str = "B",
         dropout: float = 0.0,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
     ):
         if shortcut not in ("A", "B"):
             raise ValueError(f"there is no shortcut {shortcut!r}: choose A or B")
-        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
-        deep = layers >= 50
+        expansion = 4 if layers >= 50 else 1
         stem = nn.Sequential(
             *activated(convolution(in_channels, 64, (7, 7, 7), (1, 2, 2)), norm(64)),
             nn.MaxPool3d(3, 2, padding=1),
         )
-        blocks = [cubic(norm, channels, shortcut, deep) for channels in WIDTHS]
-        expansion = 4 if deep else 1
-        super().__init__(
-            stem, stages(blocks, DEPTHS[layers], expansion), expansion * WIDTHS[-1], num_classes, dropout
-        )
+        blocks = [bottleneck(norm, w, (3, 3, 3)) if layers >= 50 else basic(norm, w) for w in WIDTHS]
+        if shortcut == "A":
+            blocks = [padded(block, expansion * w) for block, w in zip(blocks, WIDTHS, strict=True)]
+        super().__init__(stem, stages(blocks, layers, expansion), num_classes, dropout, expansion)
 
 
 for _layers, _accuracy in ((18, 54.2), (34, 60.1)):
     register(
         f"hara-r3d-{_layers}",
-        streams=("rgb", "flow"),
+        partial(HaraResNet, layers=_layers),
         configuration="hara",
         sizes=(16, 112, 112),
         accuracy={"rgb": _accuracy},
         source=f"{SOURCE}; accuracy with shortcut A",
-    )(partial(HaraResNet, layers=_layers))
+    )

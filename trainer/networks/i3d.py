@@ -6,6 +6,8 @@ section 2.4 and figure 3; where the paper is silent, DeepMind's kinetics-i3d (i3
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,24 +93,15 @@ class I3D(nn.Module):
 
     Args:
         dropout: probability before the last layer (.5 in the published training).
-        bn_momentum: of the running statistics, in torch's sense: .001 is the published decay of .999. Short
-            trainings need more, for the statistics must move within them.
         bn_scale: batch normalisation with a learned scale, which the published network has not and some
             readers' checkpoints have.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
     def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        dropout: float = 0.5,
-        bn_momentum: float = 0.001,
-        bn_scale: bool = False,
-        bn_frozen: bool = False,
+        self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5, bn_scale: bool = False
     ):
         super().__init__()
-        norm = Norm(1e-3, bn_momentum, bn_scale, bn_frozen)
+        norm = replace(norm, scale=bn_scale)
         self.conv_1a = Unit(norm, in_channels, 64, (7, 7, 7), (2, 2, 2))
         self.pool_2a = MaxPool3dSame((1, 3, 3), (1, 2, 2))
         self.conv_2b = Unit(norm, 64, 64, (1, 1, 1))
@@ -162,15 +155,14 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-@register(
+register(
     "i3d",
-    streams=("both", "rgb", "flow"),
+    I3D,  # one tower; Two-Stream I3D is one for each stream, trained separately, whose logits are added
     configuration="i3d",
     sizes=(64, 224, 224),
-    accuracy={"rgb": 71.1, "flow": 63.4, "both": 74.2},
     source="Carreira and Zisserman, CVPR 2017, arXiv:1705.07750; github.com/google-deepmind/kinetics-i3d",
+    streams=("both", "rgb", "flow"),
+    accuracy={"rgb": 71.1, "flow": 63.4, "both": 74.2},
+    norm=Norm(1e-3, 0.001),
     separate_streams=True,
 )
-def i3d(num_classes: int = 400, in_channels: int = 3, **options) -> I3D:
-    """One tower; Two-Stream I3D is one for each stream, trained separately, whose logits are added."""
-    return I3D(num_classes, in_channels, **options)

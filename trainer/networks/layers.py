@@ -1,5 +1,7 @@
-"""Layers that the published networks need and torch lacks: TensorFlow's SAME padding, batch normalisation
-without a scale, and a dropout whose masks depend on the sample and not on the machine that draws them."""
+"""Layers that the published networks need and torch lacks.
+
+TensorFlow's SAME padding, batch normalisation without a scale, and dropout whose masks depend on the sample.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,25 @@ Triple = tuple[int, int, int]
 def same_padding(sizes: Sequence[int], kernel: Triple, stride: Triple) -> list[int]:
     """The padding of TensorFlow's SAME, in `F.pad`'s order (last dimension first, front then end).
 
-    Of a dimension of `sizes` n, ceil(n / stride) outputs remain; half of the padding, rounded down, goes in
-    front, the rest to the end. Source: tensorflow/core/framework/common_shape_fns.cc.
+    A dimension of size n has ceil(n / stride) outputs; half of the padding, rounded down, goes in front, the
+    rest to the end. Source: tensorflow/core/framework/common_shape_fns.cc.
     """
     padding: list[int] = []
     for size, k, s in zip(reversed(sizes), reversed(kernel), reversed(stride), strict=True):
         total = ((size + s - 1) // s - 1) * s + k - size
-        if k < s:  # else it is never negative; a maximum would fix the size of what is exported
+        if k < s:  # else it is never negative, and a maximum would fix the size of an exported network
             total = max(0, total)
         padding += [total // 2, total - total // 2]
     return padding
 
 
 class Conv3d(nn.Conv3d):
-    """torch's 3D convolution, with true gradients for any length of clip."""
+    """torch's 3D convolution, with correct gradients for clips shorter than the kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and x.shape[2] < self.kernel_size[0]:
-            # torch 2.13's bfloat16 weight gradient is of memory never written where a clip has fewer frames
-            # than the kernel (16 come to 2 in the last modules): these get their zeros before.
+            # torch 2.13 reads uninitialised memory for the bfloat16 weight gradient of a clip with fewer
+            # frames than the kernel (16 become 2 in the last modules): pad it first.
             t, h, w = (int(p) for p in self.padding)
             x = F.pad(x, (0, 0, 0, 0, t, t))
             return F.conv3d(x, self.weight, self.bias, self.stride, (0, h, w), self.dilation, self.groups)
@@ -45,7 +47,12 @@ class Conv3dSame(Conv3d):
     """A 3D convolution padded with zeros as TensorFlow's SAME. (N, C, T, H, W) -> (N, C', T/s, H/s, W/s)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1), bias=False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Triple,
+        stride: Triple = (1, 1, 1),
+        bias: bool = False,
     ):
         # With stride 1 SAME is symmetric and needs no copy; with a larger one it depends on the size.
         t, h, w = kernel if stride == (1, 1, 1) else (1, 1, 1)
@@ -61,7 +68,7 @@ class Conv3dSame(Conv3d):
 
 
 class MaxPool3dSame(nn.Module):
-    """A 3D maximum pool padded as TensorFlow's SAME: what is outside never wins."""
+    """A 3D maximum pool padded as TensorFlow's SAME, with minus infinity."""
 
     def __init__(self, kernel: Triple, stride: Triple):
         super().__init__()
@@ -78,10 +85,10 @@ class MaxPool3dSame(nn.Module):
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """Batch normalisation whose scale (gamma) may be fixed at one, as DeepMind's I3D has it.
+    """Batch normalisation whose scale (gamma) may be fixed at one, as in DeepMind's I3D.
 
-    Without a scale, `weight` is a constant that stands neither in `parameters()` nor in the state dict. A
-    frozen one normalises by its running statistics in training too, and leaves them as they are.
+    Without a scale, `weight` is a constant, neither in `parameters()` nor in the state dict. A frozen layer
+    normalises by its running statistics in training too, and keeps them as they are.
     """
 
     def __init__(self, channels: int, eps: float, momentum: float, scale: bool, frozen: bool = False):
@@ -104,7 +111,7 @@ class BatchNorm3d(nn.BatchNorm3d):
 
 @dataclass(frozen=True)
 class Norm:
-    """How a network normalises: makes the layer that follows a convolution of so many channels."""
+    """The settings of a network's batch normalisation; called with a number of channels, it makes a layer."""
 
     eps: float = 1e-5
     momentum: float = 0.1  # of the running statistics, in torch's sense
@@ -118,8 +125,8 @@ class Norm:
 class Dropout(nn.Module):
     """Dropout whose mask is a pure function of (`seeds`, position), for any device, rank and batch split.
 
-    `seeds` (N,) int64, one a sample of the next batch, is set by `seed_dropout`; while it is None, torch's
-    own generator draws.
+    `seed_dropout` sets `seeds`, (N,) int64, one for each sample of the next batch; while they are None,
+    torch's own generator draws.
     """
 
     def __init__(self, probability: float):
@@ -140,13 +147,13 @@ class Dropout(nn.Module):
 
 
 def seed_dropout(module: nn.Module, seeds: Tensor | None) -> None:
-    """Gives every `Dropout` in `module` its seeds (N,) int64, different for each layer."""
+    """Give every `Dropout` in `module` its seeds, (N,) int64, different for each layer."""
     for number, layer in enumerate(m for m in module.modules() if isinstance(m, Dropout)):
         layer.seeds = None if seeds is None else seeds + number
 
 
 def uniform(seeds: Tensor, count: int) -> Tensor:
-    """Numbers in [0, 1) of which row i depends on seeds[i] alone: (N,) int64 -> (N, count) float64.
+    """Draw numbers in [0, 1), row i from seeds[i] alone: (N,) int64 -> (N, count) float64.
 
     A counter-based generator: the finaliser of MurmurHash3 (A. Appleby, public domain) over seed and counter.
     """
@@ -159,7 +166,7 @@ _WORD = 0xFFFFFFFF
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A one-to-one scrambling of 32-bit words held in int64, whose products wrap."""
+    """Scramble 32-bit words, held in int64, one to one; products wrap."""
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _WORD
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _WORD
     return x ^ (x >> 16)

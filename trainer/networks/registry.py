@@ -1,4 +1,4 @@
-"""The one table of networks: a family's file registers its builders here with their published figures."""
+"""The registry of networks: each family's file enters its networks here, with their published figures."""
 
 from __future__ import annotations
 
@@ -8,29 +8,34 @@ from typing import Any
 
 from torch import nn
 
+from trainer.networks.layers import Norm
+
 
 @dataclass(frozen=True)
 class Entry:
     """A network by name.
 
     Attributes:
-        build: (num_classes, in_channels, **options) -> module.
-        streams: what it can be trained on: "rgb", "flow", or "both"; the first is its default. A network with
-            `separate_streams` is trained on "both" as one independent tower a stream, whose logits are added.
+        build: (num_classes, in_channels, norm=Norm, **options) -> module. Every network has the option
+            dropout, the probability before its last layer.
         configuration: its default configuration, a name in trainer/configurations.
         sizes: (frames, height, width) at which its multiply-adds are published.
-        flow_frames: frames of flow that go with so many of RGB, where they are not as many.
-        accuracy: published top-1 on Kinetics-400, per cent, by stream.
         source: where network and figures are published.
+        streams: "rgb", "flow" or "both": what it can be trained on; the first is the default. A network with
+            `separate_streams` is trained on "both" as one independent tower a stream, whose logits are added.
+        accuracy: published top-1 on Kinetics-400, per cent, by stream.
+        norm: its batch normalisation as published.
+        flow_frames: the number of flow frames, where it differs from that of RGB.
     """
 
     name: str
     build: Callable[..., nn.Module]
-    streams: tuple[str, ...]
     configuration: str
     sizes: tuple[int, int, int]
-    accuracy: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    streams: tuple[str, ...] = ("rgb", "flow")
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    norm: Norm = field(default_factory=Norm)
     separate_streams: bool = False
     flow_frames: int | None = None
 
@@ -44,16 +49,11 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, **facts: Any) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Decorates a builder; `facts` are the fields of `Entry`."""
-
-    def enter(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        if name in _ENTRIES:
-            raise ValueError(f"Two networks are called {name}")
-        _ENTRIES[name] = Entry(name, build, **facts)
-        return build
-
-    return enter
+def register(name: str, build: Callable[..., nn.Module], **facts: Any) -> None:
+    """Enter a network; `facts` are further fields of `Entry`."""
+    if name in _ENTRIES:
+        raise ValueError(f"Two networks are called {name}")
+    _ENTRIES[name] = Entry(name, build, **facts)
 
 
 def names() -> list[str]:

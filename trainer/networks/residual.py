@@ -1,4 +1,4 @@
-"""Residual networks in three dimensions: the blocks, and the frame that several families fill in.
+"""Residual networks in three dimensions: the blocks, and the network that several families make of them.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016. Modules are
 named as in torchvision's video networks, so that its state dicts, and those of VMZ, fit as they are.
@@ -34,24 +34,25 @@ def convolution(
 ) -> Conv3d:
     """A 3D convolution without bias, padded on both sides by half of its kernel."""
     t, h, w = kernel
-    return Conv3d(
-        in_channels,
-        out_channels,
-        kernel,
-        stride,
-        padding=(t // 2, h // 2, w // 2),
-        groups=groups,
-        bias=False,
-    )
+    padding = (t // 2, h // 2, w // 2)
+    return Conv3d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
 
 
 def activated(layer: nn.Module, norm: nn.Module) -> nn.Sequential:
-    """The layer, its normalisation, ReLU."""
+    """A layer, its normalisation, ReLU."""
     return nn.Sequential(layer, norm, nn.ReLU(inplace=True))
 
 
+def stem(norm: Norm, in_channels: int, channels: int = 64, frames: int = 1) -> nn.Sequential:
+    """A convolution of `frames` x 7x7 and a pool of 3x3, each of which halves height and width."""
+    return nn.Sequential(
+        *activated(convolution(in_channels, channels, (frames, 7, 7), (1, 2, 2)), norm(channels)),
+        nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
+    )
+
+
 def projection(norm: Norm, in_channels: int, out_channels: int, stride: Triple) -> nn.Module:
-    """The shortcut past a block: a 1x1x1 convolution where the shape changes, else nothing (shortcut B)."""
+    """Shortcut B: a 1x1x1 convolution where the shape changes, else the identity."""
     if in_channels == out_channels and stride == (1, 1, 1):
         return nn.Identity()
     return nn.Sequential(convolution(in_channels, out_channels, (1, 1, 1), stride), norm(out_channels))
@@ -84,6 +85,32 @@ class Bottleneck(nn.Module):
         return F.relu(self.conv3(self.conv2(self.conv1(x))) + self.downsample(x), inplace=True)
 
 
+def bottleneck(
+    norm: Norm,
+    inner: int,
+    kernel: Triple = (1, 3, 3),
+    frames: Callable[[int], int] = lambda number: 1,
+    groups: int = 1,
+    kind: Callable[..., Bottleneck] = Bottleneck,
+) -> Block:
+    """Bottlenecks whose first convolution spans `frames(number)`, the second `kernel` in so many `groups`.
+
+    A block strides time where `kernel` spans it. `kind` takes the arguments of `Bottleneck`.
+    """
+
+    def block(in_channels: int, stride: int, number: int) -> Bottleneck:
+        strides = (stride if kernel[0] > 1 else 1, stride, stride)
+        return kind(
+            norm,
+            inner,
+            convolution(in_channels, inner, (frames(number), 1, 1)),
+            convolution(inner, inner, kernel, strides, groups),
+            projection(norm, in_channels, 4 * inner, strides),
+        )
+
+    return block
+
+
 def stage(block: Block, depth: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """`depth` blocks, of which the first strides and changes the number of channels."""
     return nn.Sequential(
@@ -91,26 +118,36 @@ def stage(block: Block, depth: int, in_channels: int, out_channels: int, stride:
     )
 
 
-def stages(blocks: Sequence[Block], depths: Sequence[int], expansion: int) -> list[nn.Sequential]:
-    """The four stages, the last three of stride 2; each block gives out its width times `expansion`."""
-    ins = (WIDTHS[0], *(width * expansion for width in WIDTHS[:3]))
-    return [stage(blocks[i], depths[i], ins[i], WIDTHS[i] * expansion, 1 if i == 0 else 2) for i in range(4)]
+def stages(blocks: Sequence[Block], layers: int, expansion: int = 4) -> list[nn.Sequential]:
+    """The four stages of a network of so many `layers`, a key of `DEPTHS`; the last three have stride 2.
+
+    Each of `blocks` has its stage's width times `expansion` output channels.
+    """
+    outs = [width * expansion for width in WIDTHS]
+    return list(map(stage, blocks, DEPTHS[layers], [WIDTHS[0], *outs[:3]], outs, (1, 2, 2, 2)))
 
 
 class ResidualNetwork(nn.Module):
     """A stem, four stages, the mean over time and space, dropout and a linear layer.
 
     Takes (N, C, T, H, W) float; any T, H and W that leave something to average.
+
+    `stages` and `expansion` are as the function `stages` has them.
     """
 
     def __init__(
-        self, stem: nn.Module, layers: Sequence[nn.Module], channels: int, num_classes: int, dropout: float
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        num_classes: int,
+        dropout: float,
+        expansion: int = 4,
     ):
         super().__init__()
         self.stem = stem
-        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.dropout = Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(WIDTHS[-1] * expansion, num_classes)
         initialise(self)
 
     def maps(self, x: Tensor) -> Tensor:
@@ -127,10 +164,10 @@ class ResidualNetwork(nn.Module):
 
 
 def initialise(network: nn.Module, zero_last: bool = False) -> None:
-    """He's normal initialisation by fan out; the linear layer by .01; biases zero.
+    """Initialise as He does, normally by fan out; the linear layer with std .01; biases with zero.
 
-    With `zero_last` each residual branch starts as nothing: its last normalisation's scale is zero (P. Goyal
-    et al., arXiv:1706.02677, section 5.1).
+    With `zero_last` the last normalisation of each residual branch has scale zero, so that the branch adds
+    nothing at first (P. Goyal et al., arXiv:1706.02677, section 5.1).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d):

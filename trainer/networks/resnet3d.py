@@ -8,14 +8,15 @@ github.com/facebookresearch/VMZ (34 layers, width "vmz") decide.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from trainer.networks.layers import Norm, Triple
 from trainer.networks.registry import register
 from trainer.networks.residual import (
-    DEPTHS,
     WIDTHS,
     BasicBlock,
     Block,
@@ -35,7 +36,9 @@ def middle(in_channels: int, out_channels: int) -> int:
     return 27 * in_channels * out_channels // (9 * in_channels + 3 * out_channels)
 
 
-def convolve(kind: str, norm: Norm, in_channels: int, out_channels: int, stride: Triple, between: int):
+def convolve(
+    kind: str, norm: Norm, in_channels: int, out_channels: int, stride: Triple, between: int
+) -> nn.Module:
     """A convolution of 3x3 in space: "2d", "3d" or "2+1d", the last with `between` channels in its middle."""
     if kind == "2+1d":
         return nn.Sequential(
@@ -46,7 +49,7 @@ def convolve(kind: str, norm: Norm, in_channels: int, out_channels: int, stride:
 
 
 def basic(norm: Norm, kind: str, channels: int, width: str) -> Block:
-    """Blocks of `channels` whose convolutions are of `kind`; those without time in them do not stride it."""
+    """Blocks of `channels` whose convolutions are of `kind`; 2D ones do not stride time."""
 
     def block(in_channels: int, stride: int, number: int) -> BasicBlock:
         steps = (1 if kind == "2d" else stride, stride, stride)
@@ -63,7 +66,7 @@ def basic(norm: Norm, kind: str, channels: int, width: str) -> Block:
 
 
 def stem(norm: Norm, kind: str, in_channels: int, frames: int) -> nn.Sequential:
-    """The first convolution, 7x7 with stride 2 in space; "frames" takes so many frames as channels."""
+    """The first convolution, 7x7 with stride 2 in space; kind "frames" takes `frames` frames as channels."""
     if kind == "2+1d":
         return nn.Sequential(
             *activated(convolution(in_channels, 45, (1, 7, 7), (1, 2, 2)), norm(45)),
@@ -88,39 +91,29 @@ class ResNet3d(ResidualNetwork):
         layers: 18 or 34.
         width: of (2+1)D convolutions. "torchvision" computes a block's from its first convolution alone,
             "vmz" each convolution's own, with that code's epsilon of .001.
-        frames: how many frames a "frames" stem takes as channels; longer clips are cut into such pieces,
-            whose features are averaged.
-        dropout: probability before the last layer; none as published.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
+        frames: frames that a "frames" stem takes as channels; the features of a longer clip's pieces are
+            averaged.
     """
 
     def __init__(
         self,
-        num_classes: int = 400,
-        in_channels: int = 3,
+        num_classes: int,
+        in_channels: int,
+        norm: Norm,
         *,
         kinds: Sequence[str],
         layers: int = 18,
         width: str = "torchvision",
         frames: int = 8,
         dropout: float = 0.0,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
     ):
         if width not in ("torchvision", "vmz"):
             raise ValueError(f"there is no width {width!r}: choose torchvision or vmz")
-        norm = Norm(1e-3 if width == "vmz" else 1e-5, bn_momentum, frozen=bn_frozen)
-        blocks = [
-            basic(norm, kind, channels, width) for kind, channels in zip(kinds[1:], WIDTHS, strict=True)
-        ]
-        super().__init__(
-            stem(norm, kinds[0], in_channels, frames),
-            stages(blocks, DEPTHS[layers], expansion=1),
-            WIDTHS[-1],
-            num_classes,
-            dropout,
-        )
+        if width == "vmz":
+            norm = replace(norm, eps=1e-3)
+        blocks = [basic(norm, kind, inner, width) for kind, inner in zip(kinds[1:], WIDTHS, strict=True)]
+        first = stem(norm, kinds[0], in_channels, frames)
+        super().__init__(first, stages(blocks, layers, 1), num_classes, dropout, expansion=1)
         self.least = frames if kinds[0] == "frames" else 1
 
     def maps(self, x: Tensor) -> Tensor:
@@ -130,28 +123,20 @@ class ResNet3d(ResidualNetwork):
         return super().maps(x)
 
 
-def _enter(name: str, kinds: Sequence[str], accuracy: float | None = None, **facts) -> None:
+def _register(name: str, kinds: Sequence[str], accuracy: float | None = None, **facts: Any) -> None:
     options = {key: facts.pop(key) for key in ("layers", "width") if key in facts}
     facts = {"configuration": "resnet3d", "sizes": (16, 112, 112), "source": SOURCE, **facts}
-    register(name, streams=("rgb", "flow"), accuracy={} if accuracy is None else {"rgb": accuracy}, **facts)(
-        partial(ResNet3d, kinds=tuple(kinds), **options)
-    )
+    build = partial(ResNet3d, kinds=tuple(kinds), **options)
+    register(name, build, accuracy={} if accuracy is None else {"rgb": accuracy}, **facts)
 
 
-_enter("r2d-18", ["frames", *["2d"] * 4], configuration="r2d", sizes=(8, 112, 112))
-_enter("f-r2d-18", ["2d"] * 5, 60.9)
+_register("r2d-18", ["frames", *["2d"] * 4], configuration="r2d", sizes=(8, 112, 112))
+_register("f-r2d-18", ["2d"] * 5, 60.9)
 for _x, _accuracy in zip(range(2, 6), (64.8, 65.2, 65.6, 65.6), strict=True):
-    _enter(f"mc{_x}-18", ["3d"] * (_x - 1) + ["2d"] * (6 - _x), _accuracy)
+    _register(f"mc{_x}-18", ["3d"] * (_x - 1) + ["2d"] * (6 - _x), _accuracy)
 for _x, _accuracy in zip(range(2, 6), (65.4, 65.5, 65.6, 63.5), strict=True):
-    _enter(f"rmc{_x}-18", ["2d"] * (_x - 1) + ["3d"] * (6 - _x), _accuracy)
-_enter("r3d-18", ["3d"] * 5, 64.7)
-_enter("r2plus1d-18", ["2+1d"] * 5, 68.5)
-_enter(
-    "r2plus1d-34",
-    ["2+1d"] * 5,
-    72.4,
-    layers=34,
-    width="vmz",
-    configuration="r2plus1d-34",
-    sizes=(32, 112, 112),
-)
+    _register(f"rmc{_x}-18", ["2d"] * (_x - 1) + ["3d"] * (6 - _x), _accuracy)
+_register("r3d-18", ["3d"] * 5, 64.7)
+_register("r2plus1d-18", ["2+1d"] * 5, 68.5)
+_deeper = {"layers": 34, "width": "vmz", "configuration": "r2plus1d-34", "sizes": (32, 112, 112)}
+_register("r2plus1d-34", ["2+1d"] * 5, 72.4, **_deeper)

@@ -6,7 +6,6 @@ github.com/facebookresearch/SlowFast (configurations I3D_8x8_R50 and I3D_NLN_8x8
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,15 +15,12 @@ from torch import Tensor, nn
 from trainer.networks.layers import Norm
 from trainer.networks.registry import register
 from trainer.networks.residual import (
-    DEPTHS,
     WIDTHS,
-    Block,
-    Bottleneck,
     ResidualNetwork,
     activated,
+    bottleneck,
     convolution,
     initialise,
-    projection,
     stages,
 )
 
@@ -39,24 +35,8 @@ BLOCKS = {
 """After which residual blocks of res3 and res4 the non-local ones stand, by their number (section 4.1)."""
 
 
-def bottleneck(norm: Norm, inner: int, temporal: Callable[[int], int]) -> Block:
-    """Bottlenecks whose first convolution spans `temporal(number)` frames."""
-
-    def block(in_channels: int, stride: int, number: int) -> Bottleneck:
-        steps = (1, stride, stride)
-        return Bottleneck(
-            norm,
-            inner,
-            convolution(in_channels, inner, (temporal(number), 1, 1)),
-            convolution(inner, inner, (1, 3, 3), steps),
-            projection(norm, in_channels, 4 * inner, steps),
-        )
-
-    return block
-
-
 class NonLocal(nn.Module):
-    """A non-local block: each place's answer is a mean over all places, weighed by likeness (section 3).
+    """A non-local block: each place gets a mean over all places, weighed by similarity (section 3).
 
     (N, C, T, H, W) -> the same shape: x + BN(W y), y_i the mean of g(x_j) by f(x_i, x_j). The last
     normalisation's scale starts at zero, so that a block put into a trained network changes nothing.
@@ -128,35 +108,27 @@ class ResNetI3D(ResidualNetwork):
         nonlocal_blocks: 0, 1, 5 or 10, in res3 and res4.
         nonlocal_kind: one of `NonLocal.KINDS`.
         nonlocal_pool: "after" or "before", see `NonLocal`; the weights of the published code want "before".
-        dropout: probability before the last layer.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
     def __init__(
         self,
-        num_classes: int = 400,
-        in_channels: int = 3,
+        num_classes: int,
+        in_channels: int,
+        norm: Norm,
         *,
         time_stride: int = 1,
         nonlocal_blocks: int = 0,
         nonlocal_kind: str = "embedded-gaussian",
         nonlocal_pool: str = "after",
         dropout: float = 0.5,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
     ):
         if nonlocal_blocks not in BLOCKS:
             raise ValueError(f"nonlocal_blocks is {nonlocal_blocks}: choose one of {list(BLOCKS)}")
-        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
-        spans: list[Callable[[int], int]] = [
-            lambda number: 3,
-            lambda number: (3, 1)[number % 2],
-            lambda number: (3, 1)[number % 2],
-            lambda number: (1, 3)[number % 2],
+        frames = ((3, 3), (3, 1), (3, 1), (1, 3))  # of even and odd blocks, by stage
+        blocks = [
+            bottleneck(norm, w, frames=partial(_alternate, f)) for w, f in zip(WIDTHS, frames, strict=True)
         ]
-        blocks = [bottleneck(norm, inner, span) for inner, span in zip(WIDTHS, spans, strict=True)]
-        layers = stages(blocks, DEPTHS[50], expansion=4)
+        layers = stages(blocks, 50)
         layers[0].append(nn.MaxPool3d((2, 1, 1)))
         for layer, width, places in zip(layers[1:3], WIDTHS[1:3], BLOCKS[nonlocal_blocks], strict=True):
             for place in reversed(places):
@@ -166,26 +138,25 @@ class ResNetI3D(ResidualNetwork):
             *activated(convolution(in_channels, 64, (5, 7, 7), (time_stride, 2, 2)), norm(64)),
             nn.MaxPool3d((span, 3, 3), (time_stride, 2, 2), padding=(span // 2, 1, 1)),
         )
-        super().__init__(stem, layers, 4 * WIDTHS[-1], num_classes, dropout)
+        super().__init__(stem, layers, num_classes, dropout)
         initialise(self, zero_last=True)
         for module in self.modules():
             if isinstance(module, NonLocal):
                 nn.init.zeros_(module.norm.weight)
 
 
+def _alternate(frames: tuple[int, int], number: int) -> int:
+    return frames[number % 2]
+
+
 register(
-    "i3d-r50",
-    streams=("rgb", "flow"),
-    configuration="i3d-r50",
-    sizes=(8, 256, 256),
-    accuracy={"rgb": 73.5},
-    source=SOURCE,
-)(ResNetI3D)
+    "i3d-r50", ResNetI3D, configuration="i3d-r50", sizes=(8, 256, 256), accuracy={"rgb": 73.5}, source=SOURCE
+)
 register(
     "i3d-r50-nl5",
-    streams=("rgb", "flow"),
+    partial(ResNetI3D, nonlocal_blocks=5, time_stride=2),
     configuration="i3d-r50-nl5",
     sizes=(32, 256, 256),
     accuracy={"rgb": 74.9},
     source=SOURCE,
-)(partial(ResNetI3D, nonlocal_blocks=5, time_stride=2))
+)

@@ -7,6 +7,7 @@ Trade-offs in Video Classification", ECCV 2018. S3D has the padding of torchvisi
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,22 +83,12 @@ class S3D(nn.Module):
 
     Args:
         gated: with feature gating.
-        dropout: probability before the last layer.
-        bn_momentum: of the running statistics, in torch's sense; .001 as published.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
     def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        gated: bool = False,
-        dropout: float = 0.2,
-        bn_momentum: float = 0.001,
-        bn_frozen: bool = False,
+        self, num_classes: int, in_channels: int, norm: Norm, gated: bool = False, dropout: float = 0.2
     ):
         super().__init__()
-        norm = Norm(1e-3, bn_momentum, frozen=bn_frozen)
         layers: list[nn.Module] = [
             separable(norm, in_channels, 64, 7, stride=2),
             _pool((1, 3, 3), (1, 2, 2)),
@@ -144,11 +135,11 @@ class HalfI3D(I3D):
     """
 
     def __init__(
-        self, num_classes: int = 400, in_channels: int = 3, *, heavy: str, cut: str = "4b", **options
+        self, num_classes: int, in_channels: int, norm: Norm, *, heavy: str, cut: str = "4b", **options: Any
     ):
         if cut not in LAYERS:
             raise ValueError(f"there is no layer {cut!r} to cut at: choose one of {', '.join(LAYERS)}")
-        super().__init__(num_classes, in_channels, **options)
+        super().__init__(num_classes, in_channels, norm, **options)
         at = LAYERS.index(cut)
         for name in LAYERS[:at] if heavy == "top" else LAYERS[at:]:
             for unit in self.get_submodule(f"mixed_{name}" if name in MIXED else f"conv_{name}").modules():
@@ -175,13 +166,13 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _enter(name: str, build, accuracy: float | None = None) -> None:
-    known = {} if accuracy is None else {"rgb": accuracy}
-    facts = {"configuration": "s3d", "sizes": (64, 224, 224), "accuracy": known, "source": SOURCE}
-    register(name, streams=("rgb", "flow"), **facts)(build)
-
-
-_enter("s3d", S3D, 72.2)
-_enter("s3d-g", partial(S3D, gated=True), 74.7)
-_enter("i3d-bottom-heavy", partial(HalfI3D, heavy="bottom"))
-_enter("i3d-top-heavy", partial(HalfI3D, heavy="top"))
+_FACTS: dict[str, Any] = {
+    "configuration": "s3d",
+    "sizes": (64, 224, 224),
+    "source": SOURCE,
+    "norm": Norm(1e-3, 0.001),
+}
+register("s3d", S3D, accuracy={"rgb": 72.2}, **_FACTS)
+register("s3d-g", partial(S3D, gated=True), accuracy={"rgb": 74.7}, **_FACTS)
+register("i3d-bottom-heavy", partial(HalfI3D, heavy="bottom"), **_FACTS)
+register("i3d-top-heavy", partial(HalfI3D, heavy="top"), **_FACTS)

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 
 from trainer.networks.layers import Dropout, Norm
 from trainer.networks.registry import register
-from trainer.networks.residual import DEPTHS, WIDTHS, activated, convolution, initialise, stage
-from trainer.networks.resnet_i3d import bottleneck
+from trainer.networks.residual import (
+    DEPTHS,
+    WIDTHS,
+    activated,
+    bottleneck,
+    convolution,
+    initialise,
+    stage,
+    stem,
+)
 
 SOURCE = "Feichtenhofer et al., ICCV 2019, arXiv:1812.03982; github.com/facebookresearch/SlowFast"
 
@@ -77,15 +85,13 @@ class SlowFast(nn.Module):
         lateral: one of `LATERALS`, after the stem and the first three stages (table 5).
         fusion: one of `FUSIONS`.
         lateral_size: frames that a lateral convolution spans: 5 for 4x16, 7 for 8x8.
-        dropout: probability before the last layer.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
     def __init__(
         self,
-        num_classes: int = 400,
-        in_channels: int = 3,
+        num_classes: int,
+        in_channels: int,
+        norm: Norm,
         *,
         alpha: int = 8,
         beta: float = 1 / 8,
@@ -93,23 +99,20 @@ class SlowFast(nn.Module):
         fusion: str = "concatenation",
         lateral_size: int = 5,
         dropout: float = 0.5,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
     ):
         super().__init__()
         self.alpha = alpha
-        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
         widths = [(width, round(width * beta)) for width in WIDTHS]
-        self.slow = nn.ModuleList([_stem(norm, in_channels, widths[0][0], 1)])
-        self.fast = nn.ModuleList([_stem(norm, in_channels, widths[0][1], 5)])
+        self.slow = nn.ModuleList([stem(norm, in_channels, widths[0][0])])
+        self.fast = nn.ModuleList([stem(norm, in_channels, widths[0][1], frames=5)])
         self.laterals = nn.ModuleList()
         before = widths[0]  # channels that come out of each pathway's last stage
         for number, (slow, fast) in enumerate(widths):
             joined = Lateral(norm, *before, alpha, lateral, fusion, lateral_size)
             self.laterals.append(joined)
             depth, stride = DEPTHS[50][number], 1 if number == 0 else 2
-            on_slow = bottleneck(norm, slow, (lambda _: 1) if number < 2 else (lambda _: 3))
-            on_fast = bottleneck(norm, fast, lambda _: 3)
+            on_slow = bottleneck(norm, slow, frames=(lambda _: 1) if number < 2 else (lambda _: 3))
+            on_fast = bottleneck(norm, fast, frames=lambda _: 3)
             self.slow.append(stage(on_slow, depth, joined.channels, 4 * slow, stride))
             self.fast.append(stage(on_fast, depth, before[1], 4 * fast, stride))
             before = (4 * slow, 4 * fast)
@@ -138,19 +141,12 @@ class SlowFast(nn.Module):
         return self.fc(self.dropout(self.features(x)))
 
 
-def _stem(norm: Norm, in_channels: int, channels: int, size: int) -> nn.Sequential:
-    return nn.Sequential(
-        *activated(convolution(in_channels, channels, (size, 7, 7), (1, 2, 2)), norm(channels)),
-        nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
-    )
-
-
 for _name, _alpha, _size, _accuracy in (("4x16", 8, 5, 75.6), ("8x8", 4, 7, 77.0)):
     register(
         f"slowfast-{_name}-r50",
-        streams=("rgb", "flow"),
+        partial(SlowFast, alpha=_alpha, lateral_size=_size),
         configuration="slowfast",
         sizes=(32, 256, 256),
         accuracy={"rgb": _accuracy},
         source=SOURCE,
-    )(partial(SlowFast, alpha=_alpha, lateral_size=_size))
+    )

@@ -12,17 +12,7 @@ from torch import Tensor, nn
 
 from trainer.networks.layers import Norm
 from trainer.networks.registry import register
-from trainer.networks.residual import (
-    DEPTHS,
-    WIDTHS,
-    Block,
-    Bottleneck,
-    ResidualNetwork,
-    activated,
-    convolution,
-    projection,
-    stages,
-)
+from trainer.networks.residual import WIDTHS, Bottleneck, ResidualNetwork, bottleneck, stages, stem
 
 SOURCE = "Li et al., CVPR 2020, arXiv:2006.14582; github.com/xhl-video/SmallBigNet"
 
@@ -52,51 +42,17 @@ class SmallBigBottleneck(Bottleneck):
         return layer[1](layer[0](x)) + self.big[number](layer[0](big))
 
 
-def flat(norm: Norm, inner: int, kind: type[Bottleneck]) -> Block:
-    """Bottlenecks of 2D convolutions."""
-
-    def block(in_channels: int, stride: int, number: int) -> Bottleneck:
-        steps = (1, stride, stride)
-        return kind(
-            norm,
-            inner,
-            convolution(in_channels, inner, (1, 1, 1)),
-            convolution(inner, inner, (1, 3, 3), steps),
-            projection(norm, in_channels, 4 * inner, steps),
-        )
-
-    return block
-
-
 class SmallBigNet(ResidualNetwork):
     """SmallBigNet on ResNet-50: 2D in res2, small and big views from res3 on.
 
     Takes (N, `in_channels`, T, H, W) float; 8 frames, 8 apart, of 224x224 as published. Published on
     Kinetics-400, top-1: 76.3 %.
-
-    Args:
-        dropout: probability before the last layer.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
-    def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        *,
-        dropout: float = 0.0,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
-    ):
-        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
-        stem = nn.Sequential(
-            *activated(convolution(in_channels, 64, (1, 7, 7), (1, 2, 2)), norm(64)),
-            nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
-        )
+    def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.0):
         kinds = (Bottleneck, *[SmallBigBottleneck] * 3)
-        blocks = [flat(norm, inner, kind) for inner, kind in zip(WIDTHS, kinds, strict=True)]
-        super().__init__(stem, stages(blocks, DEPTHS[50], expansion=4), 4 * WIDTHS[-1], num_classes, dropout)
+        blocks = [bottleneck(norm, inner, kind=kind) for inner, kind in zip(WIDTHS, kinds, strict=True)]
+        super().__init__(stem(norm, in_channels), stages(blocks, 50), num_classes, dropout)
         for module in self.modules():
             if isinstance(module, SmallBigBottleneck):
                 for parameter in module.big.parameters():
@@ -105,9 +61,9 @@ class SmallBigNet(ResidualNetwork):
 
 register(
     "smallbig-r50",
-    streams=("rgb", "flow"),
+    SmallBigNet,
     configuration="smallbig",
     sizes=(8, 224, 224),
     accuracy={"rgb": 76.3},
     source=SOURCE,
-)(SmallBigNet)
+)

@@ -13,16 +13,7 @@ from torch import Tensor, nn
 
 from trainer.networks.layers import Norm
 from trainer.networks.registry import register
-from trainer.networks.residual import (
-    DEPTHS,
-    WIDTHS,
-    Bottleneck,
-    ResidualNetwork,
-    activated,
-    convolution,
-    stages,
-)
-from trainer.networks.smallbig import flat
+from trainer.networks.residual import WIDTHS, Bottleneck, ResidualNetwork, bottleneck, stages, stem
 
 SOURCE = "Lin et al., ICCV 2019, arXiv:1811.08383; github.com/mit-han-lab/temporal-shift-module"
 
@@ -98,31 +89,23 @@ class TSM(ResidualNetwork):
         padding: "zero" as published, or "circulant".
         online: shifts from the past only, so that `step` may go through a stream frame by frame (section 4).
         dropout: probability before the last layer, frame by frame.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
     def __init__(
         self,
-        num_classes: int = 400,
-        in_channels: int = 3,
+        num_classes: int,
+        in_channels: int,
+        norm: Norm,
         *,
         placement: str = "residual",
         padding: str = "zero",
         online: bool = False,
         dropout: float = 0.5,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
     ):
         if placement not in ("residual", "in-place"):
             raise ValueError(f"there is no placement {placement!r}: choose residual or in-place")
-        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
-        stem = nn.Sequential(
-            *activated(convolution(in_channels, 64, (1, 7, 7), (1, 2, 2)), norm(64)),
-            nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
-        )
-        layers = stages([flat(norm, inner, ShiftedBottleneck) for inner in WIDTHS], DEPTHS[50], expansion=4)
-        super().__init__(stem, layers, 4 * WIDTHS[-1], num_classes, dropout)
+        blocks = [bottleneck(norm, inner, kind=ShiftedBottleneck) for inner in WIDTHS]
+        super().__init__(stem(norm, in_channels), stages(blocks, 50), num_classes, dropout)
         self.online = online
         for block in self.blocks():
             block.shift, block.in_place = Shift(8, padding, online), placement == "in-place"
@@ -155,11 +138,4 @@ class TSM(ResidualNetwork):
         return self.fc(self.dropout(x.mean(dim=(2, 3, 4)))), kept
 
 
-register(
-    "tsm-r50",
-    streams=("rgb", "flow"),
-    configuration="tsm",
-    sizes=(8, 224, 224),
-    accuracy={"rgb": 71.2},
-    source=SOURCE,
-)(TSM)
+register("tsm-r50", TSM, configuration="tsm", sizes=(8, 224, 224), accuracy={"rgb": 71.2}, source=SOURCE)

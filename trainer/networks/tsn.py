@@ -100,21 +100,12 @@ class TSN(nn.Module):
     Args:
         snippet: consecutive frames of a segment.
         dropout: probability before the last layer, segment by segment.
-        bn_momentum: of the running statistics, in torch's sense.
-        bn_frozen: running statistics are used and left as they are in training too (for fine-tuning).
     """
 
     def __init__(
-        self,
-        num_classes: int = 400,
-        in_channels: int = 3,
-        snippet: int = SNIPPET,
-        dropout: float = 0.8,
-        bn_momentum: float = 0.1,
-        bn_frozen: bool = False,
+        self, num_classes: int, in_channels: int, norm: Norm, snippet: int = SNIPPET, dropout: float = 0.8
     ):
         super().__init__()
-        norm = Norm(momentum=bn_momentum, frozen=bn_frozen)
         self.snippet = snippet
         stacked = snippet if in_channels == 2 else 1
         first = nn.Conv3d(in_channels, 64, (stacked, 7, 7), (snippet, 2, 2), padding=(0, 3, 3))
@@ -162,9 +153,10 @@ def _initialise(module: nn.Module) -> None:
 
 register(
     "tsn-bninception",
-    streams=("rgb", "flow", "both"),
+    TSN,
     configuration="tsn",
     sizes=(15, 224, 224),
     source=SOURCE,
+    streams=("rgb", "flow", "both"),
     separate_streams=True,
-)(TSN)
+)

@@ -101,7 +101,10 @@ def make_plan(settings: Settings) -> pa.Table:
     tables = [manifest.read(path) for path in manifest.expand(settings.manifests)]
     # An excluded video's own split makes no difference, so its list may lack that column.
     exclude = [manifest.read(path, split="test") for path in manifest.expand(settings.exclude)]
-    return plan.make(tables, settings.plan, exclude)
+    options = settings.plan
+    if settings.classes:
+        options = replace(options, classes=manifest.read_classes(settings.classes))
+    return plan.make(tables, options, exclude)
 
 
 def make_recipe(settings: Settings) -> Recipe:

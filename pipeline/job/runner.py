@@ -17,6 +17,9 @@ from apache_beam.options.pipeline_options import (
     _BeamArgumentParser,
 )
 
+from pipeline import command_line
+from pipeline.command_line import nearest
+from pipeline.job.settings import Settings
 from pipeline.outcome import CallError
 
 if TYPE_CHECKING:
@@ -48,9 +51,13 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
         pairs = itertools.pairwise(["", *unknown])
         stray = [word for before, word in pairs if not (word.startswith("-") or before.startswith("-"))]
     if stray:
-        raise CallError(f"unknown option {stray[0]}; see python -m pipeline prepare --help.")
+        word = stray[0].partition("=")[0]
+        near = nearest(word, [*command_line.flags(Settings), *parser._option_string_actions])
+        raise CallError(f"unknown option {word}{near or '; see python -m pipeline prepare --help.'}")
     if unknown:
-        print(f"prepare: {' '.join(unknown)} unknown here, passed on to {runner} unread", file=sys.stderr)
+        near = nearest(unknown[0].partition("=")[0], command_line.flags(Settings))
+        text = f"prepare: {' '.join(unknown)} unknown here, passed on to {runner} unread{near}"
+        print(text, file=sys.stderr)
     given = found.get_all_options(drop_default=True)
     if is_local(found):
         if "direct_num_workers" not in given:

@@ -3,52 +3,121 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline import sources
-from pipeline.lists.plan import PlanOptions
+from pipeline.command_line import natural, option, positive
+from pipeline.lists.options import PlanOptions
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import CallError
-from pipeline.recipe import Recipe, stage_hash
 from pipeline.sources import FetchOptions
+from pipeline.sources.base import SITE
 from pipeline.sources.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from pipeline.job.media_stages import MediaStages
+    from pipeline.recipe import Recipe
     from pipeline.sources.rehearsal import Rehearsal
 
 SITE_BUDGET = 300.0  # videos an hour that a video site allows a guest
-
 RATES = range(1, 61)  # frames a second
 SHORT_SIDES = range(32, 2161, 2)  # pixels
+WHAT, WHERE, KEPT = "what is prepared", "where it runs", "what is kept"  # groups of options in help
 
 
 @dataclass(frozen=True)
 class Settings:
     """The options of `prepare`; every default stands here or in the options of its owner only."""
 
-    manifests: tuple[str, ...]  # files or globs
-    output: str  # ROOT, a folder or URL
-    sources: tuple[str, ...] = ("youtube",)  # tried in order
-    exclude: tuple[str, ...] = ()  # lists whose videos stay out of train
-    flow: str = "tvl1"  # or none
-    flow_device: str = "cpu"  # or cuda
-    rate: int = EncodeRecipe.rate  # frames a second
-    short_side: int = EncodeRecipe.short_side  # pixels
-    plan: PlanOptions = field(default_factory=PlanOptions)
-    work: str | None = None  # the work store; None: ROOT/work
-    keep_sources: bool | None = None  # None: keep videos that were fetched over a network
-    clean_work: bool = False  # delete the work store after publishing
-    retry: str = "transient"  # failed rows to process again: transient, all or none
-    wave: int | None = None  # videos a generation; None: all in one
-    budget: float | None = None  # videos an hour for all workers; None: what the site allows a guest
-    lanes: int | None = None  # videos fetched at a time; None: as many as there are workers
-    pause: float = RateLimit.pause  # seconds that all workers wait when the site blocks them
+    manifests: tuple[str, ...] = option(
+        "Kinetics lists, files or globs", unit="FILE", group=WHAT, flag="--manifest"
+    )
+    output: str = option("where the data set is published, a folder or URL", unit="ROOT", group=WHAT)
+    exclude: tuple[str, ...] = option(
+        "lists of videos that must not be in train", (), unit="FILE", group=WHAT
+    )
+    classes: str | None = option(
+        "the label map, one class a line", None, unit="FILE", group=WHAT, shown="the labels of the lists"
+    )
+    flow: Literal["tvl1", "none"] = option("optical flow", "tvl1", group=WHAT)
+    rate: int = option(
+        "of every clip", EncodeRecipe.rate, unit="frames per second", group=WHAT, parse=natural
+    )
+    short_side: int = option(
+        "of every clip", EncodeRecipe.short_side, unit="pixels", group=WHAT, parse=natural
+    )
+    retry: Literal["transient", "all", "none"] = option(
+        "failed rows to process again", "transient", group=WHAT
+    )
+    sources: tuple[str, ...] = option(
+        "youtube, a URL template such as 'http://host/{youtube_id}.mp4', dir:PATH, archive:GLOB of tar and "
+        "tar.gz files, or trimmed: before one of them; tried in order",
+        ("youtube",),
+        unit="SOURCE",
+        group="where videos come from",
+        shown="youtube",
+        flag="--source",
+    )
+    budget: float | None = option(
+        "requests of all workers together",
+        None,
+        unit="videos per hour",
+        group=SITE,
+        shown=f"{SITE_BUDGET:g} for youtube, which blocks guests that ask for more; else no limit",
+        parse=positive,
+    )
+    lanes: int | None = option(
+        "videos fetched at a time", None, unit="N", group=SITE, shown="one for each worker", parse=natural
+    )
+    pause: float = option(
+        "wait of all workers when the site blocks them",
+        RateLimit.pause,
+        unit="seconds",
+        group=SITE,
+        parse=positive,
+    )
     fetch: FetchOptions = field(default_factory=FetchOptions)
-    ffmpeg: str | None = None  # None: the pinned encoder; another one is another recipe
-    scratch: str | None = None  # a worker's temporary folder; None: TMPDIR, or /tmp
-    shared: bool = False  # all workers see the folders of this call at the same paths
-    start_timeout: float = 900.0  # seconds; a cluster's job is cancelled if no worker has started by then
+    flow_device: Literal["cpu", "cuda"] = option("processor that computes the flow", "cpu", group=WHERE)
+    ffmpeg: str | None = option(
+        "another encoder, which makes another recipe", None, unit="PATH", group=WHERE, shown="the pinned one"
+    )
+    scratch: str | None = option(
+        "a worker's temporary folder for videos", None, unit="FOLDER", group=WHERE, shown="TMPDIR, or /tmp"
+    )
+    shared: bool = option(
+        "on a cluster: all workers have the folders of this call at the same paths", False, group=WHERE
+    )
+    start_timeout: float = option(
+        "on a cluster: cancel the job if no worker has started by then",
+        900.0,
+        unit="seconds",
+        group=WHERE,
+        shown="900 seconds, for a cluster may have to start machines first",
+        parse=positive,
+    )
+    work: str | None = option(
+        "the work store, which keeps the results of every stage",
+        None,
+        unit="DIR",
+        group=KEPT,
+        shown="ROOT/work",
+    )
+    keep_sources: bool | None = option(
+        "keep fetched videos in the work store, so that no later change fetches again",
+        None,
+        group=KEPT,
+        shown="yes for videos from a network",
+    )
+    clean_work: bool = option("delete the work store after publishing", False, group=KEPT)
+    wave: int | None = option(
+        "publish a generation after every N videos (a tar.gz of archive: is read once a wave)",
+        None,
+        unit="N",
+        group=KEPT,
+        shown="one generation of all",
+        parse=natural,
+    )
+    plan: PlanOptions = field(default_factory=PlanOptions)
 
     def __post_init__(self) -> None:
         if self.rate not in RATES:
@@ -90,6 +159,8 @@ class Job:
     @property
     def clip_hash(self) -> str:
         """Names the last stage: the hash of all that decides a clip's bytes."""
+        from pipeline.recipe import stage_hash  # imports NumPy, which --help need not wait for
+
         return stage_hash(self.recipe.fetch, self.recipe.encode, self.recipe.flow)
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.dataset.schema import read_table, write_table
 from pipeline.lists import manifest
 from pipeline.lists.manifest import PRECEDENCE, ManifestError
+from pipeline.lists.options import PlanOptions
 from pipeline.lists.uniqueness import REASONS, collisions, column, encode, exclusions
 from pipeline.outcome import EXCLUDED, FAILED, PROCESS, FailureClass
 from pipeline.storage import Storage
@@ -47,34 +47,6 @@ SCHEMA = pa.schema(
 )
 
 _PURPOSE = b"purpose"
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What a person chose.
-
-    Attributes:
-        unique: ``video``, at most one clip of a video in the data set, or ``clip``.
-        limit: only the first so many valid rows (not failed with class manifest) are part of the
-            job; the rows after the last of them are left out of the plan and have no outcome.
-        shard_size: clips in a shard, at most.
-        classes: the label map; None takes the sorted distinct labels of all valid rows.
-    """
-
-    unique: str = "video"
-    limit: int | None = None
-    shard_size: int = 512
-    classes: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.unique not in ("video", "clip"):
-            raise ValueError(f"--unique is video or clip, not {self.unique!r}.")
-        if self.limit is not None and self.limit < 0:
-            raise ValueError(f"--limit is a number of rows, not {self.limit}.")
-        if self.classes is not None and len(set(self.classes)) < len(self.classes):
-            raise ValueError("--classes names a class twice; remove one of the two lines.")
-        if self.shard_size < 1:
-            raise ValueError(f"--shard-size is at least 1, not {self.shard_size}.")
 
 
 def make(manifests: Sequence[pa.Table], options: PlanOptions, exclude: Sequence[pa.Table] = ()) -> pa.Table:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.command_line import key_and_value, natural, option, positive
 from pipeline.outcome import CallError, Failed
 from pipeline.sources.recipe import FetchRecipe
 from pipeline.sources.ytdlp.options import refuse_ours
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.lists.manifest import Clip
 
 GIB = 1 << 30
+SITE = "how the site is reached"
+"""The group of the options of fetching in help."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,44 @@ class FetchOptions:
     """
 
     recipe: FetchRecipe = field(default_factory=FetchRecipe)
-    timeout: float = 300.0
-    attempts: int = 3
+    timeout: float = option(
+        "give up a video after that long, all attempts together",
+        300.0,
+        unit="seconds",
+        group=SITE,
+        flag="--fetch-timeout",
+        parse=positive,
+    )
+    attempts: int = option("tries a video in one run", 3, unit="N", group=SITE, parse=natural)
     ffmpeg: str | None = None
-    cookies: str | None = None
-    proxy: str | None = None
-    ytdlp: Mapping[str, Any] = field(default_factory=dict)
-    max_bytes: int = 2 * GIB
+    cookies: str | None = option(
+        "cookies.txt (Netscape format) of a session that is logged in", None, unit="FILE", group=SITE
+    )
+    proxy: str | None = option(
+        "proxy for every request; sections of videos need an http:// one, else full downloads are made",
+        None,
+        unit="URL",
+        group=SITE,
+    )
+    ytdlp: Mapping[str, Any] = option(
+        "further options of yt-dlp by their Python names, values as JSON, such as "
+        """'extractor_args={"youtube": {"player_client": ["tv"]}}'; ratelimit holds for full """
+        "downloads only (a section is a few MB: --budget limits all workers); source_address makes full ones",
+        {},
+        unit="KEY=VALUE",
+        group=SITE,
+        flag="--yt-dlp",
+        parse=key_and_value,
+    )
+    max_bytes: int = option(
+        "most disk space of a worker; a video of more than half of it is too_large",
+        2 * GIB,
+        unit="GIB",
+        group="where it runs",
+        shown="4 GiB: one video of up to 2 GiB, and what is made of it",
+        flag="--scratch-limit",
+        parse=lambda text: int(positive(text) * GIB / 2),
+    )
     max_duration: float = 6 * 3600.0
     backoff: float = 1.0
     work: str | None = None

@@ -1,0 +1,426 @@
+"""Makes command lines of dataclasses: an option's default, type, help, unit and group stand in one field.
+
+Serves both halves, and runs their commands. Imports nothing heavy: --help and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from pipeline import __version__
+
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG_CALL = 0, 1, 2
+EXIT_CLOSED_PIPE = 141
+"""A shell's exit code for a program that was ended because nobody read its output any more."""
+
+ANSWERS = "answers"
+"""The group of options that every command has; it comes last."""
+
+EXTRAS = {
+    "torch": "train",
+    "tensorboard": "train",
+    "s3fs": "s3",
+    "gcsfs": "gcp",
+    "google": "gcp",
+    "pyspark": "spark",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+}
+"""Packages that not every installation has, and the extra of setup.py that brings each."""
+
+
+@dataclass(frozen=True)
+class _Option:
+    """Facts of one option; see `option`."""
+
+    help: str
+    unit: str
+    group: str
+    shown: str | None
+    flag: str | None
+    parse: Callable[[str], Any] | None
+    complete: Callable[[], Iterable[str]] | None
+
+
+def option(
+    help: str,
+    default: Any = MISSING,
+    *,
+    unit: str = "",
+    group: str = "",
+    shown: str | None = None,
+    flag: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+    complete: Callable[[], Iterable[str]] | None = None,
+) -> Any:
+    """A field that is an option on the command line; required if it has no `default`.
+
+    The annotation decides what it takes: a bool is a switch, ``bool | None`` a pair of switches, a Literal
+    one of its words, a tuple or a Mapping one or more words.
+
+    Args:
+        unit: of the value: "seconds" in lower case also follows the default, "FILE" is only a placeholder.
+        group: heading of the options among which help lists it.
+        shown: the default in words, where the value itself does not say it.
+        flag: else ``--name-of-the-field``; a flag without dashes is a positional argument.
+        parse: makes one value of one word; raises `argparse.ArgumentTypeError`.
+        complete: words that a shell offers.
+    """
+    metadata = {"option": _Option(help, unit, group, shown, flag, parse, complete)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(part: type, default: str) -> Any:
+    """A field for the options of the dataclass `part`: a dict of their names, None for those not given.
+
+    Args:
+        default: what decides where an option is not given, as help says it: "the network's".
+    """
+    return field(metadata={"part": part, "default": default})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command."""
+
+    debug: bool = option("show logs and tracebacks", False, group=ANSWERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Common):
+    """Options of a command whose answer a program may read."""
+
+    json: bool = option("print the answer as JSON", False, group=ANSWERS)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Attributes:
+        about: one line for help.
+        options: dataclass of its options, a subclass of `Common`.
+        run: gets these, and returns the exit code. If there is a `rest`, it also gets the unknown words.
+        rest: what happens to unknown words, for help; empty: they are refused.
+        interrupted: how to go on after an interruption, for the user.
+    """
+
+    name: str
+    about: str
+    options: type[Common]
+    run: Callable[..., int]
+    rest: str = ""
+    interrupted: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands under one title of help; `guard` calls what runs one, and turns exceptions into exit codes."""
+
+    title: str
+    commands: tuple[Command, ...]
+    guard: Callable[[Command, bool, Callable[[], int]], int]  # command, --debug, what runs it
+
+
+class _ClosedPipe(BaseException):
+    """Nobody reads standard output any more. Not an Exception: no command may take it for a failure."""
+
+
+def main(prog: str, about: str, groups: Sequence[Group], words: Sequence[str] | None = None) -> int:
+    """Runs the command that `words` name, by default those of the process; returns its exit code.
+
+    Raises:
+        SystemExit: after --help and --version, and with 2 where the words are no call of a command.
+    """
+    top = parser(prog, about, groups)
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(top)
+    try:
+        try:
+            return _run(top, words)
+        finally:
+            sys.stdout.flush()
+    except (_ClosedPipe, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return EXIT_CLOSED_PIPE
+
+
+def _run(top: _Parser, words: Sequence[str] | None) -> int:
+    found, rest = top.parse_known_args(words)
+    values = vars(found)
+    command, guard, chosen = values["_command"], values["_guard"], values["_parser"]
+    chosen.check(values, rest, command)
+
+    def run() -> int:
+        try:
+            options = build(command.options, values)
+            code = command.run(options, rest) if command.rest else command.run(options)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            if _nobody_reads():
+                raise _ClosedPipe from None
+            raise
+
+    return guard(command, values.get("debug", False), run)
+
+
+def _nobody_reads() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def build(options: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """An object of the dataclass `options` from parsed `values`; what is not among them has its default."""
+    made: dict[str, Any] = {}
+    hints = get_type_hints(options)
+    for each in fields(options):
+        name, hint = prefix + each.name, hints[each.name]
+        if part := each.metadata.get("part"):
+            made[each.name] = {f.name: values.get(f"{name}.{f.name}") for f in _fields(part)}
+        elif is_dataclass(hint) and list(_entries(hint)):
+            made[each.name] = build(hint, values, f"{name}.")
+        elif name in values:
+            kind = get_origin(hint)
+            made[each.name] = kind(values[name]) if kind is tuple else values[name]
+            if kind is Mapping:
+                made[each.name] = dict(values[name])
+    return options(**made)
+
+
+def missing_package(error: ImportError) -> str | None:
+    """A sentence for an import of a package that only an extra brings, else None."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    return f"this needs the package {package}, which is not installed; {install(EXTRAS[package])}"
+
+
+def install(extra: str) -> str:
+    """How to install an extra, for the user."""
+    return f"in a checkout of this project, pip install '.[{extra}]' brings it"
+
+
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The end of a sentence that refuses `word`: names the known word that is nearest, if any is near."""
+    found = difflib.get_close_matches(word, list(known), 1, likeness)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def flags(options: type) -> list[str]:
+    """The flags of a dataclass of options."""
+    return [flag for entry in _entries(options) if (flag := entry.flag).startswith("-")]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One option as a parser gets it: where its value goes, its annotation, and its default in words."""
+
+    name: str
+    about: _Option
+    hint: Any
+    flag: str
+    default: str
+    required: bool
+
+
+def _fields(part: type) -> list[Field[Any]]:
+    return [each for each in fields(part) if "option" in each.metadata]
+
+
+def _entries(options: Any, prefix: str = "", default: str | None = None) -> Iterator[_Entry]:
+    """The options of a dataclass and of those in its fields; `default`: in words, if one holds for all."""
+    hints = get_type_hints(options)
+    for each in fields(options):
+        name, hint = prefix + each.name, hints[each.name]
+        if part := each.metadata.get("part"):
+            yield from _entries(part, f"{name}.", each.metadata["default"])
+        elif about := each.metadata.get("option"):
+            flag = about.flag or f"--{each.name.replace('_', '-')}"
+            required = default is None and each.default is MISSING and each.default_factory is MISSING
+            yield _Entry(name, about, hint, flag, default or _default(about, each), required)
+        elif is_dataclass(hint):
+            yield from _entries(hint, f"{name}.")
+
+
+def _default(about: _Option, each: Field[Any]) -> str:
+    if about.shown is not None:
+        return about.shown
+    value = each.default
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None or value is MISSING or value == ():
+        return "none"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{text} {about.unit}" if about.unit.islower() else text
+
+
+def parser(prog: str, about: str, groups: Sequence[Group]) -> _Parser:
+    """The parser of all commands; it sets `_command`, `_guard` and `_parser` to those of the one chosen."""
+    lines = [about]
+    for group in groups:
+        lines += ["", f"{group.title}:", *(f"  {c.name:<10} {c.about}" for c in group.commands)]
+    lines += ["", f"{prog} COMMAND --help describes a command's options."]
+    top = _Parser(prog=prog, description="\n".join(lines), usage=f"{prog} COMMAND ...")
+    top.add_argument("--version", action="version", version=f"quovadis {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    for group in groups:
+        for command in group.commands:
+            entries = list(_entries(command.options))
+            entries.sort(key=lambda entry: entry.about.group == ANSWERS)
+            words = [_word(entry) for entry in entries if entry.required]
+            sub = commands.add_parser(
+                command.name,
+                prog=f"{prog} {command.name}",
+                description=command.about,
+                usage=" ".join([f"{prog} {command.name}", *words, "[options]"]),
+                epilog=command.rest,
+            )
+            sub.enter(entries)
+            sub.set_defaults(_command=command, _guard=group.guard, _parser=sub)
+    return top
+
+
+def _word(entry: _Entry) -> str:
+    """A required option in a line of usage."""
+    value = _metavar(entry) + ("..." if _several(entry.hint) else "")
+    return f"{entry.flag} {value}" if entry.flag.startswith("-") else value
+
+
+def _metavar(entry: _Entry) -> str:
+    unit = entry.about.unit
+    return unit.upper().replace(" ", "_") if unit.islower() else unit
+
+
+def _several(hint: Any) -> bool:
+    return get_origin(hint) in (tuple, Mapping)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses wrong words in one line that names the nearest right one."""
+
+    def __init__(self, **settings: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(**settings, allow_abbrev=False, formatter_class=formatter)
+        self.entries: list[_Entry] = []
+
+    def enter(self, entries: list[_Entry]) -> None:
+        """Adds the options of a command."""
+        self.entries = entries
+        groups: dict[str, Any] = {"": self}
+        for entry in entries:
+            about, hint = entry.about, entry.hint
+            positional = not entry.flag.startswith("-")
+            group = "" if positional else about.group
+            if group not in groups:
+                groups[group] = self.add_argument_group(group)
+            default = "required" if entry.required else f"default: {entry.default}"
+            text = about.help if positional else f"{about.help} ({default})"
+            settings: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+            if get_origin(hint) in (UnionType, Union):
+                hint = next(kind for kind in get_args(hint) if kind is not type(None))
+            if hint is bool:
+                pair = entry.hint is not bool
+                settings["action"] = argparse.BooleanOptionalAction if pair else "store_true"
+            else:
+                settings["metavar"] = _metavar(entry) or None
+                if _several(entry.hint):
+                    settings |= {"nargs": "+", "action": "extend"}
+                    hint = get_args(hint)[0]
+                if get_origin(hint) is Literal:
+                    settings["choices"] = get_args(hint)
+                else:
+                    settings["type"] = about.parse or hint
+            names = [entry.name] if positional else [entry.flag]
+            if not positional:
+                settings["dest"] = entry.name
+            action = groups[group].add_argument(*names, **settings)
+            if about.complete:
+                action.completer = _completer(about.complete)
+
+    def check(self, values: Mapping[str, Any], rest: Sequence[str], command: Command) -> None:
+        """Ends the program with 2 where a word of `rest` is wrong or a required option is missing."""
+        missing = [entry.flag for entry in self.entries if entry.required and entry.name not in values]
+        if rest and not command.rest:
+            self.refuse(rest[0])
+        if missing:  # one of the words that go elsewhere may be a misspelt one of ours
+            for word in rest:
+                if nearest(word.partition("=")[0], missing, 0.75):
+                    self.refuse(word)
+            self.error(f"{' and '.join(missing)} must be given")
+
+    def refuse(self, word: str) -> NoReturn:
+        """Ends the program with 2, because of a word that is none of ours."""
+        if not word.startswith("-"):
+            self.error(f"{word!r} belongs to no option")
+        name = word.partition("=")[0]
+        known = [flag for action in self._actions for flag in action.option_strings]
+        self.error(f"there is no option {name}{nearest(name, known)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            near = nearest(str(value), choices)
+            raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(choices)}{near}")
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with 2 and one sentence."""
+        self.exit(EXIT_WRONG_CALL, f"{self.prog}: {message} ({self.prog} --help shows what there is)\n")
+
+
+def _completer(words: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
+    return lambda prefix="", **_: [word for word in words() if word.startswith(prefix)]
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    value = positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 1")
+    return value
+
+
+def key_and_value(text: str) -> tuple[str, Any]:
+    """The name and the value of KEY=VALUE, whose value is JSON."""
+    name, sign, value = text.partition("=")
+    try:
+        if sign and name.isidentifier():
+            return name, json.loads(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not KEY=VALUE with a value in JSON, such as ratelimit=1000000"
+    )

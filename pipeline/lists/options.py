@@ -1,0 +1,52 @@
+"""The options of planning. Imports nothing heavy, for the command line is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.command_line import natural, option
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How rows are chosen and distributed.
+
+    Attributes:
+        unique: ``video``, at most one clip of a video in the data set, or ``clip``.
+        limit: only the first so many valid rows (not failed with class manifest) are part of the
+            job; the rows after the last of them are left out of the plan and have no outcome.
+        shard_size: clips in a shard, at most.
+        classes: the label map; None takes the sorted distinct labels of all valid rows.
+    """
+
+    unique: Literal["video", "clip"] = option(
+        "keep at most one clip a video, or all clips", "video", group="what is prepared"
+    )
+    limit: int | None = option(
+        "take only the first N valid rows",
+        None,
+        unit="N",
+        group="what is prepared",
+        shown="all rows",
+        parse=natural,
+    )
+    shard_size: int = option(
+        "most clips in a shard",
+        512,
+        unit="clips",
+        group="what is kept",
+        shown="512 clips, about 1 GB",
+        parse=natural,
+    )
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.unique not in ("video", "clip"):
+            raise ValueError(f"--unique is video or clip, not {self.unique!r}.")
+        if self.limit is not None and self.limit < 0:
+            raise ValueError(f"--limit is a number of rows, not {self.limit}.")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("--classes names a class twice; remove one of the two lines.")
+        if self.shard_size < 1:
+            raise ValueError(f"--shard-size is at least 1, not {self.shard_size}.")

@@ -43,18 +43,12 @@ SCHEMA = pa.schema(
 )
 
 _SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validate": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID}}}")
-_SECONDS = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-_NEGATIVE = re.compile(r"-(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_SECONDS = re.compile(r"([+-]?)(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _BATCH_ROWS = 4_096
 
@@ -230,8 +224,9 @@ def _checked(
 
 
 def _seconds(text: str, which: str) -> float:
-    if not _SECONDS.fullmatch(text):
-        problem = "is negative" if _NEGATIVE.fullmatch(text) else "is no number of seconds"
+    found = _SECONDS.fullmatch(text)
+    if not found or found[1] == "-":
+        problem = "is negative" if found else "is no number of seconds"
         raise _Malformed(f"the {which} {_show(text)} {problem}.")
     value = float(text)
     if value > MAX_TIME:

@@ -1,7 +1,7 @@
 """Decides for every manifest row, before anything is fetched: process, excluded or failed, and its shard.
 
-Pure functions over all rows at once: `pipeline.lists.uniqueness` has the rules, this module the table, its
-files and its price. `pipeline.job.graph` carries it out; what earlier runs left is no matter of this module.
+Pure functions over all rows at once: `pipeline.lists.uniqueness` has the rules, this module the table and its
+files. `pipeline.job.graph` carries a plan out; this module knows nothing of earlier runs.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def make(manifests: Sequence[pa.Table], options: PlanOptions, exclude: Sequence[
     places = _Places(pa.concat_tables([rows, listed]), pa.chunked_array([key, _keys(listed)]))
     reason = column(rows, "error")
     reason = _put(reason, unlisted & ~collision, _label_errors(rows, places, unlisted & ~collision))
-    reason = _put(reason, collision, _key_errors(key, places, collision, first))
+    reason = _put(reason, collision, _key_errors(places, collision, first))
     reason = _put(reason, excluded, _choose([text for _, text in REASONS], code[excluded]))
     columns = {name: rows[name] for name in rows.column_names} | {
         "key": key,
@@ -103,7 +103,7 @@ def make(manifests: Sequence[pa.Table], options: PlanOptions, exclude: Sequence[
         "failure_class": _choose([str(FailureClass.MANIFEST)], np.where(failed, 0, -1)),
         "reason": reason,
         "video": rows["youtube_id"],
-        "shard": pa.array(_shards(key, coded.split, planned, options.shard_size), mask=~planned),
+        "shard": _shards(key, column(rows, "split"), planned, options.shard_size),
     }
     schema = SCHEMA.with_metadata({"classes": json.dumps(list(labels), ensure_ascii=False)})
     return pa.table([columns[name] for name in schema.names], schema=schema).slice(0, end)
@@ -125,14 +125,13 @@ def only(table: pa.Table, chosen: np.ndarray, shard_size: int, purpose: str) -> 
     """
     rows = table.filter(pa.array(chosen)).combine_chunks()
     planned = pc.equal(rows["decision"], PROCESS).combine_chunks().to_numpy(zero_copy_only=False)
-    split = pc.index_in(column(rows, "split"), pa.array(PRECEDENCE)).fill_null(-1).to_numpy()
-    number = pa.array(_shards(column(rows, "key"), split, planned, shard_size), mask=~planned)
+    number = _shards(column(rows, "key"), column(rows, "split"), planned, shard_size)
     rows = rows.set_column(rows.schema.get_field_index("shard"), SCHEMA.field("shard"), number)
     return rows.replace_schema_metadata({**(table.schema.metadata or {}), _PURPOSE: purpose.encode()})
 
 
 def purpose_of(table: pa.Table) -> str | None:
-    """What the rows of a generation's plan were chosen for."""
+    """The purpose that the rows of a generation's plan were chosen for."""
     text = (table.schema.metadata or {}).get(_PURPOSE)
     return text.decode() if text is not None else None
 
@@ -140,8 +139,8 @@ def purpose_of(table: pa.Table) -> str | None:
 def first_videos(table: pa.Table, chosen: np.ndarray, count: int) -> np.ndarray:
     """Of the chosen rows, bool (rows,), all that need no work and those of `count` videos.
 
-    The videos are the first by the sha256 of their names, so that each wave is a fair sample of what is
-    left: of all splits and classes.
+    The videos are the first by the sha256 of their names, so that each wave is a fair sample of all splits
+    and classes that are left.
     """
     planned = pc.equal(column(table, "decision"), PROCESS).to_numpy(zero_copy_only=False) & chosen
     video = column(table, "video").dictionary_encode()
@@ -190,16 +189,17 @@ def parts(table: pa.Table, count: int) -> list[pa.Table]:
     return [taken.slice(end - size, size) for end, size in zip(ends, np.diff(ends, prepend=0), strict=True)]
 
 
-def _shards(key: pa.Array, split: np.ndarray, planned: np.ndarray, size: int) -> np.ndarray:
-    """Shard numbers (n,): the planned rows of a split by the key's sha256, in even runs of at most size."""
+def _shards(key: pa.Array, split: pa.Array, planned: np.ndarray, size: int) -> pa.Array:
+    """Shard numbers: the planned rows of a split by the sha256 of the key, in even runs of at most `size`;
+    null for other rows."""
     shard = np.zeros(len(planned), np.int32)
-    for number in range(len(PRECEDENCE)):
-        found = np.flatnonzero(planned & (split == number))
+    for name in PRECEDENCE:
+        found = np.flatnonzero(planned & pc.equal(split, name).to_numpy(zero_copy_only=False))
         if len(found):
             order = np.lexsort(_sha256(key.take(pa.array(found))).T[::-1])
             runs = -(-len(found) // size)
             shard[found[order]] = np.arange(len(found)) * runs // len(found)
-    return shard
+    return pa.array(shard, mask=~planned)
 
 
 def _sha256(texts: pa.Array) -> np.ndarray:
@@ -258,33 +258,28 @@ class _Places:
     def line(self, rows: np.ndarray) -> pa.Array:
         """'MANIFEST:ROW'."""
         manifests, numbers = (_take(values, rows) for values in (self.manifest, self.row))
-        return pc.binary_join_element_wise(manifests, numbers.cast(pa.string()), ":")
+        return _joined(manifests, ":", numbers.cast(pa.string()))
 
     def named(self, rows: np.ndarray) -> pa.Array:
         """'MANIFEST:ROW key'."""
-        return pc.binary_join_element_wise(self.line(rows), _take(self.key, rows), " ")
+        return _joined(self.line(rows), " ", _take(self.key, rows))
+
+
+def _joined(*texts: pa.Array | str) -> pa.Array:
+    return pc.binary_join_element_wise(*texts, "")
 
 
 def _label_errors(rows: pa.Table, places: _Places, which: np.ndarray) -> pa.Array:
     found = np.flatnonzero(which)
-    labels = column(rows, "label").take(pa.array(found))
-    return pc.binary_join_element_wise(
-        places.line(found), ": the label '", labels, "' is not among the classes given with --classes.", ""
-    )
+    labels = _take(rows["label"], found)
+    why = "' is not among the classes given with --classes."
+    return _joined(places.line(found), ": the label '", labels, why)
 
 
-def _key_errors(key: pa.Array, places: _Places, which: np.ndarray, first: np.ndarray) -> pa.Array:
+def _key_errors(places: _Places, which: np.ndarray, first: np.ndarray) -> pa.Array:
     found = np.flatnonzero(which)
-    start, keys = places.line(found), key.take(pa.array(found))
-    return pc.binary_join_element_wise(
-        start,
-        ": rows that differ share the key ",
-        keys,
-        ", the first of them at ",
-        places.line(first),
-        ".",
-        "",
-    )
+    why, where = ": rows that differ share the key ", ", the first of them at "
+    return _joined(places.line(found), why, _take(places.key, found), where, places.line(first), ".")
 
 
 def _take(values: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:

@@ -1,10 +1,9 @@
-"""Frozen copies of a data set: videos inside tar and tar.gz files, read by offset and never unpacked whole.
+"""Videos inside tar and tar.gz files, read by offset and never unpacked whole.
 
-A plain tar is read at the member's offset. A tar.gz has no offsets to go to: before a job, one pass over it
-lays the members that the plan asks for into one file of the work store (`lay_out`), which takes as much room
-as they do and is deleted when the generation is published. Without that, a member is reached by unpacking all
-that stands before it, half an archive on average. A member's path is shown and never used: what is wanted is
-looked up by the last part of the name.
+A plain tar is read at the member's offset. A tar.gz cannot be: before a job, `lay_out` reads it once and
+copies the members that the plan wants into one file of the work store, deleted when the generation is
+published. Without that file, a member is reached by unpacking all that stands before it. A member's path is
+shown but never used: members are found by the last part of their names.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Member:
 
 
 class Members:
-    """The videos of several archives by name without ending; a name that stands there twice is refused."""
+    """The videos of several archives by name without ending; a name that occurs twice is refused."""
 
     def __init__(self, tables: dict[str, pa.Table]):
         self.tables = tables
@@ -85,7 +84,7 @@ class Members:
         )
 
     def refused(self) -> list[Member]:
-        """All that may not be read, each with its reason."""
+        """All members that may not be read, each with its reason."""
         found = pc.indices_nonzero(pc.is_valid(self._table["refused"])).to_pylist()
         members = [self._member(number) for number in found]
         return members + [self[stem] for stem in self._twice]
@@ -162,7 +161,7 @@ def archives(pattern: str) -> list[str]:
 
 @functools.lru_cache(maxsize=8)
 def index(pattern: str, work: str | None) -> Members:
-    """What the archives hold, once a process: as `lay_out` left it in the work store, else read here.
+    """The members of the archives, as `lay_out` left them in the work store, else read here; cached.
 
     Raises OSError for an archive that cannot be read.
     """
@@ -175,15 +174,14 @@ def index(pattern: str, work: str | None) -> Members:
 
 
 def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: FetchOptions) -> None:
-    """Read all archives once, so that no worker has to, and lay out what the plan wants of packed ones.
+    """Read all archives once for all workers, and copy the wanted members of packed ones to the work store.
 
-    What an earlier, killed run did is not done again.
+    Archives that an earlier, killed run has read are not read again.
 
     Args:
-        specs: sources as written on the command line; others than archives are passed over.
-        plan: rows of `pipeline.lists.plan.SCHEMA`; of those to be processed the videos are wanted.
-        store: the work store.
-        options: the limit on a file's size.
+        specs: sources as written on the command line; only archives are looked at.
+        plan: rows of `pipeline.lists.plan.SCHEMA`; the videos of rows to be processed are wanted.
+        options: limits the size of a member.
 
     Raises:
         Failed: class storage.
@@ -204,7 +202,7 @@ def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: Fet
 
 
 def clear(specs: Sequence[str], store: WorkStore) -> None:
-    """Delete what was laid out; what the archives hold stays known."""
+    """Delete the copies that `lay_out` made; the lists of members stay."""
     for path in _paths(specs):
         store.storage.delete(_laid_out(path))
 
@@ -225,7 +223,7 @@ def _lay_out(path: str, wanted: Collection[str], store: WorkStore, max_bytes: in
 
 
 def _lacks(table: pa.Table, path: str, wanted: Collection[str], store: WorkStore, max_bytes: int) -> bool:
-    """Whether something wanted has not been laid out; what was laid out before is then done with."""
+    """Whether a wanted member has not been copied; the copies made before are then no use either."""
     rows = table.filter(pc.and_(pc.is_null(table["refused"]), pc.less_equal(table["size"], max_bytes)))
     stems, places = rows["stem"].to_pylist(), rows["laid_out"].to_pylist()
     found = [place for stem, place in zip(stems, places, strict=True) if stem in wanted]
@@ -233,7 +231,7 @@ def _lacks(table: pa.Table, path: str, wanted: Collection[str], store: WorkStore
 
 
 def _copy(member: Member, target: Path, work: str | None) -> None:
-    """Bring a member's bytes into a local file. Raises Failed."""
+    """Copy a member to a local file. Raises Failed."""
     try:
         with contextlib.ExitStack() as stack:
             source: IO[bytes] | None = None
@@ -271,5 +269,5 @@ def _laid_out(path: str) -> str:
 
 
 def _identity(path: str) -> str:
-    """Names an archive as long as it stays as it is."""
+    """A name for an archive that changes when the archive does."""
     return hashlib.sha256(os.fsencode(location.identity(path))).hexdigest()[:16]

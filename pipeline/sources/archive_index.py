@@ -1,4 +1,4 @@
-"""What a tar or tar.gz file holds, told from its headers, and what of it is not to be read and why.
+"""Lists the videos in a tar or tar.gz file by its headers, and the members that are refused, with the reason.
 
 An archive is untrusted input: nothing is unpacked, no name becomes a path, and no header decides how much is
 read into memory.
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 _STEM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}")  # times may have a point
 _GZIP = b"\x1f\x8b"
 _MAX_HEADER = 1 << 20  # bytes of one member's headers: long names, records, maps of holes; mostly kilobytes
-_MAX_GLOBAL = 1 << 14  # characters of records for all later members, which each costs anew; mostly a comment
+_MAX_GLOBAL = 1 << 14  # characters of records for all later members: each member pays for them again
 _MAX_MEMBERS = 1_000_000
 _HEADERS = 1 << 16  # bytes a request to an object store, where a header is read here and there
 _MAX_SIZE = 1 << 36  # bytes of one member: a packed archive of a few megabytes can promise petabytes
@@ -50,7 +50,7 @@ UNREADABLE = (
     gzip.BadGzipFile,
     UnicodeError,
     ValueError,
-    RecursionError,  # tarfile's, of headers that announce each other
+    RecursionError,  # raised by tarfile for headers that announce each other
 )
 CUT_OFF = "is cut off: the archive ends before it does"
 
@@ -58,15 +58,16 @@ CUT_OFF = "is cut off: the archive ends before it does"
 def read_index(
     path: str, target: IO[bytes] | None = None, wanted: Collection[str] = (), max_bytes: int = 0
 ) -> pa.Table:
-    """One pass over an archive: its videos, as a table of `SCHEMA`.
+    """Read an archive once: its videos, as a table of `SCHEMA`.
 
     Args:
         path: of a tar or tar.gz file, or its URL.
-        target: gets the payload of the wanted members that may be read and have at most `max_bytes`.
+        target: gets the payload of the `wanted` members (by stem) that may be read and have at most
+            `max_bytes`.
 
     Returns:
-        Rows in the archive's order. Where the archive ends early or is none, metadata ``problem`` says so
-        and the rows before stay.
+        Rows in the archive's order. Where the archive ends early or is not an archive, the metadata
+        ``problem`` say so; the rows before that point stay.
 
     Raises:
         OSError: the file cannot be read, or the target not written.
@@ -121,7 +122,7 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
 
 
 class _Guarded:
-    """A file that refuses to be read into memory by a header's word: a packed one may promise anything."""
+    """A file that refuses reads of any size that a header claims: a packed header can claim anything."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -129,7 +130,7 @@ class _Guarded:
         self.seek, self.tell = file.seek, file.tell
 
     def begin(self) -> None:
-        """What is read from now on are the headers of the next member."""
+        """Start counting for the headers of the next member."""
         self._left = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:
@@ -140,7 +141,7 @@ class _Guarded:
 
 
 def _row(member: tarfile.TarInfo, end: int | None) -> dict[str, Any] | None:
-    """A member's row; None for folders and for what is neither a video nor refused."""
+    """The row of a member; None for a folder, and for other files that are not refused."""
     stem, suffix = os.path.splitext(PurePosixPath(member.name).name)
     is_video = suffix.lower() in VIDEO_SUFFIXES and _STEM.fullmatch(stem) is not None
     failure, why = _refusal(member, end)
@@ -177,6 +178,7 @@ def _refusal(member: tarfile.TarInfo, end: int | None) -> tuple[FailureClass | N
 
 
 def copy_bytes(source: IO[bytes], size: int, target: IO[bytes]) -> None:
+    """Copy the next `size` bytes. Raises EOFError where the source ends early."""
     while size:
         if not (chunk := source.read(min(size, CHUNK))):
             raise EOFError("the archive ends before it does")
@@ -185,5 +187,6 @@ def copy_bytes(source: IO[bytes], size: int, target: IO[bytes]) -> None:
 
 
 def is_packed(path: str) -> bool:
+    """Whether a file is compressed by gzip."""
     with location.open_file(path, block=len(_GZIP)) as file:
         return file.read(2) == _GZIP

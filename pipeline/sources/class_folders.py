@@ -1,4 +1,4 @@
-"""A list made of a folder of class folders, as UCF-101 and HMDB-51 are published: CLASS/VIDEO.avi."""
+"""Makes a list from a folder of class folders, as UCF-101 and HMDB-51 are published: CLASS/VIDEO.avi."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.media import probe
 from pipeline.outcome import Failed
 from pipeline.sources.directory import VIDEO_SUFFIXES, walk
 
-_UNKNOWN_SECONDS = 10.0  # of a video that says no length: `prepare` finds out what is in it
+_UNKNOWN_SECONDS = 10.0  # for a video that names no length: `prepare` reads what is in it
 
 
 def write(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
-    """Write a list of the videos in `folder`, all in train: what trains and what tests, other lists say.
+    """Write a list of the videos in `folder`, all in train.
 
     Each row is a whole video; its id is its file's name (`pipeline.keys.id_of`), its label its
     folder's. Returns how many there are. Raises ManifestError where there is none, or two of one name.

@@ -1,7 +1,7 @@
-"""Videos that are already in a folder, whole or trimmed, in the names the field uses.
+"""Videos in a folder, whole or trimmed, by the names that the field uses.
 
-The folder is walked once for each process; clips are looked up by name, so no path is ever made of a
-manifest's text.
+Each process lists the folder once. Clips are looked up by name, so no path is ever made from the text of a
+manifest.
 """
 
 from __future__ import annotations
@@ -103,8 +103,7 @@ def find(clip: Clip, present: Container[str], place: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def index(pattern: str) -> dict[str, str]:
-    """Name without ending, and the id made of it -> path, of every video that `pattern` names; made once a
-    process."""
+    """Name without ending, and the id made of it -> path, of every video that `pattern` names; cached."""
     found: dict[str, tuple[int, str]] = {}
     for path in _files(pattern):
         stem, suffix = os.path.splitext(os.path.basename(path))
@@ -133,8 +132,8 @@ def walk(folder: str, strict: bool = False) -> Iterator[str]:
     """Every file below `folder` that is not hidden, in folders that links lead to as well; each folder once,
     by the first path to it in alphabetical order, so that a circle of links comes to an end.
 
-    What a link leads to is passed over where it cannot be listed, and so is a folder that this user may not
-    read, unless the walk is `strict`; else OSError.
+    Skips a folder behind a link that cannot be listed, and unless `strict` a folder that this user may not
+    read. Raises OSError for any other folder that cannot be listed.
     """
     waiting, seen = [(folder, False)], set()
     while waiting:

@@ -1,9 +1,9 @@
-"""How hard the fleet leans on a site: lanes paced by start times, backing off, and the fleet's pause.
+"""Limits the requests of all workers to a site: start times in lanes, backing off, and a common pause.
 
-A lane is a fixed share of the videos (a stable hash of the video's name), worked off one by one: N lanes that
-each start a video every 3600 N / budget seconds keep to the budget together. Without lanes all workers take
-their turns in one row. The next turn stands in the work store, so that it outlives a worker, and no service
-has to count requests. What a failure means is `pipeline.outcome`'s.
+A lane is a fixed share of the videos (a stable hash of the name), processed one by one: N lanes that each
+start a video every 3600 N / budget seconds keep the budget together. Without lanes all workers share one
+queue of turns. The time of the next turn stands in the work store, so it outlives a worker and no service has
+to count requests.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from pipeline.outcome import Failed, FailureClass
 from pipeline.storage import AlreadyExists, Changed, Storage
 
 _FLAG = "pause.json"
-_LOOK_SECONDS = 5.0
-_BROKEN = 3
-_FARTHEST_SECONDS = 7 * 86400.0  # a turn farther off is that of a clock gone wrong
+_LOOK_SECONDS = 5.0  # between two looks at the flag of the pause
+_BROKEN = 3  # failures of the installation in a row that stop the job
+_FARTHEST_SECONDS = 7 * 86400.0  # a turn later than that was written by a wrong clock
 
 
 @dataclass(frozen=True)
 class RateLimit:
-    """What a user lets the fleet do to a site.
+    """How fast all workers together may ask a site.
 
     Attributes:
-        budget: videos an hour for the whole fleet; None for as fast as it goes.
-        lanes: how many videos are fetched at a time; each lane needs a worker to itself. None: as many as
-            there are workers.
-        pause: seconds that the whole fleet waits when the site says that it blocks us.
+        budget: videos an hour for all workers; None: no limit.
+        lanes: videos fetched at a time, each by a worker of its own; None: as many as there are workers.
+        pause: seconds that all workers wait when the site says that it blocks us.
         pauses: how often a video is asked for again after such a pause, before it counts as blocked.
         backoff: seconds a lane waits after a rate limit, doubled for each one in a row, with jitter; longer
             where the site names a longer time.
@@ -54,7 +53,7 @@ class RateLimit:
 
 
 class Lane:
-    """One worker's way to the site: says when the next video may be asked for."""
+    """Decides when one worker may ask the site for its next video."""
 
     def __init__(self, limit: RateLimit, storage: Storage):
         self._rate_limit, self._storage = limit, storage
@@ -63,7 +62,7 @@ class Lane:
         self._broken = 0  # failures of the installation in a row
 
     def wait(self, lane: int | None = None) -> None:
-        """Return when the next video may be started: in its turn, and not while the fleet pauses.
+        """Return when the next video may be started: in its turn, and not during a pause.
 
         Args:
             lane: the number of the video's lane; None where there are no lanes.
@@ -81,10 +80,10 @@ class Lane:
                 return
 
     def record_result(self, fetched: Mapping[str, object]) -> bool:
-        """Take in what came of a video: blocked pauses the fleet, rate slows this lane.
+        """Note the pieces of a video: a failure of class blocked pauses all workers, rate slows this lane.
 
         Returns:
-            Whether the same video is worth asking for once more after the pause.
+            Whether the same video is worth another request after the pause.
 
         Raises:
             Failed: class environment, the third time in a row: the installation is at fault, not a video.
@@ -117,7 +116,7 @@ def _turn_file(limit: RateLimit, lane: int | None) -> str:
 
 
 def _take_turn(storage: Storage, limit: RateLimit, lane: int | None, earliest: float) -> float:
-    """Take a lane's next turn, `earliest` seconds from now or later; seconds until it comes."""
+    """Take a lane's next turn, at least `earliest` seconds from now; returns the seconds until then."""
     path = _turn_file(limit, lane)
     while True:
         version = storage.version(path)
@@ -133,7 +132,7 @@ def _take_turn(storage: Storage, limit: RateLimit, lane: int | None, earliest: f
 
 
 def _next_turn(storage: Storage, path: str, now: float) -> float:
-    """When the next turn is (seconds since the epoch); 0 where that is not known, or beyond belief."""
+    """The time of the next turn (seconds since the epoch); 0 where it is unknown or absurdly late."""
     try:
         turn = float(json.loads(storage.read_bytes(path))["next"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -142,7 +141,7 @@ def _next_turn(storage: Storage, path: str, now: float) -> float:
 
 
 def forget_turns(storage: Storage, limit: RateLimit) -> None:
-    """Give back the turns that workers of an earlier run took in the row of all, and will not use."""
+    """Give back the turns in the common queue that workers of an earlier run took and will not use."""
     if limit.interval and limit.lanes is None:
         path, soon = _turn_file(limit, None), time.time() + limit.interval
         if _next_turn(storage, path, time.time()) > soon:
@@ -150,7 +149,7 @@ def forget_turns(storage: Storage, limit: RateLimit) -> None:
 
 
 def paused_until(storage: Storage) -> tuple[datetime, str] | None:
-    """When the fleet's pause ends and why it was called, if there ever was one."""
+    """The end of the common pause (UTC) and its reason; None if there never was one."""
     try:
         flag = json.loads(storage.read_bytes(_FLAG))
         return datetime.fromisoformat(flag["until"]), str(flag["reason"])

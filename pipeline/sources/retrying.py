@@ -1,7 +1,6 @@
-"""From a video to local files: the sources in order, and once more where the network failed.
+"""Brings a video from several sources: in order, and again where the network failed.
 
-What a failure means is decided in `pipeline.sources.ytdlp.failures`; how a source is asked, in
-`pipeline.sources`.
+`pipeline.sources.ytdlp.failures` decides about the class of a failure.
 """
 
 from __future__ import annotations
@@ -19,24 +18,21 @@ from pipeline.sources.ytdlp.failures import FailedForNow
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts, at most (before jitter)."""
 
-
-_LEAST = 1.0  # seconds: with less time left another attempt is in vain
+_LEAST = 1.0  # seconds: with less time left another attempt is pointless
 
 
 def fetch(video: Video, sources: tuple[Source, ...], folder: Path, options: FetchOptions) -> Fetched:
-    """Bring `video`'s clips from the first source that has them.
+    """Bring each clip of `video` from the first source that has it.
 
-    A source whose failure is of class network is asked again, up to `options.attempts` times within
-    `options.timeout` seconds, with growing pauses; a clip that a source does not bring is asked of the next.
+    After a failure of class network a source is asked again, up to `options.attempts` times within
+    `options.timeout` seconds, with growing pauses. A clip that one source lacks is asked of the next.
 
     Args:
-        video: the clips wanted.
         sources: in the order in which they are tried.
-        folder: an existing folder for files; nothing partial is left in it under a piece's name.
-        options: limits, attempts and what is passed to yt-dlp.
+        folder: an existing folder for files; no partial file is left in it under a piece's name.
 
     Returns:
-        A piece or the most telling failure for every clip: one that may pass with time before one that will
+        A piece for every clip, or its most telling failure: one that may pass with time before one that will
         not, and either before "not in the folder".
     """
     results: list[Fetched] = []
@@ -67,7 +63,7 @@ def fetch(video: Video, sources: tuple[Source, ...], folder: Path, options: Fetc
 
 
 def _patiently(video: Video, source: Source, folder: Path, options: FetchOptions) -> Fetched:
-    """One source, asked again for the clips that the network cost, while attempts and time are left."""
+    """Ask one source, and again for clips with a network failure while attempts and time are left."""
     deadline = time.monotonic() + options.timeout
     fetched = source.fetch(video, folder, options)
     pieces, requests, fallbacks, attempt = dict(fetched.pieces), fetched.requests, fetched.fallbacks, 1
@@ -88,7 +84,7 @@ def _patiently(video: Video, source: Source, folder: Path, options: FetchOptions
 
 
 def worth_repeating(piece: Piece | Failed) -> bool:
-    """Whether asking again in the same run may help: only where the network failed, and named no time."""
+    """Whether a retry in the same run may help: the network failed, and the site named no later time."""
     return (
         isinstance(piece, Failed)
         and piece.failure_class is FailureClass.NETWORK
@@ -97,7 +93,7 @@ def worth_repeating(piece: Piece | Failed) -> bool:
 
 
 def most_telling(failures: Sequence[Failed]) -> Failed:
-    """Of several sources' failures of one clip (the first of equals) the one to keep, as `fetch` says."""
+    """The failure to keep of several sources' for one clip, as `fetch` says; the first of equals."""
     return min(failures, key=_rank)
 
 

@@ -1,7 +1,6 @@
-"""The process in which yt-dlp runs: one JSON line in for a video, one JSON line out for what came of it.
+"""The process in which yt-dlp runs: reads one JSON line a video and answers with one JSON line.
 
-    python -m pipeline.sources.ytdlp.client     (started by `pipeline.sources.ytdlp.process`, which kills it
-    when it stalls)
+    python -m pipeline.sources.ytdlp.client     (started, and killed when it stalls, by `process`)
 
 Extracts once, then brings each range with ffmpeg, or the whole file where a range cannot be had. Ends by
 itself, with everything it started, when its standard input closes or its parent is gone.
@@ -50,17 +49,18 @@ _RANGE_ONLY = (FailureClass.FORMAT, FailureClass.CORRUPT)  # after these, the wh
 
 
 class Downloader(YoutubeDL):
-    """yt-dlp, with new requests told to the guard, and a limit to the pages that it reads into memory."""
+    """yt-dlp that reports new requests to the guard and limits the pages that it reads into memory."""
 
     guard: Guard
 
     def proxy(self, url: str) -> str | None:
-        """The proxy that it asks for `url`: the one given, else one that the environment names; or None."""
+        """The proxy for `url`: the given one, else one that the environment names, else None."""
         proxies = self.proxies.copy()
         clean_proxies(proxies, HTTPHeaderDict())
         return select_proxy(url, proxies)
 
-    def urlopen(self, req):
+    def urlopen(self, req: Any) -> Any:
+        """yt-dlp's own, for a new address, with a limited answer."""
         self.guard.new_address()
         answer = super().urlopen(req)
         read = answer.read
@@ -78,7 +78,7 @@ class Downloader(YoutubeDL):
 
 
 class Fetch:
-    """One job under way: what was extracted, and the files brought so far."""
+    """One request in progress."""
 
     def __init__(self, request: FetchRequest, guard: Guard):
         self.request, self.guard, self.log = request, guard, Log()
@@ -87,7 +87,7 @@ class Fetch:
         self.folder = Path(request.folder)
 
     def run(self) -> dict[str, Any]:
-        """Everything: one answer with a file or a failure for each range, or one failure for all."""
+        """Serve the request: a file or a failure for each range, or one of either for all."""
         answers: list[dict[str, Any]] = []
         try:
             with Downloader(options(self.request, self.log)) as self.ydl:
@@ -105,16 +105,14 @@ class Fetch:
         }
 
     def extract(self) -> dict[str, Any]:
-        """The video's format, as yt-dlp describes it, checked for what we do not take."""
+        """yt-dlp's description of the format to take. Raises Failed for playlists, live streams and sound."""
         info = self.ydl.extract_info(self.request.url, download=False)
         if not info or info.get("_type", "video") != "video":
             raise Failed(FailureClass.FORMAT, "The address leads to a playlist or a page, not to one video.")
         if info.get("live_status") in ("is_live", "is_upcoming", "post_live"):
             raise Failed(FailureClass.UNAVAILABLE, f"The video is live or to come ({info['live_status']}).")
         if not self.request.site and not info.get("direct"):
-            raise Failed(
-                FailureClass.FORMAT, "The address leads to a page or a playlist, not to a video file."
-            )
+            raise Failed(FailureClass.FORMAT, "The address leads to a page, not to a video file.")
         parts = info.get("requested_formats") or [info]
         video = next((p for p in parts if p.get("vcodec") != "none"), parts[0])
         if video.get("vcodec") == "none":
@@ -122,7 +120,7 @@ class Fetch:
         return {key: value for key, value in {**info, **video}.items() if key != "requested_formats"}
 
     def bring(self, info: dict[str, Any]) -> list[dict[str, Any]]:
-        """A file or a failure for each range, in order; what a range's failure decides for the others."""
+        """A file or a failure for each range, in order; after some failures no further range is tried."""
         answers: list[dict[str, Any]] = []
         whole: dict[str, Any] | None = None
         duration = info.get("duration")
@@ -150,7 +148,7 @@ class Fetch:
         return answers
 
     def why_not_ranges(self, info: dict[str, Any]) -> str | None:
-        """None where ranges may be asked for; else the reason for the whole file."""
+        """The reason for a full download; None where ranges may be asked for."""
         if not self.request.ranges:
             return "no range is wanted"
         if info.get("protocol") not in ("http", "https"):
@@ -160,16 +158,16 @@ class Fetch:
         if not brings_ranges(self.ydl.proxy(info["url"])):
             return NO_RANGE_THROUGH_PROXY
         if self.request.ytdlp.get("source_address"):
-            return "a range cannot be asked for from a source_address"  # ffmpeg is not told of it
+            return "a range cannot be asked for from a source_address"  # ffmpeg does not know it
         return None
 
     def range(
         self, info: dict[str, Any], number: int, low: float, high: float, end: float
     ) -> tuple[Path, float | None]:
-        """Bring seconds `low` to `high`, on their own clock, as a file in which all up to `end` is there.
+        """Bring seconds `low` to `high`, on the source's clock, as a file that is whole up to `end`.
 
         Returns:
-            The file, and the duration of the video that it was taken from, in seconds.
+            The file, and the duration of its source in seconds.
         """
         from yt_dlp.downloader.external import FFmpegFD
 
@@ -196,23 +194,26 @@ class Fetch:
         return path, self.check_range(path, said, low, end)
 
     def follow(self, info: dict[str, Any]) -> bool:
-        """Put in the address that the media's redirects to, if it does; yt-dlp asks, so the guard sees it."""
-        headers = {**(info.get("http_headers") or {}), "Range": "bytes=0-0"}
-        with self.ydl.urlopen(YtRequest(info["url"], headers=headers)) as answer:
+        """Replace the address by the one that it redirects to, if any; yt-dlp asks, so the guard sees it."""
+        with self.first_byte(info) as answer:
             moved = answer.url != info["url"]
             info["url"] = answer.url
         return moved
 
     def ignores_ranges(self, info: dict[str, Any], failed: Failed) -> bool:
-        """Whether a range broke off because the server sends the whole file whatever is asked for."""
+        """Whether a range broke off because the server always sends the whole file."""
         if "prematurely" not in failed.reason:
             return False
-        headers = {**(info.get("http_headers") or {}), "Range": "bytes=0-0"}
         try:
-            with self.ydl.urlopen(YtRequest(info["url"], headers=headers)) as answer:
+            with self.first_byte(info) as answer:
                 return answer.status == 200
         except Exception:  # the range's own failure says more
             return False
+
+    def first_byte(self, info: dict[str, Any]) -> Any:
+        """The answer to a request for the first byte of the media."""
+        headers = {**(info.get("http_headers") or {}), "Range": "bytes=0-0"}
+        return self.ydl.urlopen(YtRequest(info["url"], headers=headers))
 
     def check_range(self, path: Path, said: str, low: float, end: float) -> float | None:
         """The source's duration (s); `Failed` unless the file goes to `end`, or as far as the source."""
@@ -235,16 +236,15 @@ class Fetch:
         return lasts
 
     def whole(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Bring the whole file: an answer, which is a failure where it does not come or is no video."""
+        """Bring the whole file: its answer, or that of the failure."""
         try:
             duration = info.get("duration")
             if duration and duration > self.request.max_duration:
                 reason = f"The whole video lasts {duration:g} s, more than {self.request.max_duration:g} s."
                 raise Failed(FailureClass.TOO_LARGE, reason)
             if info.get("protocol") not in ("http", "https", "m3u8_native", "http_dash_segments"):
-                raise Failed(
-                    FailureClass.FORMAT, f"The video comes over {info.get('protocol')}, which is not read."
-                )
+                reason = f"The video comes over {info.get('protocol')}, which is not read."
+                raise Failed(FailureClass.FORMAT, reason)
             ext = info.get("ext") if re.fullmatch(r"[a-z0-9]{1,5}", info.get("ext") or "") else "video"
             path = self.folder / f"whole.{ext}"
             self.ydl.add_progress_hook(self.watch_size)
@@ -261,12 +261,14 @@ class Fetch:
             return record_of(self.explain(error, media=True))
 
     def explain_ffmpeg(self, said: str) -> Failed:
+        """The failure that the messages of ffmpeg mean."""
         declared = re.search(r"ends prematurely at \d+, should be (\d+)", said)
         if declared and int(declared[1]) > self.request.max_bytes:
             return self.too_large()
         return classify_ffmpeg(said, site=self.request.site)
 
     def watch_size(self, progress: dict[str, Any]) -> None:
+        """Stop a full download that grows too large."""
         if max(progress.get("downloaded_bytes") or 0, 0) > self.request.max_bytes:
             raise self.too_large()
 
@@ -274,6 +276,7 @@ class Fetch:
         return Failed(FailureClass.TOO_LARGE, f"The file is larger than {self.request.max_bytes} bytes.")
 
     def why_nothing(self) -> Failed:
+        """The failure of a download that ended without a file."""
         if any("larger than max-filesize" in line for line in self.log.lines):
             return self.too_large()
         said = next((line for line in reversed(self.log.lines) if line.strip()), "nothing")
@@ -282,7 +285,7 @@ class Fetch:
         )
 
     def explain(self, error: BaseException, *, media: bool = False) -> Failed:
-        """The failure that `error` means; the guard's refusals and missing runtimes come first."""
+        """The failure that `error` means, unless the guard refused a connection."""
         if self.guard.refused:
             return Failed(FailureClass.UNSAFE, self.guard.refused)
         if self.guard.looped:
@@ -290,16 +293,13 @@ class Fetch:
         failed = classify(error, site=self.request.site, media=media)
         if failed.failure_class is FailureClass.ENVIRONMENT:
             runtime = next((w for w in self.log.warnings if "JavaScript runtime" in w), None)
-            remedy = (
-                runtime
-                or "Bring yt-dlp up to date and install a JavaScript runtime (pip install -U yt-dlp deno)."
-            )
-            return Failed(FailureClass.ENVIRONMENT, f"{failed.reason} {remedy}")
+            update = "Bring yt-dlp up to date and install a JavaScript runtime (pip install -U yt-dlp deno)."
+            return Failed(FailureClass.ENVIRONMENT, f"{failed.reason} {runtime or update}")
         return failed
 
 
 def _duration(path: Path) -> float | None:
-    """Seconds, rounded as ffmpeg writes them, of a file that `probe` has let through."""
+    """Seconds, rounded as ffmpeg writes them, of a file that passed `probe`."""
     import av
 
     with av.open(f"file:{path}", options=reader_options()) as container:
@@ -308,7 +308,7 @@ def _duration(path: Path) -> float | None:
 
 @contextmanager
 def _proxy_of_children(proxy: str | None) -> Iterator[None]:
-    """Let ffmpeg go by this proxy, or by none: it chooses by these two variables, otherwise than yt-dlp."""
+    """Make ffmpeg use this proxy, or none: unlike yt-dlp it looks at these two variables."""
     before = {name: os.environ.pop(name, None) for name in ("http_proxy", "no_proxy")}
     if proxy is not None:
         os.environ["http_proxy"] = proxy
@@ -321,7 +321,7 @@ def _proxy_of_children(proxy: str | None) -> Iterator[None]:
 
 @contextmanager
 def _stderr() -> Iterator[Any]:
-    """Catch what children write to standard error; yields a function that reads the last 64 KiB of it."""
+    """Catch the standard error of children; yields a function that reads its last 64 KiB."""
     with tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
@@ -338,7 +338,7 @@ def _stderr() -> Iterator[Any]:
 
 
 def _read_requests(lines: SimpleQueue[bytes]) -> None:
-    """Pass lines on; when there can be no more, or the parent is gone, end the whole process group."""
+    """Pass lines on; at the end of input, or without the parent, end the whole process group."""
     parent, held = os.getppid(), b""
     while os.getppid() == parent:
         ready, _, _ = select.select([0], [], [], 1.0)
@@ -357,7 +357,7 @@ def _read_requests(lines: SimpleQueue[bytes]) -> None:
 def main() -> None:
     """Answer requests until standard input closes. Must lead a process group of its own."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever prints must not print into the answers
+    os.dup2(2, 1)  # keeps other output of this process out of the answers
     guard = Guard()
     guard.install()
     lines: SimpleQueue[bytes] = SimpleQueue()

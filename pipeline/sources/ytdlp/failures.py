@@ -1,7 +1,7 @@
-"""What a failure of yt-dlp or of ffmpeg means: exception or stderr -> `Failed` with its class.
+"""Classifies failures of yt-dlp and ffmpeg: exception or stderr -> `Failed` with its class.
 
-The one place where a site's sentences are read. The table follows yt-dlp 2026.10; more specific sentences
-come before more general ones, since "Sign in" and "Video unavailable" begin many of them.
+Sentences of a site are read here only. The table follows yt-dlp 2026.10; more specific sentences come before
+more general ones, since "Sign in" and "Video unavailable" begin many of them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from pipeline.outcome import Failed, FailureClass
 
 LONGEST_WAIT = timedelta(days=30)
-"""A site that names a later time than this is not believed."""
+"""The latest time to ask again that a site may name."""
 
 
 class FailedForNow(Failed):
-    """A failure of the network not to be repeated in this run: a redirect loop, or the site said when."""
+    """A network failure that is not retried in this run: a redirect loop, or the site named a time."""
 
 
 def record_of(failed: Failed) -> dict[str, Any]:
@@ -88,26 +88,27 @@ _NO_VIDEO = re.compile(
 )
 _STATUS = re.compile(r"http error (\d{3})", re.IGNORECASE)
 _MEDIA = "unable to download video data"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def classify(error: BaseException, *, site: bool = False, media: bool = False) -> Failed:
-    """The class, the sentence and the time to ask again, of anything that yt-dlp raises.
+    """The class, the sentence and the time to ask again, for any exception of yt-dlp.
 
     Args:
-        error: the exception; `yt_dlp.utils.DownloadError` is looked through to what it holds.
-        site: the video belongs to YouTube, whose 403 on media is a matter of tokens and whose missing formats
-            are a matter of our installation; for a plain URL they say that we are refused and that there is
-            no video.
+        error: the exception; those that it holds or came from are looked at too.
+        site: the video belongs to YouTube: a 403 on media means tokens, missing formats mean our
+            installation. For a plain URL they mean that we are refused, and that there is no video.
         media: the error came from the media host, not from the page.
 
     Returns:
-        `FailedForNow` where repeating it at once is of no use though its class is network.
+        `FailedForNow` for a network failure that an immediate retry would only repeat.
     """
     from yt_dlp.networking.exceptions import HTTPError, NoSupportingHandlers, RequestError, TransportError
     from yt_dlp.utils import GeoRestrictedError, YoutubeDLError
 
     if isinstance(error, Failed):
         return error
+    unknown = FailureClass.UNAVAILABLE if site else FailureClass.FORMAT
     chain = _chain(error)
     text = _sentence(chain)
     plain = text.lower().replace("’", "'")
@@ -122,25 +123,30 @@ def classify(error: BaseException, *, site: bool = False, media: bool = False) -
     status = _STATUS.search(text)
     if status:
         return of_status(int(status[1]), text, {}, token=site and media)
-    for e in chain:
-        if isinstance(e, OSError) and (found := _of_errno(e, text)):
-            return found
+    if any(isinstance(e, OSError) and e.errno in _FULL for e in chain):
+        return Failed(FailureClass.STORAGE, text)
     for failure_class, pattern in _COMPILED:
         if pattern.search(plain):
             return Failed(failure_class, text)
     if _NO_FORMAT.search(plain):
         return Failed(FailureClass.ENVIRONMENT if site else FailureClass.FORMAT, text)
     if _NO_VIDEO.search(plain) and not (site and "video unavailable" in plain):
-        return Failed(FailureClass.UNAVAILABLE if site else FailureClass.FORMAT, text)
+        return Failed(unknown, text)
     if any(isinstance(e, TransportError | TimeoutError | ConnectionError) for e in chain):
         return Failed(FailureClass.NETWORK, text)
     if any(isinstance(e, NoSupportingHandlers) or type(e) is RequestError for e in chain):
         return Failed(FailureClass.UNSAFE, text)
     if any(isinstance(e, YoutubeDLError) for e in chain):
-        return Failed(FailureClass.UNAVAILABLE if site else FailureClass.FORMAT, text)
-    return Failed(
-        FailureClass.UNAVAILABLE if site else FailureClass.FORMAT, f"{type(error).__name__}: {text}"
-    )
+        return Failed(unknown, text)
+    return Failed(unknown, f"{type(error).__name__}: {text}")
+
+
+_STATUSES = {
+    404: FailureClass.GONE,
+    410: FailureClass.GONE,
+    429: FailureClass.RATE,
+    451: FailureClass.GEO,
+}
 
 
 def of_status(status: int, reason: str, headers: Mapping[str, str], *, token: bool = False) -> Failed:
@@ -150,28 +156,22 @@ def of_status(status: int, reason: str, headers: Mapping[str, str], *, token: bo
         status: three digits.
         reason: the sentence to keep.
         headers: of the answer; Retry-After (seconds or a date) becomes the time to ask again.
-        token: a 403 here is a matter of client or token, not of the video.
+        token: a 403 here means the client or the token, not the video.
     """
     due = retry_after(headers)
-    if status in (404, 410):
-        return Failed(FailureClass.GONE, reason)
-    if status == 429:
-        return Failed(FailureClass.RATE, reason, due)
-    if status == 451:
-        return Failed(FailureClass.GEO, reason)
+    if status in _STATUSES:
+        return Failed(_STATUSES[status], reason, due)
     if status == 407:
         return Failed(FailureClass.ENVIRONMENT, f"{reason} (the proxy wants a name and a password)")
     if status == 403 and token:
         return Failed(FailureClass.TOKEN, reason, due)
     if status in (408, 425) or status >= 500 or status < 400:
-        return (
-            FailedForNow(FailureClass.NETWORK, reason, due) if due else Failed(FailureClass.NETWORK, reason)
-        )
+        return (FailedForNow if due else Failed)(FailureClass.NETWORK, reason, due)
     return Failed(FailureClass.REFUSED, reason)
 
 
 def retry_after(headers: Mapping[str, str]) -> datetime | None:
-    """The UTC time that a Retry-After header names, not before now; None without one that can be read."""
+    """The UTC time in a Retry-After header, not before now; None without a header that can be read."""
     value = next((v for k, v in headers.items() if k.lower() == "retry-after"), "").strip()
     now = datetime.now(UTC).replace(microsecond=0)
     if re.fullmatch(r"\d{1,9}", value):
@@ -204,9 +204,9 @@ _FFMPEG_5XX = re.compile(r"Server returned 5XX")
 
 
 def classify_ffmpeg(stderr: str, *, site: bool = False) -> Failed:
-    """The class of a range that ffmpeg could not bring, by what it wrote; a telling line is the reason.
+    """The failure of a range by the messages of ffmpeg; the most telling line is the reason.
 
-    A class of format means no more than that the range failed on what came: the whole file may still do.
+    Class format only means that the range could not be read: a full download may still work.
     """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     status = _FFMPEG_STATUS.search(stderr)
@@ -227,7 +227,7 @@ def classify_ffmpeg(stderr: str, *, site: bool = False) -> Failed:
 
 
 def might_be_redirect(stderr: str) -> bool:
-    """Whether ffmpeg, told not to follow redirections, may have met one: it names no reason then."""
+    """Whether ffmpeg, forbidden to follow redirects, may have met one: it gives no reason then."""
     return "Error opening input: Input/output error" in stderr and not (
         _FFMPEG_STATUS.search(stderr) or re.search(r"Connection|timed out|resolve|prematurely", stderr)
     )
@@ -238,7 +238,7 @@ def _without_prefix(line: str) -> str:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """`error` and what it holds or came from, outermost first, each once."""
+    """`error` and the exceptions that it holds or came from, outermost first, each once."""
     chain: list[BaseException] = []
     waiting: list[object] = [error]
     while waiting and len(chain) < 20:
@@ -254,16 +254,10 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _sentence(chain: list[BaseException]) -> str:
-    """The site's own words, without yt-dlp's frame, colours and its plea to report a bug."""
+    """The site's own words, without the frame, the colours and the bug-report plea of yt-dlp."""
     told = next((e for e in chain if getattr(e, "orig_msg", None)), chain[0])
     text = str(chain[0]) if _MEDIA in str(chain[0]) else str(getattr(told, "orig_msg", None) or told)
     text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r", "")
     text = re.split(r"; please report this issue on|\(caused by ", text)[0]
     text = re.sub(r"^(ERROR: )+", "", text.strip())
     return text or type(told).__name__
-
-
-def _of_errno(error: OSError, text: str) -> Failed | None:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-        return Failed(FailureClass.STORAGE, text)
-    return None

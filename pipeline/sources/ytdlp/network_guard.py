@@ -1,7 +1,7 @@
-"""Which addresses a fetch may speak to, and how many requests it made: a guard over this process's sockets.
+"""Guards the sockets of this process: refuses private addresses and counts requests.
 
-The guard is an audit hook, so it sees every connection that Python code makes, redirects included, whichever
-library makes it. It cannot see ffmpeg's own connections: those are checked by name before ffmpeg starts.
+The guard is an audit hook, so it sees every connection of Python code, redirects included, whichever library
+makes it. It cannot see the connections of ffmpeg: their hosts are checked before ffmpeg starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_HOPS = 10
 """Requests that one address may lead to by redirection."""
 
 NO_RANGE_THROUGH_PROXY = "a range cannot go through this proxy, which is not an http:// one"
-"""Why the whole file is taken there: ffmpeg would pass the proxy by."""
+"""The reason for a full download: ffmpeg would not use the proxy."""
 
 _REQUEST_LINE = re.compile(rb"[A-Z]{3,8} \S")
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks4": 1080, "socks4a": 1080}
@@ -29,11 +29,11 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Refused(Exception):
-    """A connection that the guard did not let through."""
+    """The guard refused a connection."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is of the open internet; one that embeds an IPv4 address counts as that."""
+    """Whether an IP address belongs to the open internet; an embedded IPv4 address decides."""
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -61,7 +61,7 @@ def brings_ranges(proxy: str | None) -> bool:
 
 
 class Guard:
-    """Refuses private addresses other than the ones the user named; counts requests and redirections.
+    """Refuses private addresses that the user did not name; counts requests and redirects.
 
     Attributes:
         refused: why the last connection was refused, or None.
@@ -84,8 +84,7 @@ class Guard:
     def begin(self, named: Iterable[str], proxy: str | None) -> None:
         """Start a fetch: the hosts of the URLs in `named`, and of the proxies, may be private."""
         self._active = False
-        named_by_environment = {name: url for name, url in getproxies().items() if name in _PROXY_NAMES}
-        proxies = [proxy] if proxy else list(named_by_environment.values())
+        proxies = [proxy] if proxy else [url for name, url in getproxies().items() if name in _PROXY_NAMES]
         self._trusted = set()
         for url in (*named, *proxies):
             place = host_and_port(url)
@@ -137,7 +136,7 @@ class Guard:
         host, port = str(address[0]), int(address[1])
         for number in _resolve(host, port):  # itself where it is a number already
             if not self._allows(number, port):
-                self._hops = MAX_HOPS  # nor does another of yt-dlp's ways of asking go as far again
+                self._hops = MAX_HOPS  # so that another handler of yt-dlp does not follow the redirects again
                 self.refused = f"A redirect or reference leads to the private address {number}:{port}."
                 raise Refused(self.refused)
 

@@ -1,6 +1,6 @@
-"""Processes that run yt-dlp for us: started once, asked by lines, killed with all their own at the limit.
+"""Sends requests to processes that run yt-dlp (`pipeline.sources.ytdlp.client`) and reads their answers.
 
-Owns the pipes and the limit; what is asked and answered is `pipeline.sources.ytdlp.client`'s.
+Starts the processes, reuses idle ones, and kills one with all its children at the time limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal
 
 
 class Worker:
-    """One such process.
+    """One process that runs yt-dlp.
 
     Attributes:
         version: of yt-dlp.
@@ -84,12 +84,12 @@ class Worker:
     def alive(self) -> bool:
         if self._process.returncode is not None:
             return False
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not reaped: the number must stay ours for `kill`
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not reaped: `kill` needs the number to stay ours
         return os.waitid(os.P_PID, self._process.pid, options) is None
 
     def kill(self) -> None:
         """End the process and everything it started."""
-        if self._process.returncode is None:  # else its number may be another's by now
+        if self._process.returncode is None:  # else its number may belong to another process by now
             subprocesses.kill_group(self._process.pid)
             self._process.wait()
 
@@ -116,10 +116,9 @@ class Worker:
         status = self._process.returncode
         if -status in _CRASHES:
             name = signal.Signals(-status).name
-            return Failed(FailureClass.CORRUPT, f"What came made its reader crash ({name}).")
-        return Failed(
-            FailureClass.NETWORK, f"The fetching process was ended ({status}). {self._last_words()}"
-        )
+            return Failed(FailureClass.CORRUPT, f"The fetched data made their reader crash ({name}).")
+        reason = f"The fetching process was ended ({status}). {self._last_words()}"
+        return Failed(FailureClass.NETWORK, reason)
 
     def _last_words(self) -> str:
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))
@@ -128,14 +127,14 @@ class Worker:
 
 
 _idle: list[Worker] = []
-_owner = os.getpid()
 _lock = threading.Lock()
+os.register_at_fork(after_in_child=_idle.clear)  # the processes belong to the parent
 
 
 def ask(request: FetchRequest, timeout: float) -> tuple[dict[str, Any], str]:
-    """`Worker.ask` of a process that is free, or of a new one; the answer, and the version of yt-dlp.
+    """Send a request to a free process, or to a new one: its answer, and the version of yt-dlp.
 
-    Starting a process does not count against `timeout`.
+    Starting a process does not count against `timeout`. Raises as `Worker.ask` does.
     """
     worker = _take() or Worker()
     answer = worker.ask(request, timeout)
@@ -145,11 +144,7 @@ def ask(request: FetchRequest, timeout: float) -> tuple[dict[str, Any], str]:
 
 
 def _take() -> Worker | None:
-    global _owner
     with _lock:
-        if _owner != os.getpid():  # forked: the processes belong to the parent
-            _idle.clear()
-            _owner = os.getpid()
         while _idle:
             worker = _idle.pop()
             if worker.alive:
@@ -160,9 +155,7 @@ def _take() -> Worker | None:
 
 @atexit.register
 def close() -> None:
-    """End every idle process; those of a process that is gone end by themselves."""
+    """End every idle process."""
     with _lock:
         while _idle:
-            worker = _idle.pop()
-            if _owner == os.getpid():
-                worker.kill()
+            _idle.pop().kill()

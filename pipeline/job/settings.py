@@ -10,7 +10,7 @@ from pipeline.command_line import natural, option, positive
 from pipeline.lists.options import PlanOptions
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import CallError
-from pipeline.sources import FetchOptions
+from pipeline.sources import FetchOptions, usage
 from pipeline.sources.base import SITE
 from pipeline.sources.rate_limit import RateLimit
 
@@ -50,8 +50,7 @@ class Settings:
         "failed rows to process again", "transient", group=WHAT
     )
     sources: tuple[str, ...] = option(
-        "youtube, a URL template such as 'http://host/{youtube_id}.mp4', dir:PATH, archive:GLOB of tar and "
-        "tar.gz files, or trimmed: before one of them; tried in order",
+        f"{usage()}; tried in order",
         ("youtube",),
         unit="SOURCE",
         group="where videos come from",

@@ -25,6 +25,8 @@ FREE = {f"run.{n}" for n in ("workers", "micro_batch", "evaluate_every", "checkp
 FREE |= {"input.test_views"}
 """Settings that a resume may have others of: they change nothing in what is learned, save `micro_batch`, over
 which batch normalisation takes its statistics; of that a run keeps its own unless the call names one."""
+BY_DATA = ("input.clip_side", "input.flow_bound")
+"""Settings that the data set decides."""
 FED = ("mean", "std", "rate", "stride")
 """Settings of the input that weights are made for: they go with the weights, unless a call names others."""
 
@@ -221,7 +223,7 @@ def difference(mine: Configuration, theirs: Sections) -> Difference | None:
     setting that came later, it had at its default. The remedy is of all settings that a file can mend.
     """
     free = _free(mine)
-    settled = {*mine.own, "run.epochs", "run.steps", "input.flow_bound"}  # the last by the data set
+    settled = {*mine.own, "run.epochs", "run.steps", *BY_DATA}
     found: list[tuple[str, Any, Any]] = []
     for section, values in mine.as_dict().items():
         default = _defaults(section)
@@ -276,11 +278,10 @@ def _defaults(section: str) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in default.items()}
 
 
-def with_flow_bound(configuration: Configuration, bound: float | None) -> Configuration:
-    """The same settings for a data set whose flow is coded with another bound (pixels)."""
-    if bound is None:
-        return configuration
-    return replace(configuration, input=replace(configuration.input, flow_bound=bound))
+def with_data(configuration: Configuration, short_side: int, flow_bound: float | None) -> Configuration:
+    """The same settings for a data set of clips of `short_side` and flow up to `flow_bound`, pixels both."""
+    bound = configuration.input.flow_bound if flow_bound is None else flow_bound
+    return replace(configuration, input=replace(configuration.input, clip_side=short_side, flow_bound=bound))
 
 
 def fed_as(configuration: Configuration, weights: Input) -> Configuration:

@@ -120,11 +120,13 @@ def load(named: Named) -> Ensemble:
             raise UnfitError(
                 f"{first.path} and {other.path} know different classes: name checkpoints of the same classes"
             )
-        if other.input.rate != first.input.rate:
-            raise UnfitError(
-                f"{first.path} wants {first.input.rate} frames a second, {other.path} {other.input.rate}: "
-                "name checkpoints of one rate"
-            )
+        for name, unit in (("rate", "frames a second"), ("clip_side", "pixels of short side")):
+            wanted, others = getattr(first.input, name), getattr(other.input, name)
+            if wanted != others:
+                raise UnfitError(
+                    f"{first.path} wants clips of {wanted} {unit}, {other.path} of {others}: "
+                    "name checkpoints that were trained on the same clips"
+                )
     return Ensemble(members, first.checkpoint.classes)
 
 

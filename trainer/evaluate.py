@@ -17,7 +17,7 @@ from trainer.configuration import ConfigurationError
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
 from trainer.data.loader import EvaluationBatches
-from trainer.data.rows import Rows, open_rows
+from trainer.data.rows import Rows, input_for, open_rows
 from trainer.ensemble import refusal
 from trainer.stream_models import Pictures, StreamModel, autocast, precision_for, restore
 
@@ -226,9 +226,9 @@ def _predict_all(
     rows: Rows,
 ) -> Predictions:
     streams, views = list(models), _views(options, checkpoint)
-    if not views:
-        _takes_whole_clips(checkpoint, streams, rows)
     input = replace(checkpoint.input, stream=streams[0] if len(streams) == 1 else "both")
+    if not views:
+        _takes_whole_clips(replace(checkpoint, input=input_for(rows, input)), streams, rows)
     clips, crops = views or (1, 1)
     batches = EvaluationBatches(
         rows,

@@ -29,7 +29,7 @@ from trainer import ensemble, frame_stream
 from trainer.configuration import ConfigurationError
 from trainer.data.decoding import Undecodable
 from trainer.data.reading import Reader, SampleError
-from trainer.data.rows import Rows, check_input, open_rows
+from trainer.data.rows import Rows, RowsError, input_for, open_rows
 from trainer.ensemble import Clip, Ensemble, Named
 from trainer.frame_stream import FrameStream
 from trainer.stream_models import precision_for
@@ -165,17 +165,23 @@ def _in_root(root: str, models: Ensemble) -> Iterator[Source]:
     for split in dataset.open(root).splits:
         rows = open_rows([root], split, models.streams)
         for input in models.stream_inputs.values():
-            check_input(rows, input)
+            input_for(rows, input)
+        step, rest = divmod(rows.rate, models.rate)
+        if rest:
+            raise RowsError(
+                f"{root} has {rows.rate} frames a second and the network wants {models.rate}: "
+                f"prepare one with --rate {models.rate}"
+            )
         reader = Reader(rows, models.streams)
         for row in np.flatnonzero(~rows.removed):
             key = rows.keys[int(row)].as_py()
-            yield Source(f"{split}/{key}", f"{root}: {key}", _opener(rows, int(row), reader, inputs))
+            yield Source(f"{split}/{key}", f"{root}: {key}", _opener(rows, int(row), reader, inputs, step))
 
 
-def _opener(rows: Rows, row: int, reader: Reader, inputs) -> Callable[[Path, int], FrameStream]:
+def _opener(rows: Rows, row: int, reader: Reader, inputs, step: int) -> Callable[[Path, int], FrameStream]:
     size = int(rows.width[row]), int(rows.height[row])
     return lambda folder, threads: frame_stream.of_sample(
-        reader.read(row), int(rows.frames[row]), size, rows.rate, inputs
+        reader.read(row), range(0, int(rows.frames[row]), step), size, rows.rate, inputs
     )
 
 

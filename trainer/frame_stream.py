@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from pipeline.flow import coding
 from pipeline.media import clip, whole_video
-from pipeline.media.clip import EncodeRecipe
+from pipeline.media.recipe import EncodeRecipe
 from trainer.data.augmentation import View, evaluation_views
 from trainer.data.batches import Input
 from trainer.data.decoding import flow_planes, flow_scale, pictures, plane_of, rgb_planes, square
@@ -45,15 +47,17 @@ def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameS
     Raises:
         Failed: the video cannot be read; while iterating too.
     """
-    rate = next(iter(inputs.values())).rate
-    recipe = EncodeRecipe(rate=rate)
+    first = next(iter(inputs.values()))
+    recipe = EncodeRecipe(rate=first.rate, short_side=first.clip_side)
     size = clip.probe(path).output_size(recipe.short_side)
     cuts = {stream: _centre(input, size) for stream, input in inputs.items()}
-    bound = inputs["flow"].flow_bound if "flow" in inputs else None
+    solve = None
+    if "flow" in inputs:
+        solve = partial(coding.stored_flows, bound=inputs["flow"].flow_bound, threads=threads)
 
     def frames() -> Iterator[Frame]:
         reformatter = VideoReformatter()
-        for frame in whole_video.frames(path, flow_bound=bound, recipe=recipe, threads=threads):
+        for frame in whole_video.frames(path, solve=solve, recipe=recipe):
             seen: Frame = {}
             if "rgb" in cuts:
                 seen["rgb"] = _cropped(rgb_planes(frame.picture, cuts["rgb"], reformatter), cuts["rgb"])
@@ -65,13 +69,14 @@ def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameS
 
 
 def of_sample(
-    members: Mapping[str, bytes], frames: int, size: tuple[int, int], rate: int, inputs: Mapping[str, Input]
+    members: Mapping[str, bytes], frames: range, size: tuple[int, int], rate: int, inputs: Mapping[str, Input]
 ) -> FrameStream:
     """A clip of a published data set, with the flow that is stored there.
 
     Args:
         members: by stream, as `trainer.data.reading.Reader` gives them.
-        frames, size, rate: of the clip, (width, height) in pixels, as its index says.
+        frames: the numbers of those that are wanted.
+        size, rate: of the clip, (width, height) in pixels, and frames a second.
         inputs: as in `of_file`.
 
     Raises:
@@ -83,7 +88,7 @@ def of_sample(
     def of_stream(stream: str) -> Iterator[np.ndarray]:
         reformatter, cut = VideoReformatter(), cuts[stream]
         shown = size if stream == "rgb" else (width, 2 * height)
-        for _, picture in pictures(members[stream], range(frames), shown, rate):
+        for _, picture in pictures(members[stream], frames, shown, rate):
             if stream == "rgb":
                 yield _cropped(rgb_planes(picture, cut, reformatter), cut)
             else:

@@ -24,11 +24,11 @@ from trainer.ensemble import Clip, Ensemble, Named
 from trainer.frame_stream import Frame
 from trainer.stream_models import precision_for
 
-PIECE = 250
-"""Frames that are seen at once: ten seconds, a Kinetics clip. A longer video's logits are averaged."""
+PIECE, LEAST = 10, 1
+"""Seconds that are seen at once, of a Kinetics clip, and of the shortest piece.
 
-LEAST = 25
-"""Frames of the shortest piece, a second. Of a shorter video the last frame is repeated."""
+The logits of a longer video's pieces are averaged; of a shorter video the last frame is repeated.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,11 @@ class _Look:
     def __init__(self, options: PredictOptions, models: Ensemble, device: torch.device):
         self.options, self.models, self.device = options, models, device
         self.precision = precision_for(device, options.precision)
+        self.piece, self.least = PIECE * models.rate, LEAST * models.rate  # frames
         # A network that takes, or is published for, one length only sees the video in clips of that.
         self.whole = not any(m.input.test_views for m in models.members.values())
-        self.whole = self.whole and not any(models.refusal(frames) for frames in (LEAST, PIECE))
-        self.moment = min(max(models.span, LEAST), PIECE)  # frames
+        self.whole = self.whole and not any(models.refusal(frames) for frames in (self.least, self.piece))
+        self.moment = min(max(models.span, self.least), self.piece)  # frames
 
     def at(self, name: str, path: Path) -> Prediction:
         shown = frame_stream.of_file(path, self.models.stream_inputs, self.options.threads)
@@ -121,10 +122,10 @@ class _Look:
                         moments.append(self._logits(held, shown.scale))
                         held.clear()
 
-        for piece in frame_stream.pieces(with_moments(), PIECE, LEAST):
+        for piece in frame_stream.pieces(with_moments(), self.piece, self.least):
             total += len(piece) * self._logits(piece, shown.scale)
             frames += len(piece)
-        if held and (len(held) >= LEAST or not moments):
+        if held and (len(held) >= self.least or not moments):
             moments.append(self._logits(held, shown.scale))
         rate = self.models.rate
         ends = [min((i + 1) * self.moment, frames) for i in range(len(moments))]
@@ -137,7 +138,8 @@ class _Look:
         """The mean logits of a run of frames, float32 (num_classes,)."""
         inputs, span = self.models.stream_inputs, self.models.span
         if self.whole:
-            clips: list[Clip] = [next(frame_stream.windows(iter(frames), max(LEAST, len(frames)), 1, inputs))]
+            length = max(self.least, len(frames))
+            clips: list[Clip] = [next(frame_stream.windows(iter(frames), length, 1, inputs))]
         else:
             clips = list(frame_stream.windows(iter(frames), span, span, inputs))
         scales = np.full((1, 2), scale, np.float32)
@@ -160,7 +162,8 @@ def write_annotated(path: Path, out: Path, prediction: Prediction) -> None:
         for span, classes in prediction.moments:
             yield annotation.label((width, height), span, classes)
 
-    whole_video.annotate(path, out, labels, spans[1][0] if len(spans) > 1 else spans[0][1])
+    seconds = spans[1][0] if len(spans) > 1 else spans[0][1]
+    whole_video.annotate(path, out, labels, seconds, rate=prediction.rate)
 
 
 def _plain(classes: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:

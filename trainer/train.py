@@ -28,13 +28,13 @@ from trainer.configuration import (
     difference,
     fed_as,
     with_current_names,
-    with_flow_bound,
+    with_data,
 )
 from trainer.data import sampler
 from trainer.data.batches import by_step
 from trainer.data.cache import Cache
 from trainer.data.lists import Lists
-from trainer.data.rows import Rows, open_rows
+from trainer.data.rows import Rows, input_for, open_rows
 from trainer.evaluate import Stopped
 from trainer.initial_weights import InitialWeights
 from trainer.networks import CHANNELS
@@ -150,7 +150,7 @@ def set_up(options: TrainOptions, group: distributed.Group) -> TrainState:
         ("train", "val") if options.lists is None else options.lists,
     )
     rows = open_rows(options.data, splits[0], streams, before.generations if before else None)
-    configuration = with_flow_bound(options.configuration, rows.flow_bound)
+    configuration = with_data(options.configuration, rows.short_side, rows.flow_bound)
     start = (
         group.broadcast_from_rank0(lambda: initial_weights.find(str(options.init)))
         if options.init and not before
@@ -171,6 +171,7 @@ def set_up(options: TrainOptions, group: distributed.Group) -> TrainState:
             print(f"New generations join epoch {epoch}: {len(rows)} clips, not {len(older)}", file=sys.stderr)
     wanted = configuration.run.evaluate_every > 0
     held_out = open_rows(options.data, splits[1], streams, rows.generations) if wanted else None
+    input_for(rows, configuration.input)  # now, and not when the folder is this run's
     built = _built(configuration, len(rows.classes))
     if before:
         for stream, model in built.items():

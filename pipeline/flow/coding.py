@@ -10,11 +10,12 @@ import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.flow.pairs import tvl1_clip, tvl1_pairs
 from pipeline.flow.recipe import FlowCoding
 from pipeline.media import subprocesses
 from pipeline.media.recipe import EncodeRecipe
@@ -38,6 +39,33 @@ def dequantise(luma: np.ndarray, bound: float = _DEFAULTS.bound) -> np.ndarray:
     """uint8 to float32 pixels of the same shape: (g - 128) * bound / 127."""
     table = ((np.arange(256) - _ZERO) * (bound / _STEPS)).astype(np.float32)
     return table[luma]
+
+
+def stored_flows(grays: Iterator[np.ndarray], bound: float, threads: int = 1) -> Iterator[np.ndarray]:
+    """Flow of each frame to the next as the flow video holds it before it is encoded.
+
+    Args:
+        grays: uint8 (H, W) each.
+        bound: pixels that 127 steps of luma stand for.
+        threads: that share the pairs; the bytes do not depend on it.
+
+    Yields:
+        uint8 (2 H, W), u above v, 128 for zero: one fewer than there are frames.
+    """
+
+    def solved() -> Iterator[np.ndarray]:
+        if threads == 1:
+            yield from tvl1_pairs(grays)
+            return
+        before: list[np.ndarray] = []
+        while some := list(islice(grays, 8 * threads)):
+            together = before + some
+            yield from tvl1_clip(together, threads=threads)
+            before = together[-1:]
+
+    for flow in solved():
+        luma = quantise(flow, FlowCoding(bound=bound))
+        yield np.concatenate([luma[..., 0], luma[..., 1]])
 
 
 def saturation(flow: np.ndarray, coding: FlowCoding = _DEFAULTS) -> float:

@@ -1,15 +1,14 @@
-"""A whole video for those who only look at it: streamed as RGB and flow, annotated.
+"""Streams a whole video as RGB and flow, and lays pictures over a copy of it.
 
-Frames come the very same way as a prepared clip's (`pipeline.media.clip`), in memory that does not grow with
-the video's length. What is made of them is not known here.
+Frames are made as those of a prepared clip (`pipeline.media.clip`), in memory that does not grow with the
+video's length.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,29 +43,28 @@ class Frame:
 def frames(
     path: Path,
     *,
-    flow_bound: float | None = None,
+    solve: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] | None = None,
     recipe: EncodeRecipe | None = None,
-    threads: int = 1,
     ffmpeg: str | None = None,
-    patience: float = 300.0,
+    timeout: float = 300.0,
 ) -> Iterator[Frame]:
-    """The frames of a whole video, one after another, as `clip.read` gives them, in constant memory.
+    """Streams the frames of a whole video, as `clip.read` gives them, in constant memory.
 
     Args:
-        flow_bound: pixels that a flow's luma value of 127 above zero stands for; None: no flow is wanted.
-        threads: that share the pairs of the flow; its bytes do not depend on it.
-        patience: seconds without a frame after which ffmpeg is given up.
+        solve: makes each frame's flow, as in `Frame`, of the gray planes, uint8 (H, W) each; for example
+            `pipeline.flow.coding.stored_flows`. None: no flow is wanted.
+        timeout: seconds without a frame after which ffmpeg is killed.
 
     Raises:
-        Failed: as `clip.cut` does, for damage at the end, once all there is was given. A video may be shorter
-            than a second; SHORT is one without a frame.
+        Failed: as `clip.cut` does; for damage only after the last frame. A video may be shorter than a
+            second; SHORT is one without a frame.
     """
     recipe = recipe or EncodeRecipe()
     info = probe(path)
     start, wanted = _extent(info, recipe)
     width, height = info.output_size(recipe.short_side)
-    with Pass(path, info, start, wanted, recipe, clip.ffmpeg_binary(ffmpeg), patience) as made:
-        flows = None if flow_bound is None else _flows(made.grays(), flow_bound, threads)
+    with Pass(path, info, start, wanted, recipe, clip.ffmpeg_binary(ffmpeg), timeout) as made:
+        flows = None if solve is None else solve(made.grays())
         given, last = 0, np.full((2 * height, width), 128, np.uint8)
         for picture in made.pictures():
             if flows is None:
@@ -87,37 +85,19 @@ def _extent(info: SourceInfo, recipe: EncodeRecipe) -> tuple[float, int]:
     return start, _ENDLESS if info.end is None else max(1, round(recipe.rate * (info.end - start)))
 
 
-def _flows(grays: Iterator[np.ndarray], bound: float, threads: int) -> Iterator[np.ndarray]:
-    """The flow of each frame to the next as luma, uint8 (2 H, W), u above v."""
-    from pipeline.flow import FlowCoding, coding, tvl1_clip, tvl1_pairs
-
-    def solved() -> Iterator[np.ndarray]:
-        if threads == 1:
-            yield from tvl1_pairs(grays)
-            return
-        before: list[np.ndarray] = []
-        while some := list(itertools.islice(grays, 8 * threads)):
-            together = before + some
-            yield from tvl1_clip(together, threads=threads)
-            before = together[-1:]
-
-    for flow in solved():
-        luma = coding.quantise(flow, FlowCoding(bound=bound))
-        yield np.concatenate([luma[..., 0], luma[..., 1]])
-
-
 def annotate(
     path: Path,
     out: Path,
     labels: Callable[[int, int], Iterable[bytes]],
     seconds: float,
     *,
+    rate: int = EncodeRecipe.rate,
     ffmpeg: str | None = None,
     timeout: float = 3600.0,
 ) -> None:
     """Writes a video with pictures laid over it, one after another.
 
-    The frames are the video's at 25 a second, upright, with square pixels and a short side of at most 720.
+    The copy has `rate` frames a second, is upright, and has square pixels and a short side of at most 720.
 
     Args:
         out: an mp4; it appears whole or not at all.
@@ -131,7 +111,7 @@ def annotate(
 
     info = probe(path)
     short = min(_LARGEST_SHORT_SIDE, round(min(info.shown_size)))
-    recipe = replace(EncodeRecipe(), short_side=short + short % 2)
+    recipe = EncodeRecipe(rate=rate, short_side=short + short % 2)
     width, height = info.output_size(recipe.short_side)
     start, wanted = _extent(info, recipe)
     base = clip.frame_graph(path, info, start, wanted, recipe).filter("trim", end_frame=wanted)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -59,7 +60,14 @@ def test_the_flow_is_that_of_the_clips_planes_whatever_the_threads(tmp_path):
     want = coding.quantise(tvl1_clip(gray), FlowCoding(bound=10))
     want = np.concatenate([want, want[-1:]])[: len(rgb)]
     for threads in (1, 3):
-        got = np.stack([f.flow for f in whole_video.frames(source, flow_bound=10, threads=threads)])
+        got = np.stack(
+            [
+                f.flow
+                for f in whole_video.frames(
+                    source, solve=partial(coding.stored_flows, bound=10, threads=threads)
+                )
+            ]
+        )
         assert np.array_equal(got, np.concatenate([want[..., 0], want[..., 1]], axis=1))
 
 
@@ -80,7 +88,9 @@ def test_what_is_no_video_says_so(tmp_path):
 @pytest.mark.parametrize(("count", "threads"), [(1, 1), (1, 3), (10, 1)])
 def test_a_video_shorter_than_a_second_gives_the_frames_it_has(tmp_path, count, threads):
     source = timestamped.write(tmp_path / "short.mp4", timestamped.constant(25, count / 25))
-    found = list(whole_video.frames(source.path, flow_bound=10, threads=threads))
+    found = list(
+        whole_video.frames(source.path, solve=partial(coding.stored_flows, bound=10, threads=threads))
+    )
     assert len(found) == count
     assert source.worst_error(as_rgb(found), 0) == 0
     assert (found[0].flow != 128).any() == (count > 1)
@@ -89,9 +99,11 @@ def test_a_video_shorter_than_a_second_gives_the_frames_it_has(tmp_path, count, 
 MEASURE = """
 import resource, sys
 from pathlib import Path
+from functools import partial
+from pipeline.flow import coding
 from pipeline.media import whole_video
-bound = 20.0 if sys.argv[2] == "flow" else None
-count = sum(1 for _ in whole_video.frames(Path(sys.argv[1]), flow_bound=bound))
+solve = partial(coding.stored_flows, bound=20.0) if sys.argv[2] == "flow" else None
+count = sum(1 for _ in whole_video.frames(Path(sys.argv[1]), solve=solve))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -152,7 +164,7 @@ def test_an_ffmpeg_that_stalls_or_is_not_there_is_given_up(sources, tmp_path):
     stuck.chmod(0o755)
     began = time.monotonic()
     with pytest.raises(Failed, match="gave nothing for"):
-        next(whole_video.frames(sources / "plain.mp4", ffmpeg=str(stuck), patience=0.5))
+        next(whole_video.frames(sources / "plain.mp4", ffmpeg=str(stuck), timeout=0.5))
     assert time.monotonic() - began < 10
     with pytest.raises(Failed, match="does not run") as absent:
         next(whole_video.frames(sources / "plain.mp4", ffmpeg=str(tmp_path / "absent")))

@@ -74,7 +74,7 @@ def test_what_is_recorded_makes_the_same_configuration_again():
         ("[input]\nscales = 0.5\n", "input.scales is 0.5: give a list in brackets, each a number"),
         ("[input]\nmean = [0.5, '0.5', 0.5]\n", "input.mean is .*: give a list"),
         ("[input]\nstream = 3\n", "input.stream is 3: give a text in quotes"),
-        ("[input]\nflow_bound = 0.0\n", "flow_bound 0.0: give both above 0"),
+        ("[input]\nflow_bound = 0.0\n", "flow_bound 0.0: give all above 0"),
         ("[run]\nbatch_size = 8.0\n", "run.batch_size is 8.0: give a whole number"),
         ("[run]\nworkers = true\n", "run.workers is True: give a whole number"),
         ("[run]\nsteps = 1.5\n", "run.steps is 1.5: give a whole number"),

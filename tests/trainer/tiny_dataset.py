@@ -43,6 +43,8 @@ def publish(
     motion: Picture | None = None,
     generation: str = "00000",
     append: bool = False,
+    rate: int = 25,
+    short_side: int = 256,
 ) -> Path:
     """Publish a data set under `root` and return it.
 
@@ -53,6 +55,7 @@ def publish(
         picture: (clip, frame) -> uint8 (H, W, 3) instead of the moving texture.
         motion: (clip, frame) -> float32 (H, W, 2) in pixels instead of the class's motion.
         generation, append: add a generation to the data set that is there.
+        rate, short_side: of the recipe; clips have the rate, and the size of `size`.
     """
     storage, work = open_storage(root), open_storage(root / "work")
     infos: list[shards.ShardInfo] = []
@@ -69,6 +72,7 @@ def publish(
                 flow,
                 picture,
                 motion,
+                rate,
             )
             for i in range(count)
         ]
@@ -81,7 +85,9 @@ def publish(
         table = pa.Table.from_pylist(rows, schema=schema.INDEX_SCHEMA)
         schema.write_table(storage, schema.index_path(split, generation), table)
     before = schema.read_meta(storage) if append else None
-    recipe = Recipe(FetchRecipe(), EncodeRecipe(), FlowRecipe() if flow else None)
+    recipe = Recipe(
+        FetchRecipe(), EncodeRecipe(rate=rate, short_side=short_side), FlowRecipe() if flow else None
+    )
     meta = {
         "format": schema.FORMAT,
         "recipe": recipe.as_dict(),
@@ -121,16 +127,18 @@ def moving_texture(clip: int, frame: int, motion: tuple[int, int], size: tuple[i
     return np.roll(texture, shift, (0, 1))
 
 
-def encode(pictures: Sequence[np.ndarray], path: Path, matrix: str = "bt601", tag: str | None = None) -> None:
-    """uint8 (H, W, 3) pictures -> H.264, 25 frames a second, a keyframe every 16, limited range."""
+def encode(
+    pictures: Sequence[np.ndarray], path: Path, matrix: str = "bt601", tag: str | None = None, rate: int = 25
+) -> None:
+    """uint8 (H, W, 3) pictures -> H.264, a keyframe every 16, limited range."""
     height, width = pictures[0].shape[:2]
     colour = f"scale=out_color_matrix={matrix}:out_range=tv:flags=accurate_rnd+bitexact,format=yuv420p"
     picture = ["-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
     tags = ["-colorspace", tag] if tag else []
-    _run(picture, b"".join(p.tobytes() for p in pictures), ["-vf", colour, *tags], path)
+    _run(picture, b"".join(p.tobytes() for p in pictures), ["-vf", colour, *tags], path, rate)
 
 
-def encode_flow(motions: Sequence[np.ndarray], path: Path, bound: float = 20.0) -> None:
+def encode_flow(motions: Sequence[np.ndarray], path: Path, bound: float = 20.0, rate: int = 25) -> None:
     """float32 (H, W, 2) in pixels -> the contract's flow video: u above v, full range, 128 for zero."""
     height, width = motions[0].shape[:2]
     data = bytearray()
@@ -138,11 +146,11 @@ def encode_flow(motions: Sequence[np.ndarray], path: Path, bound: float = 20.0) 
         g = np.clip(np.rint(flow * (127 / bound)) + 128, 1, 255).astype(np.uint8)
         data += g[..., 0].tobytes() + g[..., 1].tobytes() + bytes([128]) * (height * width)
     picture = ["-pix_fmt", "yuv420p", "-color_range", "pc", "-s", f"{width}x{2 * height}"]
-    _run(picture, bytes(data), ["-color_range", "pc"], path)
+    _run(picture, bytes(data), ["-color_range", "pc"], path, rate)
 
 
-def _run(picture: list[str], data: bytes, options: list[str], path: Path) -> None:
-    source = ["-f", "rawvideo", *picture, "-r", "25", "-i", "-"]
+def _run(picture: list[str], data: bytes, options: list[str], path: Path, rate: int) -> None:
+    source = ["-f", "rawvideo", *picture, "-r", str(rate), "-i", "-"]
     coding = ["-c:v", "libx264", "-preset", "fast", "-crf", "12", "-g", "16", "-threads", "1"]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *source, *options, *coding]
     subprocess.run([*command, "-movflags", "+faststart", str(path)], input=data, check=True)
@@ -159,20 +167,23 @@ def _sample(
     flow: bool,
     picture: Picture | None,
     motion: Picture | None,
+    rate: int,
 ) -> shards.PackedSample:
     length, (width, height) = frames[number % len(frames)], size
     moved = MOTIONS[class_index % len(MOTIONS)]
     seed = number + 1000 * schema.SPLITS.index(split)
     clip = [picture(number, t) if picture else moving_texture(seed, t, moved, size) for t in range(length)]
-    members = {"mp4": _stored(work, f"{key}.mp4", lambda path: encode(clip, path))}
+    members = {"mp4": _stored(work, f"{key}.mp4", lambda path: encode(clip, path, rate=rate))}
     if flow:
         still = np.broadcast_to(np.float32(moved), (height, width, 2))
         motions = [motion(number, t) if motion else still for t in range(length)]
-        members["flow.mp4"] = _stored(work, f"{key}.flow.mp4", lambda path: encode_flow(motions, path))
+        members["flow.mp4"] = _stored(
+            work, f"{key}.flow.mp4", lambda path: encode_flow(motions, path, rate=rate)
+        )
     meta = {"key": key, "frames": length, "width": width, "height": height}
     meta |= {"flow": {"saturation": 0.0}} if flow else {}
     label = f"motion {class_index}"
-    return shards.PackedSample(key, label, class_index, split, key, 0.0, length / 25, meta, members)
+    return shards.PackedSample(key, label, class_index, split, key, 0.0, length / rate, meta, members)
 
 
 def _stored(work: Storage, name: str, write: Callable[[Path], None]) -> Stored:

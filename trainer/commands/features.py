@@ -27,7 +27,7 @@ def add(commands) -> None:
     add_checkpoints(features)
     features.add_argument("--output", required=True, metavar="FOLDER", help="one .npy and .times.npy a video")
     features.add_argument(
-        "--window", type=int, default=16, metavar="FRAMES", help="at 25 a second; default 16"
+        "--window", type=int, default=16, metavar="FRAMES", help="at the network's rate; default 16"
     )
     features.add_argument(
         "--stride", type=int, default=8, metavar="FRAMES", help="between windows; default 8"

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.media.recipe import EncodeRecipe
+
 STREAMS = ("rgb", "flow")
 
 
@@ -23,7 +25,7 @@ class Input:
 
     stream: str = "rgb"  # rgb | flow | both
     frames: int = 64
-    stride: int = 1  # source frames from one frame to the next, at `rate`
+    stride: int = 1  # from one frame to the next, in frames at `rate`
     short_side: int = 256  # pixels; the resize before the crop
     crop: int = 224  # pixels, square
     segments: int = 0  # frames come in so many snippets from all over the clip; 0: in one window
@@ -34,7 +36,8 @@ class Input:
     corners: bool = False  # a training crop is at a corner or the centre; else anywhere
     flip: bool = True  # mirror half of the training clips and negate u: off where left and right differ
     colour_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # at most, of training RGB: see `random_colour`
-    rate: int = 25  # frames a second of the data set
+    rate: int = EncodeRecipe.rate  # frames a second at which `frames` and `stride` count
+    clip_side: int = EncodeRecipe.short_side  # pixels; short side of the data set's clips, and raw videos'
     flow_bound: float = 20.0  # pixels; flow is fed as v / flow_bound, in [-1, 1]
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of R, G and B in [0, 1]
     std: tuple[float, ...] = (0.5, 0.5, 0.5)  # RGB is fed as (x - mean) / std: here in [-1, 1]
@@ -53,8 +56,11 @@ class Input:
             raise ValueError(f"there is no stream {self.stream!r}: choose rgb, flow or both")
         if min(self.frames, self.stride, self.crop) < 1:
             raise ValueError("frames, stride and crop must each be at least 1")
-        if self.rate < 1 or not self.flow_bound > 0:
-            raise ValueError(f"rate is {self.rate}, flow_bound {self.flow_bound}: give both above 0")
+        if min(self.rate, self.clip_side) < 1 or not self.flow_bound > 0:
+            raise ValueError(
+                f"rate is {self.rate}, clip_side {self.clip_side}, flow_bound {self.flow_bound}: "
+                "give all above 0"
+            )
         if self.segments < 0 or self.test_segments < 0 or self.frames % (self.segments or 1):
             raise ValueError(
                 f"{self.frames} frames do not come in {self.segments} snippets of equal length: "

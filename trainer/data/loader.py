@@ -24,7 +24,7 @@ from trainer.data.batch_worker import BatchPlan, BatchStream, FixedViews, Random
 from trainer.data.batches import Batch, Input
 from trainer.data.cache import Cache
 from trainer.data.reading import ReadError
-from trainer.data.rows import Rows, RowsError, check_input
+from trainer.data.rows import Rows, RowsError, input_for
 
 __all__ = ["Batch", "EvaluationBatches", "Input", "ReadError", "RowsError", "TooManyFailures", "TrainBatches"]
 
@@ -88,7 +88,7 @@ class TrainBatches:
         max_failures: float = 0.01,
         cache: Cache | None = None,
     ):
-        check_input(rows, input)
+        input = input_for(rows, input)
         _purge(rows, cache)
         if batch_size < world:
             raise RowsError(
@@ -159,7 +159,7 @@ class EvaluationBatches:
         max_failures: float = 0.01,
         cache: Cache | None = None,
     ):
-        check_input(rows, input)
+        input = input_for(rows, input)
         _purge(rows, cache)
         if clips < 1 or crops not in (1, 3) or (frames is None and clips != 1):
             raise RowsError(f"{clips}x{crops} views are not possible: 1 clip when whole, and 1 or 3 crops")

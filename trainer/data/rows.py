@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +38,7 @@ class Rows:
     classes: tuple[str, ...]
     generations: tuple[tuple[str, ...], ...]  # of each root
     rate: int  # frames a second
+    short_side: int  # pixels, of every clip
     flow_bound: float | None  # pixels; None where the data sets have no flow
     shards: tuple[tuple[int, str], ...]  # number of the root, path below it
     keys: pa.StringArray
@@ -86,7 +87,7 @@ def open_rows(
     """Open `split` of published data sets; or the clips of all splits whose videos are listed.
 
     Args:
-        roots: folders or URLs of published data sets, all with the same classes, rate and flow bound.
+        roots: folders or URLs of published data sets, all with the same classes, rate, short side and bound.
         streams: those that will be read, of "rgb" and "flow".
         generations: for each root those to read (of a checkpoint); None for all there are.
 
@@ -139,7 +140,8 @@ def open_rows(
         split=name,
         classes=tuple(opened[0].classes),
         generations=tuple(pinned),
-        rate=_rate(opened[0]),
+        rate=opened[0].rate,
+        short_side=opened[0].short_side,
         flow_bound=bounds.pop(),
         shards=tuple(shards),
         keys=table["key"].combine_chunks(),
@@ -155,25 +157,33 @@ def open_rows(
     )
 
 
-def check_input(rows: Rows, input: Input) -> None:
-    """Raise RowsError unless the rows hold what the network is to be fed."""
+def input_for(rows: Rows, input: Input) -> Input:
+    """`input` counted in frames of the rows, as many a second as the network was made for.
+
+    Raises:
+        RowsError: the rows do not hold what the network is to be fed.
+    """
     if missing := set(input.streams) - rows.offsets.keys():
         raise RowsError(f"the rows were opened without {min(missing)}: open them with the input's streams")
-    if rows.rate != input.rate:
+    # Flow is from one frame to the next: that of another rate cannot be had by leaving out frames.
+    stride, rest = divmod(input.stride * rows.rate, input.rate)
+    if rest or (rows.rate != input.rate and "flow" in input.streams):
         raise RowsError(
-            f"the data set has {rows.rate} frames a second and the network wants {input.rate}: "
-            "prepare one at that rate"
+            f"the data set has {rows.rate} frames a second and the network wants {input.rate}: prepare one "
+            f"with --rate {input.rate}, or train a network for this one with rate = {rows.rate} in --config"
         )
     if "flow" in input.streams and rows.flow_bound != input.flow_bound:
         raise RowsError(
             f"the data set stores flow up to {rows.flow_bound} pixels and the network was made for "
             f"{input.flow_bound:g}: set flow_bound to the data set's, or use a checkpoint trained with it"
         )
+    return replace(input, rate=rows.rate, stride=stride)
 
 
 def _check_alike(opened: Sequence[Dataset]) -> None:
+    alike = {"classes": lambda d: d.classes, "rate": lambda d: d.rate, "short side": lambda d: d.short_side}
     for data in opened[1:]:
-        for what, of in (("classes", lambda d: d.classes), ("rate", _rate), ("flow bound", _flow_bound)):
+        for what, of in {**alike, "flow bound": _flow_bound}.items():
             if of(data) != of(opened[0]):
                 raise RowsError(
                     f"{opened[0].storage.url} and {data.storage.url} differ in their {what}: "
@@ -224,10 +234,6 @@ def _numbers(table: pa.Table, root: int, places: dict[tuple[int, str], int]) -> 
     column = table["shard"].combine_chunks().dictionary_encode()
     names = np.array([places[root, path] for path in column.dictionary.to_pylist()], np.int32)
     return names[column.indices.to_numpy()] if len(table) else np.empty(0, np.int32)
-
-
-def _rate(data: Dataset) -> int:
-    return int(data.meta["recipe"].get("encode", {}).get("rate", 25))
 
 
 def _flow_bound(data: Dataset) -> float | None:

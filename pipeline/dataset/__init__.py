@@ -1,6 +1,7 @@
 """The published data set: `open` it, read a `Sample`. Imports no Beam, numba or torch."""
 
-from pipeline.dataset.reader import (
+from pipeline.dataset.reader import Dataset, NoDatasetError, Sample, decode_flow, latest, open
+from pipeline.dataset.schema import (
     FLOW_BOUND,
     FLOW_SCALE,
     FLOW_ZERO,
@@ -8,14 +9,8 @@ from pipeline.dataset.reader import (
     OUTCOME_SCHEMA,
     REMOVED_MEMBER,
     SPLITS,
-    Dataset,
     DatasetError,
-    NoDatasetError,
-    Sample,
     ShardInfo,
-    decode_flow,
-    latest,
-    open,
 )
 from pipeline.keys import id_of
 

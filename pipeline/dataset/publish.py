@@ -28,9 +28,9 @@ from pipeline.dataset.schema import (
     outcome_path,
     problem_with,
     read_meta,
-    write_table,
 )
 from pipeline.storage import AlreadyExists, Busy, Changed, Storage
+from pipeline.storage.tables import write_table
 from pipeline.storage.work_store import canonical_json
 
 CARD_FILE = "README.md"
@@ -158,6 +158,7 @@ def _publish(
         "format": FORMAT,
         "recipe": _plain(recipe),
         "classes": list(classes),
+        "pyarrow": {**(meta or {}).get("pyarrow", {}), generation: pa.__version__},  # it wrote the index
         "counts": consistency.counts(everything),
         "generations": [*(meta["generations"] if meta else []), generation],
         "shards": [*(meta["shards"] if meta else []), *map(dataclasses.asdict, shards)],

@@ -1,7 +1,6 @@
 """Opening and reading a published data set. Imports no Beam, numba or torch.
 
-The trainer and outsiders come in here. A data set is untrusted input; what is checked before anything is
-read by it stands in `pipeline.dataset.schema`, whose schemas and constants are named here too.
+A data set is untrusted input: `pipeline.dataset.schema` checks it before anything is read by it.
 """
 
 from __future__ import annotations
@@ -20,9 +19,6 @@ import pyarrow as pa
 
 from pipeline.dataset import schema
 from pipeline.dataset.schema import (
-    FLOW_BOUND,
-    FLOW_SCALE,
-    FLOW_ZERO,
     INDEX_SCHEMA,
     MEDIA,
     MEMBERS,
@@ -31,34 +27,15 @@ from pipeline.dataset.schema import (
     REMOVED_MEMBER,
     SPLITS,
     DatasetError,
-    ShardInfo,
     check_index,
     index_path,
     outcome_path,
     read_meta,
-    read_table,
     shard_info,
 )
 from pipeline.outcome import CallError
 from pipeline.storage import Storage, open_storage
-
-__all__ = [
-    "FLOW_BOUND",
-    "FLOW_SCALE",
-    "FLOW_ZERO",
-    "INDEX_SCHEMA",
-    "OUTCOME_SCHEMA",
-    "REMOVED_MEMBER",
-    "SPLITS",
-    "Dataset",
-    "DatasetError",
-    "NoDatasetError",
-    "Sample",
-    "ShardInfo",
-    "decode_flow",
-    "latest",
-    "open",
-]
+from pipeline.storage.tables import TableError, read_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -209,7 +186,13 @@ class Dataset:
 
     def outcome_part(self, generation: str) -> pa.Table:
         """The rows that one generation decided."""
-        return read_table(self.storage, outcome_path(generation), OUTCOME_SCHEMA)
+        return self._table(outcome_path(generation), OUTCOME_SCHEMA)
+
+    def _table(self, path: str, schema: pa.Schema) -> pa.Table:
+        try:
+            return read_table(self.storage, path, schema)
+        except TableError as error:
+            raise DatasetError(str(error)) from None
 
     def _part(self, split: str, generation: str) -> pa.Table | None:
         shards = {p: s for p, s in self.shards.items() if (s.split, s.generation) == (split, generation)}
@@ -217,7 +200,7 @@ class Dataset:
             return None
         path = index_path(split, generation)
         if path not in self._tables:
-            table = read_table(self.storage, path, INDEX_SCHEMA)
+            table = self._table(path, INDEX_SCHEMA)
             check_index(table, shards, split, self.storage.where(path))
             order = [("shard", "ascending"), ("sample_offset", "ascending")]
             self._tables[path] = table.sort_by(order)

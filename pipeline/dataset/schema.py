@@ -7,7 +7,6 @@ Reading samples belongs to `pipeline.dataset`, writing them to `pipeline.dataset
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -90,8 +89,6 @@ OUTCOME_SCHEMA = pa.schema(
 META_FILE = "dataset.json"
 MAX_SAMPLE = 1 << 30  # bytes
 _MAX_META = 1 << 26
-_MAX_TABLE = 1 << 31
-_MAX_ROWS = 50_000_000
 _GENERATION = re.compile(r"[0-9]{5}")
 SHARD = re.compile(r"shards/(train|val|test)-([0-9]{5})-[0-9]{5}\.tar")
 """Path of a shard; its groups are split and generation."""
@@ -140,7 +137,7 @@ def shard_info(fields: dict[str, Any]) -> ShardInfo:
 
 
 def read_meta(storage: Storage) -> dict[str, Any] | None:
-    """dataset.json, checked; None where there is none. Raises DatasetError for one that is not sane."""
+    """dataset.json, checked; None where there is none. Raises DatasetError for an unfit one."""
     where = storage.where(META_FILE)
     try:
         meta = json.loads(storage.read_bytes(META_FILE, _MAX_META))
@@ -154,50 +151,14 @@ def read_meta(storage: Storage) -> dict[str, Any] | None:
     return meta
 
 
-def read_table(storage: Storage, path: str, schema: pa.Schema, keep_metadata: bool = False) -> pa.Table:
-    """A Parquet file with at least the columns of `schema`, of exactly their types.
-
-    Raises DatasetError for a file that is absent, damaged, or of other columns.
-    """
-    import pyarrow.parquet as pq
-
-    where = storage.where(path)
-    try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(path, _MAX_TABLE)))
-        if file.metadata.num_rows > _MAX_ROWS:
-            raise DatasetError(f"{where} has {file.metadata.num_rows} rows, more than {_MAX_ROWS}")
-        found = file.schema_arrow
-        for field in schema:
-            if field.name not in found.names or found.field(field.name).type != field.type:
-                raise DatasetError(f"{where} has no column {field.name} of type {field.type}")
-        table = file.read(columns=schema.names).select(schema.names)
-        table.validate(full=True)
-    except FileNotFoundError:
-        raise DatasetError(f"{where} is absent") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{where} is not readable as Parquet: {error}") from None
-    for field in schema:
-        if not field.nullable and table[field.name].null_count:
-            raise DatasetError(f"{where} has a null in column {field.name}")
-    metadata = file.schema_arrow.metadata if keep_metadata else None
-    return pa.table(table.columns, schema=schema.with_metadata(metadata))
-
-
-def write_table(storage: Storage, path: str, table: pa.Table) -> None:
-    """A Parquet file whose bytes depend on the table and pyarrow's version only."""
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_index=False)
-    storage.write(path, buffer.getvalue())
-
-
 def problem_with(meta: Any) -> str | None:
-    """What is not sane in a dataset.json, None where all is."""
+    """The first fault of a dataset.json, None where there is none."""
     if not isinstance(meta, dict):
         return "not an object"
     if (found := meta.get("format")) != FORMAT:
-        return f"format {str(found)[:40]!r} is not {FORMAT!r}: read it with the version that wrote it"
+        later = re.fullmatch(r"quovadis/[1-9][0-9]*", str(found))
+        remedy = "a newer version made it: upgrade quovadis" if later else "it is no data set of quovadis"
+        return f"format {str(found)[:40]!r} is not {FORMAT!r}: {remedy}"
     classes: Any = meta.get("classes")
     counts, shards = meta.get("counts"), meta.get("shards")
     generations: Any = meta.get("generations")
@@ -205,6 +166,8 @@ def problem_with(meta: Any) -> str | None:
         return "classes is no list of distinct names"
     if not isinstance(meta.get("recipe"), dict):
         return "recipe is no object"
+    if not isinstance(meta.get("pyarrow", {}), dict):
+        return "pyarrow is no object"
     if newer := unknown(Recipe, meta["recipe"]):
         return f"its recipe has {newer}, which this version does not know: upgrade quovadis"
     if not isinstance(meta["recipe"].get("encode", {}), dict) or not all(

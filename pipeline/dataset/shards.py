@@ -1,8 +1,7 @@
-"""Deterministic packing: the samples of a shard -> a tar whose bytes depend on their content only.
+"""Packs the samples of a shard into a tar whose bytes depend on their content only.
 
-The headers are written here, so that offsets are known as the bytes go out. Members are streamed from
-the work store and their hashes checked on the way; a shard is never in memory. Which samples belong to
-a shard is the plan's affair, naming the shard in dataset.json is `pipeline.dataset.publish`'s.
+Members are checked against their hashes on the way; one sample at a time is in memory. The plan decides
+which samples belong to a shard; `pipeline.dataset.publish` names the shard in dataset.json.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -21,23 +20,19 @@ from pipeline.dataset.schema import (
     INDEX_SCHEMA,
     MAX_SAMPLE,
     MEDIA,
-    MEMBERS,
     SHARD,
-    DatasetError,
     ShardInfo,
     read_meta,
-    read_table,
-    shard_path,
-    write_table,
 )
 from pipeline.keys import KEY
 from pipeline.outcome import Failed, FailureClass
-from pipeline.storage import CHUNK, Storage
+from pipeline.storage import Storage
+from pipeline.storage.tables import read_table, write_table
 from pipeline.storage.work_store import Stored, canonical_json
 
-__all__ = ["PackedSample", "ShardInfo", "order", "pack", "read_part", "shard_path", "write_part"]
+if TYPE_CHECKING:
+    from webdataset import TarWriter
 
-_BLOCK = tarfile.BLOCKSIZE
 _INFO = b"quovadis.shard"
 
 
@@ -46,8 +41,8 @@ class PackedSample:
     """A ready clip, as paths and hashes; `time_start` and `time_end` in seconds.
 
     Attributes:
-        meta: what stands in ``<key>.json``; of it ``frames``, ``width``, ``height`` and, with flow,
-            ``flow.saturation`` also go into the index. No location, host or time may stand in it.
+        meta: the content of ``<key>.json``; of it ``frames``, ``width``, ``height`` and, with flow,
+            ``flow.saturation`` also go into the index. It must not hold a location, host or time.
         members: suffix in the tar ("mp4", "flow.mp4") -> file in the work store.
     """
 
@@ -63,7 +58,7 @@ class PackedSample:
 
 
 def order(key: str) -> str:
-    """What samples of a shard are sorted by: the key's sha256, which scatters classes and videos."""
+    """The sort key of a shard's samples: the sha256 of the key, which scatters classes and videos."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -86,6 +81,8 @@ def pack(
         Failed: class storage: disk trouble, a member that is not what its record says, or a published
             shard of this name with other bytes. Nothing is left at `path` that was not there before.
     """
+    from webdataset import TarWriter  # imports torch where that is installed
+
     match = SHARD.fullmatch(path)
     if match is None:
         raise ValueError(f"not the path of a shard: {path!r}")
@@ -96,92 +93,56 @@ def pack(
     for sample in ordered:
         _check(sample, split)
     with storage.writer(path) as file:
-        tar = _Tar(file)
-        rows = [_add(tar, sample, work, path) for sample in ordered]
-        tar.end()
-        info = ShardInfo(path, split, generation, len(rows), tar.position, tar.digest.hexdigest())
+        out = _Hashed(file)
+        with TarWriter(out, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
+            rows = [_add(tar, sample, work, path) for sample in ordered]
+        info = ShardInfo(path, split, generation, len(rows), out.size, out.digest.hexdigest())
         _refuse_to_change(storage, info)
     return info, rows
 
 
 def write_part(storage: Storage, path: str, info: ShardInfo, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Keep a packed shard's description as one Parquet file, for `pipeline.dataset.publish`."""
+    """Store a packed shard's description as one Parquet file, for `pipeline.dataset.publish`."""
     table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMA)
     text = canonical_json(dataclasses.asdict(info))
     write_table(storage, path, table.replace_schema_metadata({_INFO: text}))
 
 
 def read_part(storage: Storage, path: str) -> tuple[ShardInfo, pa.Table] | None:
-    """What `write_part` kept; None where there is none or it is damaged. Whether the shard is still there
-    whole is for the caller to ask (`Storage.size`)."""
+    """Read a description by `write_part`; None where it is absent or damaged. The shard is not looked at."""
     if not storage.exists(path):
         return None
     try:
         table = read_table(storage, path, INDEX_SCHEMA, keep_metadata=True)
         info = ShardInfo(**json.loads(table.schema.metadata[_INFO]))
-    except (DatasetError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
     return info, table.replace_schema_metadata(None)
 
 
-class _Tar:
-    """A ustar file going out: fixed mtime, owner and mode; position and sha256 of what went so far."""
+class _Hashed:
+    """A file going out: its sha256 and size so far."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
-        self.position = 0
         self.digest = hashlib.sha256()
+        self.size = 0
 
-    def _put(self, data: bytes) -> None:
-        self._file.write(data)
+    def write(self, data: bytes) -> int:
         self.digest.update(data)
-        self.position += len(data)
-
-    def header(self, name: str, size: int) -> None:
-        member = tarfile.TarInfo(name)
-        member.size = size
-        member.mode = 0o644
-        self._put(member.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
-
-    def pad(self) -> None:
-        self._put(bytes(-self.position % _BLOCK))
-
-    def bytes(self, name: str, data: bytes) -> None:
-        self.header(name, len(data))
-        self._put(data)
-        self.pad()
-
-    def stored(self, name: str, stored: Stored, work: Storage) -> int:
-        """Copy a file in, checking it; returns the payload's offset."""
-        self.header(name, stored.size)
-        offset, digest = self.position, hashlib.sha256()
-        try:
-            with work.open(stored.path, stored.size) as source:
-                while chunk := source.read(CHUNK):
-                    digest.update(chunk)
-                    self._put(chunk)
-        except FileNotFoundError:
-            raise _not_whole(work, stored) from None
-        if (self.position - offset, digest.hexdigest()) != (stored.size, stored.sha256):
-            raise _not_whole(work, stored)
-        self.pad()
-        return offset
-
-    def end(self) -> None:
-        self._put(bytes(2 * _BLOCK))
-        self._put(bytes(-self.position % tarfile.RECORDSIZE))
+        self.size += len(data)
+        return self._file.write(data)
 
 
-def _add(tar: _Tar, sample: PackedSample, work: Storage, path: str) -> dict[str, Any]:
-    start, offsets = tar.position, {}
-    for suffix in MEMBERS:
-        name = f"{sample.key}.{suffix}"
-        if suffix == "cls" and sample.class_index is not None:
-            tar.bytes(name, str(sample.class_index).encode())
-        elif suffix == "json":
-            tar.bytes(name, canonical_json(dict(sample.meta)))
-        elif suffix in sample.members:
-            offsets[suffix] = tar.stored(name, sample.members[suffix], work)
+def _add(tar: TarWriter, sample: PackedSample, work: Storage, path: str) -> dict[str, Any]:
+    contents = {suffix: _read(work, stored) for suffix, stored in sample.members.items()}
+    contents["json"] = canonical_json(dict(sample.meta))
+    if sample.class_index is not None:
+        contents["cls"] = str(sample.class_index).encode()
+    start, offsets = tar.tarstream.offset, {}
+    for suffix in sorted(contents):
+        offsets[suffix] = tar.tarstream.offset + tarfile.BLOCKSIZE
+        tar.write({"__key__": sample.key, suffix: contents[suffix]})
     flow = sample.meta.get("flow")
     row = {
         "key": sample.key,
@@ -193,7 +154,7 @@ def _add(tar: _Tar, sample: PackedSample, work: Storage, path: str) -> dict[str,
         "time_end": sample.time_end,
         "shard": path,
         "sample_offset": start,
-        "sample_size": tar.position - start,
+        "sample_size": tar.tarstream.offset - start,
         "frames": sample.meta["frames"],
         "width": sample.meta["width"],
         "height": sample.meta["height"],
@@ -206,6 +167,16 @@ def _add(tar: _Tar, sample: PackedSample, work: Storage, path: str) -> dict[str,
         row[f"{name}_size"] = stored.size if stored else None
         row[f"{name}_sha256"] = stored.sha256 if stored else None
     return row
+
+
+def _read(work: Storage, stored: Stored) -> bytes:
+    try:
+        data = work.read_range(stored.path, 0, stored.size + 1)
+    except FileNotFoundError:
+        raise _not_whole(work, stored) from None
+    if (len(data), hashlib.sha256(data).hexdigest()) != (stored.size, stored.sha256):
+        raise _not_whole(work, stored)
+    return data
 
 
 def _check(sample: PackedSample, split: str) -> None:

@@ -12,12 +12,13 @@ from datetime import datetime
 import pyarrow as pa
 
 from pipeline.dataset import shards
-from pipeline.dataset.schema import OUTCOME_SCHEMA, ShardInfo, read_table, shard_path, write_table
+from pipeline.dataset.schema import OUTCOME_SCHEMA, ShardInfo, shard_path
 from pipeline.job import stages
 from pipeline.job.settings import Job
 from pipeline.job.stages import ClipResult
 from pipeline.outcome import READY, Outcome
 from pipeline.storage import Storage, open_storage
+from pipeline.storage.tables import read_table, write_table
 from pipeline.storage.work_store import Stored, WorkStore
 
 

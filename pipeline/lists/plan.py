@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset.schema import read_table, write_table
 from pipeline.lists import manifest
 from pipeline.lists.manifest import PRECEDENCE, ManifestError
 from pipeline.lists.options import PlanOptions
 from pipeline.lists.uniqueness import REASONS, collisions, column, encode, exclusions
 from pipeline.outcome import EXCLUDED, FAILED, PROCESS, FailureClass
 from pipeline.storage import Storage
+from pipeline.storage.tables import read_table, write_table
 
 _BLOCK = 16_384  # rows that become Python strings at a time
 

@@ -31,13 +31,13 @@ from pipeline.dataset.schema import (
     SPLITS,
     index_path,
     outcome_path,
-    write_table,
 )
 from pipeline.keys import KEY
 from pipeline.lists import plan
 from pipeline.maintenance import erase, purge
 from pipeline.outcome import EXCLUDED, FAILED, READY, REMOVED, CallError
 from pipeline.storage import Busy, Changed, Storage, location, open_storage
+from pipeline.storage.tables import write_table
 from pipeline.storage.work_store import WorkStore, canonical_json
 
 _MAX_REASON = 500  # characters

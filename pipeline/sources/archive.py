@@ -22,7 +22,6 @@ from typing import IO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset.schema import DatasetError, read_table, write_table
 from pipeline.lists.manifest import Clip
 from pipeline.outcome import PROCESS, CallError, Failed, FailureClass
 from pipeline.sources.archive_index import SCHEMA, UNREADABLE, copy_bytes, is_packed, read_index
@@ -30,6 +29,7 @@ from pipeline.sources.base import Fetched, FetchOptions, Piece, Video, all_faile
 from pipeline.sources.directory import find, names
 from pipeline.sources.registry import parse
 from pipeline.storage import location, open_storage
+from pipeline.storage.tables import TableError, read_table, write_table
 from pipeline.storage.work_store import WorkStore
 
 
@@ -256,7 +256,7 @@ def _copy(member: Member, target: Path, work: str | None) -> None:
 def _known(store: WorkStore, path: str) -> pa.Table | None:
     try:
         return read_table(store.storage, _table(path), SCHEMA, keep_metadata=True)
-    except DatasetError:
+    except TableError:
         return None
 
 

@@ -136,6 +136,13 @@ def test_anything_but_our_json_is_refused_with_a_sentence(tmp_path, text):
         dataset.open(tmp_path)
 
 
+def test_a_newer_format_asks_to_upgrade(root):
+    text = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(text.replace("quovadis/1", "quovadis/2"))
+    with pytest.raises(DatasetError, match="a newer version made it: upgrade quovadis"):
+        dataset.open(root)
+
+
 def test_where_nothing_is_published_is_a_sentence(tmp_path):
     with pytest.raises(DatasetError, match="no data set is published there"):
         dataset.open(tmp_path)

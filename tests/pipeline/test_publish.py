@@ -43,7 +43,7 @@ def _nothing_is_published(root: Path) -> bool:
 def test_dataset_json_says_what_the_format_promises(tmp_path):
     meta = prepare(tmp_path).publish()
     assert json.loads((tmp_path / "dataset.json").read_text()) == meta
-    assert sorted(meta) == ["classes", "counts", "format", "generations", "recipe", "shards"]
+    assert sorted(meta) == ["classes", "counts", "format", "generations", "pyarrow", "recipe", "shards"]
     assert meta["classes"] == CLASSES
     assert meta["recipe"]["encode"]["crf"] == 18
     assert meta["counts"] == {

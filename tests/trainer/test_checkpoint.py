@@ -19,6 +19,7 @@ import torch
 from pipeline import dataset
 from pipeline.dataset import schema
 from pipeline.storage import open_storage
+from pipeline.storage.tables import write_table
 from trainer import checkpoint as checkpoints
 from trainer import stream_models
 from trainer.checkpoint import Checkpoint, CheckpointError
@@ -179,9 +180,7 @@ def test_the_fingerprint_is_of_the_clips_and_not_of_where_they_lie(tmp_path):
     index = schema.index_path("train", "00000")
     taken_down = dataset.open(there).index("train").to_pylist()
     taken_down[1]["removed"] = True
-    schema.write_table(
-        open_storage(there), index, pa.Table.from_pylist(taken_down, schema=schema.INDEX_SCHEMA)
-    )
+    write_table(open_storage(there), index, pa.Table.from_pylist(taken_down, schema=schema.INDEX_SCHEMA))
     rows = open_rows([str(there)], "train", ("rgb",))
     assert rows.removed.any()
     assert rows.fingerprint == first

@@ -22,6 +22,7 @@ from pipeline.media.recipe import EncodeRecipe
 from pipeline.recipe import Recipe
 from pipeline.sources.recipe import FetchRecipe
 from pipeline.storage import Storage, open_storage
+from pipeline.storage.tables import write_table
 from pipeline.storage.work_store import Stored, canonical_json
 
 MOTIONS = ((2, 0), (-2, 0), (0, 2), (0, -2))
@@ -83,7 +84,7 @@ def publish(
             infos.append(info)
             rows += added
         table = pa.Table.from_pylist(rows, schema=schema.INDEX_SCHEMA)
-        schema.write_table(storage, schema.index_path(split, generation), table)
+        write_table(storage, schema.index_path(split, generation), table)
     before = schema.read_meta(storage) if append else None
     recipe = Recipe(
         FetchRecipe(), EncodeRecipe(rate=rate, short_side=short_side), FlowRecipe() if flow else None

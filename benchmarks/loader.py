@@ -27,7 +27,8 @@ import webdataset
 
 from pipeline import dataset
 from trainer.data.augmentation import random_view
-from trainer.data.loader import Input, TrainBatches
+from trainer.data.batches import Input
+from trainer.data.loader import TrainBatches
 from trainer.data.reading import Reader
 from trainer.data.rows import open_rows
 from trainer.data.sampler import AUGMENTATION, KeyedRandom, epoch_order

@@ -1,7 +1,7 @@
 """Whole videos as networks see them, frame by frame in constant memory: raw files, or clips of a data set.
 
-Both give the same bytes where the video is the same: RGB exactly, flow but for the coding of the published
-one (see `of_file`). Clips are cut out of the frames here; what is made of them is not known.
+Both give the same bytes for the same video: RGB exactly, flow except for the published one's coding (see
+`of_file`). Also groups the frames into clips.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.media import clip, whole_video
 from pipeline.media.recipe import EncodeRecipe
 from trainer.data.augmentation import View, evaluation_views
 from trainer.data.batches import Input
-from trainer.data.decoding import flow_planes, flow_scale, pictures, plane_of, rgb_planes, square
+from trainer.data.decoding import flow_planes, flow_scale, pictures, plane_of, rgb_planes
 
 Frame = dict[str, np.ndarray]
 """A frame by stream: "rgb" uint8 (3, side, side), "flow" uint8 (2, side, side), luma as stored."""
@@ -28,21 +28,21 @@ Frame = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class FrameStream:
-    """The frames of one video, to be gone through once, and what its u and v are multiplied by."""
+    """The frames of one video, to be read once, and the factors of its u and v."""
 
     frames: Iterator[Frame]
     scale: tuple[float, float]
 
 
 def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameStream:
-    """A raw video, read as the pipeline reads what it prepares.
+    """Reads a raw video as the pipeline does.
 
-    Its RGB frames are those of the clip that the pipeline would encode, bit for bit. Its flow is the one that
-    the pipeline would code as video, before that coding, which changes a vector by .06 pixels on average.
+    Its RGB frames are those of the clip that the pipeline would encode, bit for bit. Its flow is the
+    pipeline's before coding as video, which changes a vector by .06 pixels on average.
 
     Args:
-        inputs: "rgb", "flow" or both -> what is fed; the resize and the crop, at the centre, are its.
-        threads: that share the computing of the flow.
+        inputs: "rgb", "flow" or both -> how it is fed; gives the resize and the centre crop.
+        threads: compute the flow together.
 
     Raises:
         Failed: the video cannot be read; while iterating too.
@@ -50,7 +50,7 @@ def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameS
     first = next(iter(inputs.values()))
     recipe = EncodeRecipe(rate=first.rate, short_side=first.clip_side)
     size = clip.probe(path).output_size(recipe.short_side)
-    cuts = {stream: _centre(input, size) for stream, input in inputs.items()}
+    views = {stream: _centre(input, size) for stream, input in inputs.items()}
     solve = None
     if "flow" in inputs:
         solve = partial(coding.stored_flows, bound=inputs["flow"].flow_bound, threads=threads)
@@ -59,19 +59,19 @@ def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameS
         reformatter = VideoReformatter()
         for frame in whole_video.frames(path, solve=solve, recipe=recipe):
             seen: Frame = {}
-            if "rgb" in cuts:
-                seen["rgb"] = _cropped(rgb_planes(frame.picture, cuts["rgb"], reformatter), cuts["rgb"])
+            if "rgb" in views:
+                seen["rgb"] = _cropped(rgb_planes(frame.picture, views["rgb"], reformatter), views["rgb"])
             if frame.flow is not None:
-                seen["flow"] = _cropped(flow_planes(frame.flow, cuts["flow"], reformatter), cuts["flow"])
+                seen["flow"] = _cropped(flow_planes(frame.flow, views["flow"], reformatter), views["flow"])
             yield seen
 
-    return FrameStream(frames(), flow_scale(cuts["flow"], size) if "flow" in cuts else (1.0, 1.0))
+    return FrameStream(frames(), flow_scale(views["flow"], size) if "flow" in views else (1.0, 1.0))
 
 
 def of_sample(
     members: Mapping[str, bytes], frames: range, size: tuple[int, int], rate: int, inputs: Mapping[str, Input]
 ) -> FrameStream:
-    """A clip of a published data set, with the flow that is stored there.
+    """Reads a clip of a published data set, with its stored flow.
 
     Args:
         members: by stream, as `trainer.data.reading.Reader` gives them.
@@ -82,31 +82,31 @@ def of_sample(
     Raises:
         Undecodable: while iterating, where the members are not what the index says.
     """
-    cuts = {stream: _centre(input, size) for stream, input in inputs.items()}
+    views = {stream: _centre(input, size) for stream, input in inputs.items()}
     width, height = size
 
     def of_stream(stream: str) -> Iterator[np.ndarray]:
-        reformatter, cut = VideoReformatter(), cuts[stream]
+        reformatter, view = VideoReformatter(), views[stream]
         shown = size if stream == "rgb" else (width, 2 * height)
         for _, picture in pictures(members[stream], frames, shown, rate):
             if stream == "rgb":
-                yield _cropped(rgb_planes(picture, cut, reformatter), cut)
+                yield _cropped(rgb_planes(picture, view, reformatter), view)
             else:
-                yield _cropped(flow_planes(plane_of(picture), cut, reformatter), cut)
+                yield _cropped(flow_planes(plane_of(picture), view, reformatter), view)
 
     def both() -> Iterator[Frame]:
         for each in zip(*(of_stream(stream) for stream in inputs), strict=True):
             yield dict(zip(inputs, each, strict=True))
 
-    return FrameStream(both(), flow_scale(cuts["flow"], size) if "flow" in cuts else (1.0, 1.0))
+    return FrameStream(both(), flow_scale(views["flow"], size) if "flow" in views else (1.0, 1.0))
 
 
 def windows(
     frames: Iterator[Frame], length: int, every: int, inputs: Mapping[str, Input]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Clips of `length` frames that begin `every` frames apart, as many as fit; at least one.
+    """Clips (`assembled`) of `length` frames that begin `every` frames apart, as many as fit.
 
-    Where the video is shorter than one, its last frame is repeated. See `assembled` for what a clip is.
+    A shorter video gives one clip, with its last frame repeated.
     """
     held: deque[Frame] = deque(maxlen=length)
     given = 0
@@ -140,15 +140,15 @@ def assembled(frames: Sequence[Frame], inputs: Mapping[str, Input]) -> dict[str,
 
 
 def numbers(input: Input, count: int) -> tuple[int, ...]:
-    """Which of a clip's `count` frames a network sees: every `stride`-th, or its segments' snippets."""
-    (cut,) = evaluation_views(input, count, input.short_side, input.short_side, None, 1, 1)
-    return cut.frames
+    """The numbers of a clip's `count` frames that a network sees: every `stride`-th, or its segments'."""
+    (view,) = evaluation_views(input, count, input.short_side, input.short_side, None, 1, 1)
+    return view.frames
 
 
 def _centre(input: Input, size: tuple[int, int]) -> View:
-    (cut,) = evaluation_views(input, 1, *size, None, 1, 1)
-    return cut
+    (view,) = evaluation_views(input, 1, *size, None, 1, 1)
+    return view
 
 
-def _cropped(planes: list[np.ndarray], cut: View) -> np.ndarray:
-    return np.stack([plane[square(cut)] for plane in planes])
+def _cropped(planes: list[np.ndarray], view: View) -> np.ndarray:
+    return np.stack([plane[view.square] for plane in planes])

@@ -1,4 +1,4 @@
-"""Cuts: which frames and which square a network sees."""
+"""Views: which frames and which square a network sees."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ import tiny_dataset
 import torch
 
 from trainer.data.batches import Batch, Input, by_step
-from trainer.data.loader import ReadError, TooManyFailures, TrainBatches
+from trainer.data.loader import TooManyFailures, TrainBatches
+from trainer.data.reading import ReadError
 from trainer.data.rows import Rows, RowsError, open_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -245,7 +246,7 @@ def test_a_data_set_of_which_most_is_removed_goes_on_with_what_is_left(copy):
 def test_a_run_with_more_failures_than_allowed_stops_and_says_how_many(copy):
     keys = rows_of(copy).keys.to_pylist()
     tiny_dataset.spoil(copy, "train", keys[:6])
-    with pytest.raises(TooManyFailures, match=r"clips could not be had, more than 1\.0%.*pipeline verify"):
+    with pytest.raises(TooManyFailures, match=r"clips were unreadable, more than 1\.0%.*pipeline verify"):
         take(rows_of(copy), 100)
     tiny_dataset.remove(copy, "train", set(keys[6:]) - {keys[10]})
     tiny_dataset.spoil(copy, "train", [keys[10]])

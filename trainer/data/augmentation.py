@@ -1,6 +1,6 @@
-"""Which frames and which square of a clip a network sees, in which colours: numbers only, no pixels.
+"""Chooses a clip's views: which frames, which square, which colours. Numbers only, no pixels.
 
-The same cut serves both streams, so that flow stays the flow of the RGB it goes with.
+One view serves both streams, so flow stays the flow of its RGB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trainer.data.sampler import KeyedRandom
 
 @dataclass(frozen=True)
 class Colour:
-    """By what the colours of a clip change, the same for all its frames."""
+    """A change of a clip's colours, the same for all its frames."""
 
     brightness: float  # factor
     contrast: float  # factor, about the clip's mean grey
@@ -35,6 +35,11 @@ class View:
     mirrored: bool = False
     colour: Colour | None = None  # of RGB; None leaves it as it is
 
+    @property
+    def square(self) -> tuple[slice, slice]:
+        """Rows and columns of the square in the resized picture."""
+        return slice(self.top, self.top + self.side), slice(self.left, self.left + self.side)
+
 
 def resized(width: int, height: int, short_side: int) -> tuple[int, int]:
     """(width, height) with `short_side` as the shorter and the longer rounded half up."""
@@ -43,7 +48,7 @@ def resized(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def random_view(input: Input, frames: int, width: int, height: int, rng: KeyedRandom) -> View:
-    """A training cut of a clip of `frames` pictures, width x height, at random.
+    """A training view of a clip of `frames` pictures, width x height, at random.
 
     The window starts early enough to fit; a clip shorter than it is looped from its first frame
     (Carreira and Zisserman 2017, section 3.2). With `segments` each snippet starts anywhere in its part of

@@ -1,4 +1,4 @@
-"""What the loader hands to the training loop, and how a network's input is described."""
+"""A network's input settings, and the batches that the loader gives to the training loop."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ STREAMS = ("rgb", "flow")
 
 @dataclass(frozen=True)
 class Input:
-    """What a network is fed: part of its configuration and of every checkpoint.
+    """How a network is fed: part of its configuration and of every checkpoint.
 
-    Raises:
-        ValueError: a setting that no clip can satisfy.
+    Raises ValueError for a setting that no clip can satisfy.
     """
 
     stream: str = "rgb"  # rgb | flow | both
@@ -28,11 +27,11 @@ class Input:
     stride: int = 1  # from one frame to the next, in frames at `rate`
     short_side: int = 256  # pixels; the resize before the crop
     crop: int = 224  # pixels, square
-    segments: int = 0  # frames come in so many snippets from all over the clip; 0: in one window
-    test_segments: int = 0  # in evaluation, where they are not as many
+    segments: int = 0  # snippets, from all over the clip, that the frames come in; 0: one window
+    test_segments: int = 0  # snippets in evaluation; 0: as in training
     test_views: tuple[int, ...] = ()  # clips and crops (1 or 3) in evaluation; (): the whole clip, its centre
     scales: tuple[float, ...] = ()  # of the short side, one of which a training crop takes; (): `crop` itself
-    distortion: int = 0  # by how many places in `scales` its width and height may differ
+    distortion: int = 0  # places in `scales` by which a crop's width and height may differ
     corners: bool = False  # a training crop is at a corner or the centre; else anywhere
     flip: bool = True  # mirror half of the training clips and negate u: off where left and right differ
     colour_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # at most, of training RGB: see `random_colour`
@@ -87,7 +86,7 @@ class Input:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams to be read: ("rgb",), ("flow",) or both."""
+        """The streams to read: ("rgb",), ("flow",) or both."""
         return STREAMS if self.stream == "both" else (self.stream,)
 
     @property
@@ -103,14 +102,14 @@ def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of one step, or a part of it, as bytes: a quarter of what floats would take.
+    """One rank's share of one step, or a part of it; pixels are bytes, a quarter of the size of floats.
 
     Shapes, with n clips (evaluation: n clips times `views`, the views of a clip side by side):
         rgb: uint8 (n, 3, T, H, W) or None.
         flow: uint8 (n, 2, T, H, W) luma as stored, 128 for zero, or None.
         flow_scale: float32 (n, 2), by which u and v are multiplied: the resize, and -1 on a mirrored u.
         target: int64 (n,), without views; -1 where there is no label.
-        weight: float32 (n,), without views; 0 for what must not count (removed, padding, undecodable).
+        weight: float32 (n,), without views; 0 for removed, padding and undecodable clips.
     """
 
     epoch: int
@@ -122,10 +121,10 @@ class Batch:
     target: Tensor
     weight: Tensor
     total_weight: float  # sum of the weights of the global batch, over all ranks
-    failures: tuple[str, ...] = ()  # one sentence for each clip that was replaced, its key first
+    failures: tuple[str, ...] = ()  # a sentence for each replaced clip, its key first
     views: int = 1
-    first: int = 0  # the place of its first clip in the rank's share
-    last: bool = True  # whether the share ends with it
+    first: int = 0  # place of the first clip in the rank's share
+    last: bool = True  # whether the share ends with this part
 
     def inputs(self, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
         """(rgb, flow) for the network: float32 on `device`, both in [-1, 1]; None for an absent stream."""
@@ -139,17 +138,11 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
-        return replace(
-            self,
-            rgb=None if self.rgb is None else self.rgb.pin_memory(),
-            flow=None if self.flow is None else self.flow.pin_memory(),
-            flow_scale=None if self.flow_scale is None else self.flow_scale.pin_memory(),
-            target=self.target.pin_memory(),
-            weight=self.weight.pin_memory(),
-        )
+        pinned: dict[str, Any] = {n: v.pin_memory() for n, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **pinned)
 
 
 def by_step(batches: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
-    """The parts of each step, which come one at a time: those of a step end with the one that is `last`."""
+    """The parts of each step in turn; the one that is `last` ends a step."""
     for _, parts in groupby(batches, key=lambda batch: (batch.epoch, batch.step)):
         yield parts

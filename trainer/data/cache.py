@@ -1,7 +1,7 @@
-"""A folder on this machine that keeps members of remote data sets, up to a size.
+"""A local cache of members of remote data sets, up to a size; any number of processes may share one.
 
-A member is kept under its sha256, as the index gives it, and checked against it when it is taken out: what a
-kill, a full disk or another process leaves behind is never trained on. Any number of processes may share one.
+A member is stored under its sha256 and checked against it when read: a file that a kill, a full disk or
+another process left incomplete is never trained on.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from pathlib import Path
 from pipeline.outcome import CallError
 
 GIB = 1 << 30
-_ROOM = 0.1  # share of the limit that is made free at a time, so that the folder is seldom gone through
+_ROOM = 0.1  # share of the limit that is freed at a time, so that the folder is seldom scanned
 _NAME = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
 
 class CacheError(CallError, ValueError):
-    """The cache cannot be had there, or so small; one sentence with the remedy."""
+    """The cache cannot be there, or is too small; one sentence with the remedy."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Members by their sha256 in hex; the least recently used are dropped where `limit` bytes are full."""
+    """Members by their sha256 in hex; the least recently used are dropped when `limit` bytes are full."""
 
     folder: Path
     limit: int
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], gib: float) -> Cache:
-        """The cache in `folder`, which is made. Raises CacheError where nothing can be written there."""
+        """Makes or opens the cache in `folder`. Raises CacheError where it cannot be written."""
         if not gib > 0:
             raise CacheError(f"a cache of {gib:g} GiB holds nothing: give --cache-gib a number above 0")
         cache = cls(Path(folder).absolute(), int(gib * GIB))
@@ -54,7 +54,7 @@ class Cache:
         return cache
 
     def get(self, digest: str) -> bytes | None:
-        """The member, or None where it is not kept (or not as it was)."""
+        """The member; None where it is absent or damaged."""
         path = self._path(digest)
         try:
             data = path.read_bytes()
@@ -67,7 +67,7 @@ class Cache:
         return None
 
     def put(self, digest: str, data: bytes) -> None:
-        """Keep a member whose sha256 the caller has checked; that the disk refuses is said once, no error."""
+        """Stores a member whose sha256 the caller has checked. A disk error is logged once, not raised."""
         path = self._path(digest)
         if len(data) > self.limit or path.exists():
             return
@@ -82,10 +82,12 @@ class Cache:
                 path.parent.mkdir(exist_ok=True)
                 incoming.replace(path)
         except OSError as error:
-            _say_once(f"{self.folder} takes no more ({error.strerror}): reading goes on without the cache")
+            _say_once(
+                f"{self.folder} cannot be written ({error.strerror}): reading goes on without the cache"
+            )
 
     def forget(self, digests: Iterable[str]) -> None:
-        """Drop members, as after a takedown."""
+        """Drops members, as after a takedown."""
         for digest in digests:
             with contextlib.suppress(OSError):
                 self._path(digest).unlink()
@@ -97,7 +99,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """The descriptor of the file that says how many bytes are kept, locked against all others."""
+        """Locks the file that holds the number of stored bytes; its descriptor."""
         account = os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(account, fcntl.LOCK_EX)
@@ -110,7 +112,7 @@ class Cache:
         return int(text) if text.isdigit() else sum(size for _, size, _ in self._kept())
 
     def _make_room(self, wanted: int) -> int:
-        """Drop the least recently used members until at most `wanted` bytes are left; returns how many."""
+        """Drops the least recently used members until at most `wanted` bytes are left; returns how many."""
         kept = sorted(self._kept())
         total = sum(size for _, size, _ in kept)
         for _, size, path in kept:
@@ -122,7 +124,7 @@ class Cache:
         return total
 
     def _kept(self) -> Iterator[tuple[int, int, str]]:
-        """(time of last use, bytes, path) of every member; nothing else in the folder is ever touched."""
+        """(time of last use, bytes, path) of every member; ignores all other files in the folder."""
         for number in range(256):
             with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / f"{number:02x}") as entries:
                 for entry in entries:

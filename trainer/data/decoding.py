@@ -1,9 +1,9 @@
-"""From the bytes of a member to the pixels of a cut: only the frames asked for, by one thread.
+"""Decodes a member's bytes to the pixels of its views: only the frames asked for, in one thread.
 
-Owns decoding, colour, resize, crop, mirroring and recolouring of pixels; which frames, square and colours is
-decided in `trainer.data.augmentation`. Resizing and colour are swscale's with its exact settings (bilinear,
-widened when shrinking): the same bytes on every x86-64, and within half a grey level of exact BT.601/709. Its
-quick path would save a seventh of the time and makes pictures one level darker.
+Owns decoding, colour, resize, crop, mirroring and recolouring of pixels; `trainer.data.augmentation` chooses
+frames, square and colours. swscale resizes and converts with its exact settings (bilinear, widened when
+shrinking): the same bytes on every x86-64, within half a grey level of exact BT.601/709. Its quick path would
+save a seventh of the time and makes pictures one level darker.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Undecodable(ValueError):
     """The bytes are no video of the size and length that the index says."""
 
 
-def decode_rgb(data: bytes, cuts: Sequence[View], size: tuple[int, int], rate: int, out: np.ndarray) -> None:
+def decode_rgb(data: bytes, views: Sequence[View], size: tuple[int, int], rate: int, out: np.ndarray) -> None:
     """Decode an RGB member once for all views of a clip.
 
     Args:
         data: the mp4.
-        cuts: V views of it, alike in everything but frames, square, mirroring and colour.
+        views: V views of it, alike in everything but frames, square, mirroring and colour.
         size: (width, height) that the index promises, in pixels.
         rate: frames a second of the data set.
         out: uint8 (V, 3, T, side, side), written in place; 0..255.
@@ -49,28 +49,28 @@ def decode_rgb(data: bytes, cuts: Sequence[View], size: tuple[int, int], rate: i
         Undecodable: damaged, of another size, or without one of the frames.
     """
     reformatter = VideoReformatter()
-    places = _places(cuts)
-    if (cuts[0].width, cuts[0].height) == size:  # resizing looks further round than the margin
-        region = _Region(cuts, size)
-        within = [region.of(cut) for cut in cuts]
+    places = _places(views)
+    if (views[0].width, views[0].height) == size:  # resizing looks further round than the margin
+        region = _Region(views, size)
+        within = [region.of(view) for view in views]
     else:
-        region, within = None, list(cuts)
+        region, within = None, list(views)
     for number, frame in pictures(data, places, size, rate):
         planes = rgb_planes(region.take(frame) if region else frame, within[0], reformatter)
-        for view, place in places[number]:
+        for index, place in places[number]:
             for channel, plane in enumerate(planes):
-                out[view, channel, place] = plane[square(within[view])]
-    _mirror(out, cuts)
-    for view, cut in enumerate(cuts):
-        if cut.colour:
-            recolour(out[view], cut.colour)
+                out[index, channel, place] = plane[within[index].square]
+    _mirror(out, views)
+    for index, view in enumerate(views):
+        if view.colour:
+            recolour(out[index], view.colour)
 
 
 class _Region:
-    """The part of a picture that the squares of `cuts` need; its RGB is that of the whole, byte by byte."""
+    """The part of a picture that the squares of `views` need; its RGB is that of the whole, byte by byte."""
 
-    def __init__(self, cuts: Sequence[View], size: tuple[int, int]):
-        ends = [(cut.left, cut.left + cut.side, cut.top, cut.top + cut.side) for cut in cuts]
+    def __init__(self, views: Sequence[View], size: tuple[int, int]):
+        ends = [(view.left, view.left + view.side, view.top, view.top + view.side) for view in views]
         lefts, rights, tops, bottoms = zip(*ends, strict=True)
         (self.left, right), (self.top, bottom) = (
             (max(0, min(begins) - _MARGIN) // 2 * 2, min(length, (max(finishes) + _MARGIN + 1) // 2 * 2))
@@ -80,13 +80,13 @@ class _Region:
         self._whole = size
         self._graph: Graph | None = None
 
-    def of(self, cut: View) -> View:
-        """`cut`, of this part."""
+    def of(self, view: View) -> View:
+        """`view` in the coordinates of this part."""
         width, height = self.size
-        return replace(cut, width=width, height=height, top=cut.top - self.top, left=cut.left - self.left)
+        return replace(view, width=width, height=height, top=view.top - self.top, left=view.left - self.left)
 
     def take(self, frame: VideoFrame) -> VideoFrame:
-        """This part of a picture, not copied; all that is said of the picture is said of it."""
+        """This part of a picture, not copied, with the picture's colour properties."""
         graph = self._graph = self._graph or self._built(frame)
         graph.push(frame)
         return cast(VideoFrame, graph.pull())
@@ -103,40 +103,40 @@ class _Region:
 
 
 def decode_flow(
-    data: bytes, cuts: Sequence[View], size: tuple[int, int], rate: int, out: np.ndarray
+    data: bytes, views: Sequence[View], size: tuple[int, int], rate: int, out: np.ndarray
 ) -> list[tuple[float, float]]:
     """Decode a flow member: u above v in the luma plane, which is full range and needs no colour.
 
     Args:
         data: the mp4.
-        cuts, rate: as in `decode_rgb`.
+        views, rate: as in `decode_rgb`.
         size: (width, height) of the clip; the flow video is twice as high.
         out: uint8 (V, 2, T, side, side), written in place; 128 stands for zero.
 
     Returns:
-        For each view what u and v must be multiplied by: the resize, and -1 for a mirrored u.
+        For each view the factors of u and v (`flow_scale`).
 
     Raises:
         Undecodable: as in `decode_rgb`.
     """
     width, height = size
     reformatter = VideoReformatter()
-    places = _places(cuts)
+    places = _places(views)
     for number, frame in pictures(data, places, (width, 2 * height), rate):
-        planes = flow_planes(plane_of(frame), cuts[0], reformatter)
-        for view, place in places[number]:
+        planes = flow_planes(plane_of(frame), views[0], reformatter)
+        for index, place in places[number]:
             for channel, plane in enumerate(planes):
-                out[view, channel, place] = plane[square(cuts[view])]
-    _mirror(out, cuts)
-    return [flow_scale(cut, size) for cut in cuts]
+                out[index, channel, place] = plane[views[index].square]
+    _mirror(out, views)
+    return [flow_scale(view, size) for view in views]
 
 
-def rgb_planes(frame: VideoFrame, cut: View, reformatter: VideoReformatter) -> list[np.ndarray]:
-    """Red, green and blue of a decoded picture, resized as `cut` says: uint8 (cut.height, cut.width) each."""
+def rgb_planes(frame: VideoFrame, view: View, reformatter: VideoReformatter) -> list[np.ndarray]:
+    """Red, green and blue of a decoded picture resized as in `view`: uint8 (view.height, view.width) each."""
     rgb = reformatter.reformat(
         frame,
-        cut.width,
-        cut.height,
+        view.width,
+        view.height,
         format="gbrp",
         interpolation=_EXACT,
         dst_color_range=ColorRange.JPEG,
@@ -145,22 +145,22 @@ def rgb_planes(frame: VideoFrame, cut: View, reformatter: VideoReformatter) -> l
     return [_plane(rgb.planes[plane]) for plane in _RED_GREEN_BLUE]
 
 
-def flow_planes(luma: np.ndarray, cut: View, reformatter: VideoReformatter) -> list[np.ndarray]:
-    """u and v of a flow picture, uint8 (2 H, W), resized as `cut` says: uint8 (cut.height, cut.width) each.
+def flow_planes(luma: np.ndarray, view: View, reformatter: VideoReformatter) -> list[np.ndarray]:
+    """u and v of a flow picture, uint8 (2 H, W), resized as in `view`: uint8 (view.height, view.width) each.
 
-    What they stand for changes with the resize: see `flow_scale`.
+    A resize changes the values' meaning: see `flow_scale`.
     """
     height, width = luma.shape[0] // 2, luma.shape[1]
     halves = [luma[:height], luma[height:]]
-    if (cut.width, cut.height) == (width, height):
+    if (view.width, view.height) == (width, height):
         return halves
-    return [_resize_grey(half, cut, reformatter) for half in halves]
+    return [_resize_grey(half, view, reformatter) for half in halves]
 
 
-def flow_scale(cut: View, size: tuple[int, int]) -> tuple[float, float]:
-    """What u and v of a clip of `size` (width, height) are multiplied by in `cut`."""
+def flow_scale(view: View, size: tuple[int, int]) -> tuple[float, float]:
+    """Factors of u and v of a clip of `size` (width, height) in `view`: the resize, and -1 for mirrored u."""
     width, height = size
-    return (-cut.width if cut.mirrored else cut.width) / width, cut.height / height
+    return (-view.width if view.mirrored else view.width) / width, view.height / height
 
 
 def plane_of(frame: VideoFrame) -> np.ndarray:
@@ -225,18 +225,13 @@ def _take(
             yield number, frame
 
 
-def _places(cuts: Sequence[View]) -> dict[int, list[tuple[int, int]]]:
+def _places(views: Sequence[View]) -> dict[int, list[tuple[int, int]]]:
     """Frame number -> each (view, place in it) where it stands; several in a looped window."""
     places: dict[int, list[tuple[int, int]]] = {}
-    for view, cut in enumerate(cuts):
-        for place, number in enumerate(cut.frames):
-            places.setdefault(number, []).append((view, place))
+    for index, view in enumerate(views):
+        for place, number in enumerate(view.frames):
+            places.setdefault(number, []).append((index, place))
     return places
-
-
-def square(cut: View) -> tuple[slice, slice]:
-    """Rows and columns of the square that `cut` takes of a resized picture."""
-    return slice(cut.top, cut.top + cut.side), slice(cut.left, cut.left + cut.side)
 
 
 def _plane(plane: VideoPlane) -> np.ndarray:
@@ -244,19 +239,19 @@ def _plane(plane: VideoPlane) -> np.ndarray:
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]  # type: ignore[call-overload]
 
 
-def _resize_grey(picture: np.ndarray, cut: View, reformatter: VideoReformatter) -> np.ndarray:
-    """uint8 (H, W) -> (cut.height, cut.width); u and v apart, since one would bleed into the other."""
+def _resize_grey(picture: np.ndarray, view: View, reformatter: VideoReformatter) -> np.ndarray:
+    """uint8 (H, W) -> (view.height, view.width); u and v apart, since one would bleed into the other."""
     frame = VideoFrame.from_numpy_buffer(picture, format="gray")
     resized = reformatter.reformat(
-        frame, cut.width, cut.height, format="gray", interpolation=_EXACT, threads=1
+        frame, view.width, view.height, format="gray", interpolation=_EXACT, threads=1
     )
     return _plane(resized.planes[0])
 
 
-def _mirror(out: np.ndarray, cuts: Sequence[View]) -> None:
-    for view, cut in enumerate(cuts):
-        if cut.mirrored:
-            pixels = torch.from_numpy(out[view])
+def _mirror(out: np.ndarray, views: Sequence[View]) -> None:
+    for index, view in enumerate(views):
+        if view.mirrored:
+            pixels = torch.from_numpy(out[index])
             pixels.copy_(pixels.flip(-1))  # ten times faster than numpy's copy from a negative stride
 
 

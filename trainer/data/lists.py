@@ -1,4 +1,4 @@
-"""The published lists of UCF-101 and HMDB-51: which videos train and which test in one of the three splits.
+"""Reads the published lists of UCF-101 and HMDB-51: the training and test videos of one of three splits.
 
 UCF-101: trainlist01.txt and testlist01.txt, lines "Class/name.avi 1" and "Class/name.avi". HMDB-51: a file a
 class, <class>_test_split1.txt, lines "name.avi 1" whose number says 0 unused, 1 trains, 2 tests.
@@ -17,19 +17,19 @@ from pipeline.outcome import CallError
 
 
 class ListError(CallError, ValueError):
-    """A file that is no such list; one sentence with the remedy."""
+    """The file is no such list; one sentence with the remedy."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """The videos that one part of the lists names, by their ids in a data set."""
+    """The videos of one part of the lists, by their ids in a data set."""
 
     part: str  # train | test
     ids: frozenset[str] = field(repr=False)
 
 
 class Lists(NamedTuple):
-    """What trains and what tests, of all the lists given."""
+    """The training and the test videos of all lists given."""
 
     train: Listed
     test: Listed

@@ -1,6 +1,6 @@
-"""Ranged reads of samples, many in flight: the bytes of the members that are trained on, nothing else.
+"""Ranged reads of samples, many in flight: only the bytes of the members that are trained on.
 
-Knows where things lie, not what is in them. Clients of object stores are made by the process that reads.
+Knows places, not contents. Clients of object stores are made by the process that reads.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ T = TypeVar("T")
 
 
 class SampleError(ValueError):
-    """The bytes at a row's place are not its sample's: counted, and another takes its place."""
+    """The bytes at a row's place are not its sample's: a failure, and another row takes its place."""
 
 
 class RemovedError(SampleError):
-    """The clip was taken down since the index was read: no failure, and another takes its place."""
+    """The clip was removed after the index was read: no failure, and another row takes its place."""
 
 
 class ReadError(RuntimeError):
-    """The data cannot be reached, so that going on would train on something else; one sentence."""
+    """The data cannot be reached, so training must not go on without them; one sentence."""
 
 
 class Reader:
     """Reads members of samples.
 
     Args:
-        rows: where they lie.
+        rows: their places.
         streams: which members, of "rgb" and "flow"; both come in one read.
-        cache: where members of data sets that are not on this machine are kept.
+        cache: keeps members of remote data sets.
     """
 
     def __init__(self, rows: Rows, streams: tuple[str, ...], cache: Cache | None = None):
@@ -53,8 +53,8 @@ class Reader:
         """The members of a row by stream.
 
         Raises:
-            RemovedError: it was taken down while this run went on.
-            SampleError: the shard ends before them, or another sample lies there.
+            RemovedError: it was removed during this run.
+            SampleError: the shard ends before them, or another sample is at their place.
             ReadError: the shard is absent, or the storage does not answer.
         """
         root, _ = self._rows.shards[self._rows.shard[row]]
@@ -105,7 +105,7 @@ class Reader:
 def ahead(
     reader: Reader, wanted: Iterable[tuple[T, int]], in_flight: int
 ) -> Generator[tuple[T, int, Future[dict[str, bytes]]]]:
-    """Go through (anything, row) pairs with the reads of the next `in_flight` rows under way."""
+    """Yields (anything, row) pairs with their members, while the next `in_flight` rows are read."""
     pending: deque[tuple[T, int, Future[dict[str, bytes]]]] = deque()
     pool = ThreadPoolExecutor(in_flight, thread_name_prefix="read")
     try:

@@ -1,4 +1,4 @@
-"""The rows a run goes through: the indexes of one or more published data sets as columns."""
+"""The samples of a run: the indexes of published data sets as columns."""
 
 from __future__ import annotations
 
@@ -50,12 +50,14 @@ class Rows:
     height: np.ndarray  # int32, pixels
     offsets: dict[str, np.ndarray] = field(default_factory=dict)  # stream -> int64, of the payload in its tar
     sizes: dict[str, np.ndarray] = field(default_factory=dict)  # stream -> int64, bytes
-    digests: dict[str, pa.StringArray] = field(
-        default_factory=dict
-    )  # stream -> sha256 in hex, of the payload
+    digests: dict[str, pa.StringArray] = field(default_factory=dict)  # stream -> sha256 in hex
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(width, height) of a clip, pixels."""
+        return int(self.width[row]), int(self.height[row])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,7 +77,7 @@ class RowsError(CallError, ValueError):
 
 
 class DamagedError(RowsError):
-    """What was published is no longer there as it was, or not to be reached: no fault of the call."""
+    """Published files are missing, changed or unreachable: the call itself is right."""
 
 
 def open_rows(
@@ -84,12 +86,12 @@ def open_rows(
     streams: Sequence[str],
     generations: Sequence[Sequence[str]] | None = None,
 ) -> Rows:
-    """Open `split` of published data sets; or the clips of all splits whose videos are listed.
+    """Opens `split` of published data sets; or the clips of all splits whose videos are listed.
 
     Args:
         roots: folders or URLs of published data sets, all with the same classes, rate, short side and bound.
         streams: those that will be read, of "rgb" and "flow".
-        generations: for each root those to read (of a checkpoint); None for all there are.
+        generations: for each root those to read (of a checkpoint); None for all.
 
     Raises:
         RowsError: no such split or generation, no flow, or data sets that do not go together.
@@ -98,51 +100,28 @@ def open_rows(
     splits, name = (dataset.SPLITS, split.part) if isinstance(split, Listed) else ((split,), split)
     if generations is not None and len(generations) != len(roots):
         raise RowsError(f"the run has {len(generations)} data sets, not {len(roots)}: name those in --data")
-    try:
-        opened = [dataset.open(root) for root in roots]
-        for data in opened:
-            _check_shards(data, splits)
-    except Misplaced as error:
-        raise RowsError(error.reason) from None
-    except Failed as error:
-        raise DamagedError(error.reason) from None
-    except DatasetError as error:
-        raise RowsError(str(error)) from None
-    try:
-        pinned = (
-            [tuple(d.generations) for d in opened] if generations is None else list(map(tuple, generations))
-        )
-        tables = [
-            pa.concat_tables([d.index(s, g) for s in splits]) for d, g in zip(opened, pinned, strict=True)
-        ]
-    except Failed as error:
-        raise DamagedError(error.reason) from None
-    except DatasetError as error:
-        raise DamagedError(str(error)) from None
-    except ValueError as error:  # a generation that there is not
-        raise RowsError(str(error)) from None
+    opened = _opened(roots, splits)
+    pinned, tables = _tables(opened, splits, generations)
     _check_alike(opened)
+    where = " and ".join(roots)
     shards = [(n, path) for n, d in enumerate(opened) for path, s in d.shards.items() if s.split in splits]
     places = {shard: place for place, shard in enumerate(shards)}
     if isinstance(split, Listed):
         tables = _chosen(tables, split)
     table = pa.concat_tables(tables)
     if not len(table):
-        raise RowsError(f"{' and '.join(roots)} has no {name} clips: choose another --split or --data")
-    _check_columns(table, len(opened[0].classes), " and ".join(roots))
+        raise RowsError(f"{where} has no {name} clips: choose another --split or --data")
+    _check_columns(table, len(opened[0].classes), where)
     if "flow" in streams and table["flow_offset"].null_count:
-        raise RowsError(
-            f"{' and '.join(roots)} has clips without flow: prepare it with --flow tvl1, or use --stream rgb"
-        )
-    bounds = {_flow_bound(d) for d in opened}
+        raise RowsError(f"{where} has clips without flow: prepare it with --flow tvl1, or use --stream rgb")
     return Rows(
         roots=tuple(roots),
         split=name,
         classes=tuple(opened[0].classes),
-        generations=tuple(pinned),
+        generations=pinned,
         rate=opened[0].rate,
         short_side=opened[0].short_side,
-        flow_bound=bounds.pop(),
+        flow_bound=_flow_bound(opened[0]),
         shards=tuple(shards),
         keys=table["key"].combine_chunks(),
         target=table["class_index"].fill_null(-1).to_numpy().astype(np.int64),
@@ -155,6 +134,37 @@ def open_rows(
         sizes={s: table[f"{s}_size"].to_numpy().astype(np.int64) for s in streams},
         digests={s: table[f"{s}_sha256"].combine_chunks() for s in streams},
     )
+
+
+def _opened(roots: Sequence[str], splits: Sequence[str]) -> list[Dataset]:
+    """The data sets at `roots`, whose shards are checked. Raises RowsError, DamagedError."""
+    try:
+        opened = [dataset.open(root) for root in roots]
+        for data in opened:
+            _check_shards(data, splits)
+    except Failed as error:
+        raise (RowsError if isinstance(error, Misplaced) else DamagedError)(error.reason) from None
+    except DatasetError as error:
+        raise RowsError(str(error)) from None
+    return opened
+
+
+def _tables(
+    opened: Sequence[Dataset], splits: Sequence[str], generations: Sequence[Sequence[str]] | None
+) -> tuple[tuple[tuple[str, ...], ...], list[pa.Table]]:
+    """Generations and index of each data set. Raises RowsError, DamagedError."""
+    pinned = tuple(map(tuple, [d.generations for d in opened] if generations is None else generations))
+    try:
+        tables = [
+            pa.concat_tables([d.index(s, g) for s in splits]) for d, g in zip(opened, pinned, strict=True)
+        ]
+    except Failed as error:
+        raise DamagedError(error.reason) from None
+    except DatasetError as error:
+        raise DamagedError(str(error)) from None
+    except ValueError as error:  # no such generation
+        raise RowsError(str(error)) from None
+    return pinned, tables
 
 
 def input_for(rows: Rows, input: Input) -> Input:
@@ -192,7 +202,7 @@ def _check_alike(opened: Sequence[Dataset]) -> None:
 
 
 def _check_columns(table: pa.Table, classes: int, where: str) -> None:
-    """Numbers that memory is allocated by, or that a loss indexes with, are not taken on trust."""
+    """Raises DamagedError for impossible numbers: memory is allocated, and a loss indexed, by them."""
     limits = {"frames": (1, _MOST_FRAMES), "width": (1, _LONGEST_SIDE), "height": (1, _LONGEST_SIDE)}
     for name, (low, high) in {**limits, "class_index": (0, classes - 1)}.items():
         found = pc.min_max(table[name]).as_py()
@@ -204,7 +214,7 @@ def _check_columns(table: pa.Table, classes: int, where: str) -> None:
 
 
 def _chosen(tables: Sequence[pa.Table], listed: Listed) -> list[pa.Table]:
-    """The rows of videos that are listed; how many are listed and not there is said."""
+    """The rows of listed videos; logs how many listed videos are absent."""
     wanted = pa.array(sorted(listed.ids), pa.string())
     chosen = [table.filter(pc.is_in(table["youtube_id"], wanted)) for table in tables]
     found = set().union(*(table["youtube_id"].to_pylist() for table in chosen))
@@ -215,7 +225,7 @@ def _chosen(tables: Sequence[pa.Table], listed: Listed) -> list[pa.Table]:
 
 
 def _check_shards(data: Dataset, splits: Sequence[str]) -> None:
-    """A shard that is absent or cut short stops a run before it starts; on local disk this costs nothing."""
+    """Raises DamagedError for an absent or short shard; looks on local disks only, where it costs nothing."""
     if not data.storage.is_local:
         return
     for path, shard in data.shards.items():

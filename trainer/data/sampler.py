@@ -1,8 +1,8 @@
-"""Which sample stands where: a pure function of (seed, epoch, rows), and the one source of chance.
+"""The order of samples, a pure function of (seed, epoch, rows), and keyed random numbers.
 
-Owns the order, its cutting into global batches and rank shares, and the keyed random numbers of the
-augmentation. The hash is splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
-Generators", OOPSLA 2014) on 64-bit integers, so nothing depends on numpy's or a platform's generators.
+Owns the order, its division into global batches and rank shares, and the augmentation's random numbers.
+The hash is splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014)
+on 64-bit integers, so nothing depends on numpy's or a platform's generators.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 
 ORDER, AUGMENTATION, BALANCE = 1, 2, 3
-"""First words of keys: what the numbers are for, so that neither use shares a stream with the other."""
+"""First words of keys, one a use, so that no two uses share a stream of numbers."""
 
 
 def keyed(*words: int) -> int:
@@ -63,8 +63,8 @@ def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
 def balanced_order(seed: int, epoch: int, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order of an epoch in which every class comes equally often: int64 rows, and the turn of each.
 
-    Each class goes through its rows in turns, every turn in another order, and an epoch takes up where the
-    one before left off: a row of a large class waits for its turn, one of a small class comes several times.
+    Each class goes through its rows in turns, each turn in another order, and an epoch continues where the
+    last one ended: a row of a large class waits for its turn, one of a small class comes several times.
 
     Args:
         target: int64 (rows,), the classes; rows with -1 never come.
@@ -90,7 +90,7 @@ def balanced_order(seed: int, epoch: int, target: np.ndarray) -> tuple[np.ndarra
 
 
 def places(target: np.ndarray, balanced: bool) -> int:
-    """How many samples an epoch's order has, before it is cut into batches."""
+    """The number of samples in an epoch's order, before it is cut into batches."""
     if not balanced:
         return len(target)
     classes = target[target >= 0]
@@ -98,10 +98,9 @@ def places(target: np.ndarray, balanced: bool) -> int:
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:
-    """Whole global batches in an epoch; the rest of the order is left out (another rest every epoch).
+    """Whole global batches in an epoch; the rest of the order, another one every epoch, is left out.
 
-    Raises:
-        ValueError: there are fewer rows than one batch takes.
+    Raises ValueError where the rows do not fill one batch.
     """
     if batch < 1:
         raise ValueError(f"a batch of {batch} clips is none: give a batch size of at least 1")
@@ -122,7 +121,7 @@ def share(indices: S, rank: int, world: int) -> S:
 
 
 def digest(keys: Sequence[str]) -> str:
-    """What metrics.jsonl records of a step's order: 16 hex digits of sha256 over the keys, newline-joined."""
+    """16 hex digits of sha256 over newline-joined keys: how metrics.jsonl records a step's order."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
 
 

@@ -118,7 +118,9 @@ def build(
     models = {}
     for stream in streams:
         torch.manual_seed(keyed(seed, list(networks.CHANNELS).index(stream) if stream != "both" else 2) >> 1)
-        channels = {} if stream == "both" else {"in_channels": networks.CHANNELS[stream]}
+        channels: dict[str, Any] = {}
+        if stream != "both":
+            channels["in_channels"] = networks.CHANNELS[stream]
         models[stream] = StreamModel(stream, networks.build(name, classes, **channels, **options), input)
     return models
 

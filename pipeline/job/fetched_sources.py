@@ -1,8 +1,7 @@
-"""What came of each source video: its record and files in the work store, so that nothing is asked twice.
+"""Caches fetched videos in the work store, so that a rerun downloads nothing twice.
 
-A record says of each clip which file holds it or why there is none, which tool brought it, and why ranges
-were given up. How a source is asked is `pipeline.sources.retrying`'s; what becomes of a piece,
-`pipeline.job.stages`'.
+The record of a video says for each clip which file holds it or why there is none, which tool fetched it, and
+why range requests were given up. `pipeline.sources.retrying` asks the sources.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from pipeline.job.settings import Job
 from pipeline.media.probe import probe
 from pipeline.outcome import FAILED, Failed, FailureClass
 from pipeline.recipe import stage_hash
-from pipeline.sources import Fetched, Piece, Video
-from pipeline.sources import retrying as fetching
+from pipeline.sources import Fetched, Piece, Source, Video, retrying
 from pipeline.sources.recipe import FORMATS, FetchRecipe
 from pipeline.storage.work_store import Stored, WorkStore, refuse_newer
 
 MACHINE = (FailureClass.ENVIRONMENT, FailureClass.STORAGE)
-"""Classes that say something of the machine and nothing of the clip."""
-_FALLBACKS = 20  # sentences of a video that are kept
+"""Failure classes of the machine, not of the clip."""
+_FALLBACKS = 20  # the most sentences in a video's record
 
 
 def fetch(
@@ -36,13 +34,13 @@ def fetch(
     wait: Callable[[], None],
     record_result: Callable[[Mapping[str, object]], bool],
 ) -> Fetched:
-    """The pieces of `video`: kept ones from the work store, the others from the sources.
+    """Get the pieces of `video` from the work store, and those that are not there from the sources.
 
-    Sources on this machine that come first `wait` for no lane; what comes from the others is kept.
+    Sources on this machine that come first need not `wait`; files from the other sources are kept.
     """
     chosen = tuple(sources.parse(spec) for spec in job.sources)
     if not job.network:
-        return fetching.fetch(video, chosen, folder, job.fetch)
+        return retrying.fetch(video, chosen, folder, job.fetch)
     near = tuple(itertools.takewhile(lambda source: not source.network, chosen))
     record = _source_record(video, stage_hash(job.recipe.fetch), store)
     pieces = _kept_pieces(video, record, job, store, folder)
@@ -51,7 +49,7 @@ def fetch(
             pieces |= _large_enough(wanted, other, job, store, folder)
     failures: dict[str, Failed] = {}
     if near and (wanted := _without(video, pieces)).clips:
-        for key, piece in fetching.fetch(wanted, near, folder, job.fetch).pieces.items():
+        for key, piece in retrying.fetch(wanted, near, folder, job.fetch).pieces.items():
             if isinstance(piece, Failed):
                 failures[key] = piece
             else:
@@ -59,23 +57,35 @@ def fetch(
     missing = _without(video, pieces)
     if not missing.clips:
         return Fetched(pieces, requests=0, whole=False, tool="", attempts=0)
+    fetched = _ask(missing, chosen[len(near) :], job, folder, wait, record_result)
+    for key, piece in fetched.pieces.items():
+        if isinstance(piece, Failed) and key in failures:
+            fetched.pieces[key] = retrying.most_telling([failures[key], piece])
+    _keep(video, fetched, record, job, store)
+    return replace(fetched, pieces=pieces | fetched.pieces)
+
+
+def _ask(
+    video: Video,
+    chosen: tuple[Source, ...],
+    job: Job,
+    folder: Path,
+    wait: Callable[[], None],
+    record_result: Callable[[Mapping[str, object]], bool],
+) -> Fetched:
+    """Fetch over a network, again after each pause of all workers; the counts are those of all tries."""
     tries: list[Fetched] = []
     for _ in range(1 + job.rate_limit.pauses):
         wait()
-        tries.append(fetching.fetch(missing, chosen[len(near) :], folder, job.fetch))
+        tries.append(retrying.fetch(video, chosen, folder, job.fetch))
         if not record_result(tries[-1].pieces):
             break
-    fetched = replace(
+    return replace(
         tries[-1],
         requests=sum(one.requests for one in tries),
         attempts=sum(one.attempts for one in tries),
         fallbacks=tuple(why for one in tries for why in one.fallbacks),
     )
-    for key, piece in fetched.pieces.items():
-        if isinstance(piece, Failed) and key in failures:
-            fetched.pieces[key] = fetching.most_telling([failures[key], piece])
-    _keep(video, fetched, record, job, store)
-    return replace(fetched, pieces=pieces | fetched.pieces)
 
 
 def _without(video: Video, pieces: Mapping[str, object]) -> Video:
@@ -86,7 +96,7 @@ def _without(video: Video, pieces: Mapping[str, object]) -> Video:
 def _kept_pieces(
     video: Video, record: dict, job: Job, store: WorkStore, folder: Path
 ) -> dict[str, Piece | Failed]:
-    """What an earlier run fetched of a video, by clip key, as local files; and how the rest failed."""
+    """A video's stored pieces by clip key, as local files, and its failures of this generation."""
     found: dict[str, Piece | Failed] = {}
     copies: dict[str, Path | None] = {}
     for key, piece in record["pieces"].items():
@@ -97,10 +107,9 @@ def _kept_pieces(
             name = piece["file"]
             if name not in copies:
                 copies[name] = store.local_copy(Stored(**record["files"][name]), folder)
-            if (local := copies[name]) is not None:  # else it is damaged or gone, and fetched again
-                refuse_newer(
-                    Piece, piece["piece"], f"the record of {video.youtube_id} in {store.storage.url}"
-                )
+            if (local := copies[name]) is not None:  # else the file is damaged or gone, and fetched again
+                where = f"the record of {video.youtube_id} in {store.storage.url}"
+                refuse_newer(Piece, piece["piece"], where)
                 found[key] = Piece(local, **piece["piece"])
     return found
 
@@ -136,7 +145,7 @@ def _source_record(video: Video, fetch_hash: str, store: WorkStore) -> dict:
 
 
 def _keep(video: Video, fetched: Fetched, record: dict, job: Job, store: WorkStore) -> None:
-    """Write what was fetched, each piece with the tool that brought it, and why it took whole files."""
+    """Store the fetched files, and record each piece with the tool that fetched it."""
     fetch_hash = stage_hash(job.recipe.fetch)
     names: dict[Path, str] = {}
     for key, piece in fetched.pieces.items():
@@ -157,7 +166,7 @@ def _keep(video: Video, fetched: Fetched, record: dict, job: Job, store: WorkSto
 
 
 def forget(video: Video, job: Job, store: WorkStore) -> None:
-    """Delete the kept source of `video`, once its clips are made and nobody wants it kept."""
+    """Delete the kept files of `video` once its clips are made."""
     fetch_hash = stage_hash(job.recipe.fetch)
     record = _source_record(video, fetch_hash, store)
     if record["files"]:
@@ -167,7 +176,7 @@ def forget(video: Video, job: Job, store: WorkStore) -> None:
 
 
 def failure_record(failure: Failed, attempts: int) -> dict:
-    """What records say of a failure."""
+    """A failure as it stands in records."""
     return {
         "outcome": FAILED,
         "failure_class": str(failure.failure_class),

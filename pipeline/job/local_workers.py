@@ -1,4 +1,4 @@
-"""A worker process of a local job: Beam's own, bound to the life of the process that launched it.
+"""Runs a worker process of a local job: Beam's own, which ends with the process that launched it.
 
 python -m pipeline.job.local_workers LAUNCHER_PID
 """
@@ -8,17 +8,18 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.media import subprocesses
 
 
 class _Log(io.FileIO):
-    """Standard error on a disk that may be full: what it does not take is lost, and nothing else is.
+    """Standard error that drops text which a full disk does not take.
 
-    Beam prints a failure before it answers the launcher, which waits for ever where printing raises.
+    Beam prints a failure before it answers the launcher, which would wait forever if printing raised.
     """
 
-    def write(self, text) -> int:
+    def write(self, text: Any) -> int:
         try:
             return super().write(text)
         except OSError:
@@ -26,7 +27,7 @@ class _Log(io.FileIO):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Watch the launcher from the first moment on: it may be killed before Beam has said a word."""
+    """Run Beam's worker; watches the launcher before, since it may be killed before Beam connects."""
     sys.stderr = io.TextIOWrapper(_Log(2, "w", closefd=False), errors="backslashreplace", write_through=True)
     subprocesses.die_with(int((argv or sys.argv)[1]))
     from apache_beam.runners.worker import sdk_worker_main

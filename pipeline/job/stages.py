@@ -1,8 +1,7 @@
 """The stages of one source video: fetch, then encode and flow of each clip wanted from it.
 
-Each stage leaves a file in the work store and a record beside it; a stage whose record is there does
-nothing. What became of a clip is a record too, so a job that was killed never repeats what it knows.
-Knows nothing of Beam.
+Each stage writes a file and a record to the work store, and does nothing where the record is there. A clip's
+outcome is a record too, so a killed job repeats nothing that is done. Knows nothing of Beam.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.job import fetched_sources
 from pipeline.job.settings import Job
@@ -40,14 +40,14 @@ class Task:
 
 @dataclass(frozen=True)
 class ClipResult:
-    """What became of one clip: its members in the work store, or why there are none."""
+    """The outcome of one clip: its members in the work store, or the reason why there are none."""
 
     clip: Clip
     shard: int
     class_index: int | None
     outcome: str
-    files: dict[str, dict]  # "mp4" and "flow.mp4" -> path, size, sha256
-    meta: dict
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # "mp4", "flow.mp4" -> path, size, sha256
+    meta: dict[str, Any] = field(default_factory=dict)
     failure_class: str | None = None
     reason: str | None = None
     retry_after: str | None = None  # ISO 8601, UTC
@@ -55,7 +55,7 @@ class ClipResult:
 
 
 def read_tasks(part: str, work: str) -> Iterator[Task]:
-    """The tasks of one part of the plan, which has all clips of a video side by side."""
+    """Read the tasks of one part of the plan, which has all clips of a video side by side."""
     rows, lane = plan.read(open_storage(work), part).to_pylist(), int(Path(part).stem)
     for video, group in itertools.groupby(rows, key=lambda row: row["video"]):
         found = list(group)
@@ -69,23 +69,19 @@ def read_tasks(part: str, work: str) -> Iterator[Task]:
 
 
 def process(
-    task: Task, job: Job, store: WorkStore, lane: Lane, heard: Callable[[Fetched], None] = lambda _: None
+    task: Task, job: Job, store: WorkStore, lane: Lane, on_fetch: Callable[[Fetched], None] = lambda _: None
 ) -> Iterator[ClipResult]:
     """Bring every clip of a video to its outcome, from whatever stage an earlier run reached.
 
     Args:
-        task: one source video with all the clips wanted from it.
-        job: the run's settings.
-        store: the work store.
-        lane: says when the site may be asked.
-        heard: gets what came of asking, if anything was to ask.
+        lane: waits until the site may be asked.
+        on_fetch: called with the result if anything was to fetch.
 
     Yields:
         One result a clip, in the order of the task's clips.
 
     Raises:
-        Failed: only with a class that is the machine's and not the clip's (environment, storage);
-            the job must stop then.
+        Failed: only with a class of the machine (environment, storage); the job must stop then.
     """
     video = task.video
     records = {c.key: _known(store, job, c) for c in video.clips}
@@ -96,21 +92,10 @@ def process(
             fetched = fetched_sources.fetch(
                 replace(video, clips=pending), job, store, folder, wait, lane.record_result
             )
-            heard(fetched)
+            on_fetch(fetched)
             for wanted in pending:
                 piece = fetched.pieces[wanted.key]
-                try:
-                    if isinstance(piece, Failed):
-                        if scratch.is_full(piece):
-                            raise piece
-                        record = fetched_sources.failure_record(piece, fetched.attempts)
-                    else:
-                        record = _make(wanted, piece, job, store, folder)
-                        record["attempts"] = max(1, fetched.attempts)
-                except Failed as failure:
-                    if failure.failure_class in fetched_sources.MACHINE:
-                        raise
-                    record = fetched_sources.failure_record(failure, fetched.attempts)
+                record = _outcome(wanted, piece, fetched.attempts, job, store, folder)
                 record["generation"] = job.generation
                 store.write_record("clip", job.clip_hash, wanted.key, record)
                 records[wanted.key] = record
@@ -120,9 +105,29 @@ def process(
         yield _result(wanted, shard, class_index, records[wanted.key] or {})
 
 
+def _outcome(
+    wanted: Clip, piece: Piece | Failed, attempts: int, job: Job, store: WorkStore, folder: Path
+) -> dict[str, Any]:
+    """Make a clip of its piece, and return its record, which may be a failure's.
+
+    Raises:
+        Failed: with a class of the machine, or where the disk for temporary files is full.
+    """
+    if isinstance(piece, Failed):
+        if scratch.is_full(piece):
+            raise piece
+        return fetched_sources.failure_record(piece, attempts)
+    try:
+        return {**_make(wanted, piece, job, store, folder), "attempts": max(1, attempts)}
+    except Failed as failure:
+        if failure.failure_class in fetched_sources.MACHINE:
+            raise
+        return fetched_sources.failure_record(failure, attempts)
+
+
 @contextlib.contextmanager
 def stop_on_failure(store: WorkStore, job: Job) -> Iterator[None]:
-    """Leave the sentence of a failure that is the machine's where the launching process finds it."""
+    """Leave the sentence of a failure in the block where the launching process finds it."""
     try:
         yield
     except Failed as failure:
@@ -132,29 +137,29 @@ def stop_on_failure(store: WorkStore, job: Job) -> Iterator[None]:
 
 
 def stop_reason(store: WorkStore, generation: str) -> str | None:
-    """The sentence that `stop_on_failure` left, if any."""
+    """The sentence that `stop_on_failure` left, or None."""
     record = store.read_record("stop", generation, "reason")
     return record["reason"] if record else None
 
 
 def clear_stop(store: WorkStore, generation: str) -> None:
-    """Forget the sentence of an earlier run."""
+    """Delete the sentence of an earlier run."""
     store.write_record("stop", generation, "reason", {"reason": None})
 
 
-def _known(store: WorkStore, job: Job, wanted: Clip) -> dict | None:
-    """The clip's record where it still answers the question; a failure answers within its generation."""
+def _known(store: WorkStore, job: Job, wanted: Clip) -> dict[str, Any] | None:
+    """The clip's record if it still counts; a failure counts within its own generation."""
     record = store.read_record("clip", job.clip_hash, wanted.key)
     if record and record["outcome"] == FAILED and record["generation"] != job.generation:
         return None
     return record
 
 
-def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) -> dict:
-    """Encode and flow of one clip out of its piece, in one pass; the record of the clip that is ready.
+def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) -> dict[str, Any]:
+    """Encode a clip and its flow in one pass over its piece, and return the record of the ready clip.
 
-    A clip that was encoded before, for another flow, is only decoded again; without flow not even that. What
-    was encoded by another clock, by a version that had no other for trimmed files, is made anew.
+    Only decodes a clip that was encoded before, for another flow; does not even that without flow. Re-encodes
+    a clip that an earlier version stored with another time origin.
     """
     recipe, encode_hash = job.recipe, stage_hash(job.recipe.fetch, job.recipe.encode)
     encoded = store.read_record("encode", encode_hash, wanted.key)
@@ -185,8 +190,8 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
     return {"outcome": READY, "files": files, "meta": meta}
 
 
-def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict:
-    """What a sample's json says of the clip and its source."""
+def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict[str, Any]:
+    """The facts of a clip and its source that a sample's json holds."""
     return {
         "key": wanted.key,
         "frames": cut.frames,
@@ -206,12 +211,12 @@ def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict:
 
 
 def place(result: ClipResult) -> bytes:
-    """What travels of a result to packing: as little as names it, for an engine holds it for all clips."""
+    """Name a result for packing in few bytes, since an engine holds them for all clips."""
     return canonical_json([*astuple(result.clip), result.shard, result.class_index])
 
 
 def read_result(placed: bytes, job: Job, store: WorkStore) -> ClipResult:
-    """The result that `place` was made of. Raises `Failed`, class storage, where its record is gone."""
+    """Read the result that `place` named. Raises `Failed`, class storage, where its record is gone."""
     *fields, shard, class_index = json.loads(placed)
     wanted = Clip(*fields)
     record = store.read_record("clip", job.clip_hash, wanted.key, whole=False)  # packing reads its files
@@ -223,16 +228,6 @@ def read_result(placed: bytes, job: Job, store: WorkStore) -> ClipResult:
     return _result(wanted, shard, class_index, record)
 
 
-def _result(wanted: Clip, shard: int, class_index: int | None, record: dict) -> ClipResult:
-    return ClipResult(
-        clip=wanted,
-        shard=shard,
-        class_index=class_index,
-        outcome=record["outcome"],
-        files=record.get("files", {}),
-        meta=record.get("meta", {}),
-        failure_class=record.get("failure_class"),
-        reason=record.get("reason"),
-        retry_after=record.get("retry_after"),
-        attempts=record.get("attempts", 0),
-    )
+def _result(wanted: Clip, shard: int, class_index: int | None, record: Mapping[str, Any]) -> ClipResult:
+    known = ClipResult.__dataclass_fields__
+    return ClipResult(wanted, shard, class_index, **{n: v for n, v in record.items() if n in known})

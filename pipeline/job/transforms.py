@@ -30,16 +30,15 @@ _T = TypeVar("_T")
 class ReadTasks(beam.PTransform):
     """Paths of plan parts -> `stages.Task`: source videos with the clips wanted from each.
 
-    Parts are spread over the workers. Where they are lanes, the videos of one stay together, one after the
-    other; else (`wide`) they are spread too. What is spread has its own name for a key: Beam's Reshuffle
-    draws random ones, and with them an engine that repeats part of a shuffle, for a worker that died, would
-    lose elements or double them.
+    Spreads the parts over the workers, and with `wide` their videos too; otherwise a part is a lane, whose
+    videos stay together in one worker. Groups elements by their own names: Beam's Reshuffle draws random
+    keys, so that an engine which repeats part of a shuffle after a worker died loses or doubles elements.
     """
 
     work: str
     wide: bool
 
-    def expand(self, paths):
+    def expand(self, paths: beam.PCollection) -> beam.PCollection:
         parts = paths | "Name parts" >> beam.Map(_named, str) | "Spread parts" >> beam.GroupByKey()
         tasks = parts | "Parts" >> beam.FlatMap(_values) | beam.FlatMap(stages.read_tasks, self.work)
         if not self.wide:
@@ -66,7 +65,7 @@ class ProcessVideos(beam.PTransform):
 
     job: Job
 
-    def expand(self, tasks):
+    def expand(self, tasks: beam.PCollection) -> beam.PCollection:
         return tasks | beam.ParDo(_Process(self.job))
 
 
@@ -76,14 +75,14 @@ class PackShards(beam.PTransform):
 
     job: Job
 
-    def expand(self, places):
-        # Labelled, for Beam would name the step after its arguments: cookies and proxies stand in a job.
+    def expand(self, places: beam.PCollection) -> beam.PCollection:
+        # Labelled, since Beam names a step after its arguments: a job holds cookies and proxies.
         pack = "Pack" >> beam.MapTuple(functools.partial(packing.pack_shard, self.job))
         return places | beam.GroupByKey() | pack
 
 
 class _Process(beam.DoFn):
-    """Runs `stages.process` in a worker that has proven its canary."""
+    """Runs `stages.process` in a worker that has passed the check of its machine."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -97,7 +96,7 @@ class _Process(beam.DoFn):
         with stages.stop_on_failure(self._store, self._job):
             self._job.media.check_machine(self._job.recipe, self._job.ffmpeg, self._store)
 
-    def _heard(self, fetched: Fetched) -> None:
+    def _count_fetch(self, fetched: Fetched) -> None:
         Metrics.counter("fetch", "requests").inc(fetched.requests)
         Metrics.counter("fetch", "fallbacks").inc(len(fetched.fallbacks))
         for _ in fetched.fallbacks:
@@ -108,7 +107,7 @@ class _Process(beam.DoFn):
 
     def process(self, task: Task) -> Iterator[tuple[Shard, bytes]]:
         with stages.stop_on_failure(self._store, self._job):
-            for result in stages.process(task, self._job, self._store, self._lane, self._heard):
+            for result in stages.process(task, self._job, self._store, self._lane, self._count_fetch):
                 name = result.failure_class or result.outcome
                 Metrics.counter("clips", name).inc()
                 self._tally.count(name)

@@ -147,7 +147,7 @@ def test_full_downloads_are_told_beside_the_clips_and_are_none(tmp_path):
         Job(str(tmp_path), str(tmp_path), (), without_flow(), FetchOptions(), None, "00000", True)
     )
     counting._tally = progress.tally(store.storage, "00000", local=True)
-    counting._heard(Fetched({}, 1, True, "yt-dlp", fallbacks=("no ranges there", "a loop")))
+    counting._count_fetch(Fetched({}, 1, True, "yt-dlp", fallbacks=("no ranges there", "a loop")))
     for _ in range(3):
         counting._tally.count("ready")
     counting.finish_bundle()

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from pipeline.lists.manifest import Clip
 from pipeline.outcome import PROCESS, CallError, Failed, FailureClass
 from pipeline.sources.archive_index import SCHEMA, UNREADABLE, copy_bytes, is_packed, read_index
-from pipeline.sources.base import Fetched, FetchOptions, Piece, Video, all_failed, share_one_file
+from pipeline.sources.base import Fetched, FetchOptions, Piece, Video, all_failed, gather
 from pipeline.sources.directory import find, names
 from pipeline.sources.registry import parse
 from pipeline.storage import location, open_storage
@@ -127,30 +127,14 @@ class ArchiveSource:
             reason = f"{self.pattern} cannot be read: {error.strerror}."
             return all_failed(video, Failed(FailureClass.STORAGE, reason))
         copies: dict[str, Path] = {}
-        pieces: dict[str, Piece | Failed] = {}
-        for clip in video.clips:
-            try:
-                pieces[clip.key] = self._piece(clip, members, copies, folder, options)
-            except Failed as failure:
-                pieces[clip.key] = failure
-        return Fetched(pieces, whole=share_one_file(pieces))
 
-    def _piece(
-        self, clip: Clip, members: Members, copies: dict[str, Path], folder: Path, options: FetchOptions
-    ) -> Piece:
-        stem = find(clip, members, self.pattern)
-        member = members[stem]
-        where = f"{member.name} in {member.archive}"
-        if member.refused:
-            failure = FailureClass(member.failure_class or FailureClass.UNSAFE)
-            raise Failed(failure, f"{where} {member.refused}.")
-        if member.size > options.max_bytes:
-            raise Failed(FailureClass.TOO_LARGE, f"{where} has {member.size} bytes.")
-        if stem not in copies:
-            target = folder / f"{stem}{member.suffix}"
-            _copy(member, target, options.work)
-            copies[stem] = target
-        return Piece.of(clip, copies[stem], self.kind, trimmed=stem != clip.youtube_id)
+        def piece_for(clip: Clip) -> Piece:
+            stem = find(clip, members, self.pattern)
+            if stem not in copies:
+                copies[stem] = _copy(members[stem], folder / stem, options)
+            return Piece.of(clip, copies[stem], self.kind, trimmed=stem != clip.youtube_id)
+
+        return gather(video, piece_for)
 
 
 def archives(pattern: str) -> list[str]:
@@ -230,14 +214,21 @@ def _lacks(table: pa.Table, path: str, wanted: Collection[str], store: WorkStore
     return None in found or (bool(found) and not store.storage.exists(_laid_out(path)))
 
 
-def _copy(member: Member, target: Path, work: str | None) -> None:
-    """Copy a member to a local file. Raises Failed."""
+def _copy(member: Member, target: Path, options: FetchOptions) -> Path:
+    """Copy a member to the local file `target`, its ending added. Raises Failed."""
+    where = f"{member.name} in {member.archive}"
+    if member.refused:
+        failure = FailureClass(member.failure_class or FailureClass.UNSAFE)
+        raise Failed(failure, f"{where} {member.refused}.")
+    if member.size > options.max_bytes:
+        raise Failed(FailureClass.TOO_LARGE, f"{where} has {member.size} bytes.")
+    target = target.with_name(target.name + member.suffix)
     try:
         with contextlib.ExitStack() as stack:
             source: IO[bytes] | None = None
-            if member.laid_out is not None and work:
+            if member.laid_out is not None and options.work:
                 with contextlib.suppress(FileNotFoundError):
-                    source = stack.enter_context(open_storage(work).open(_laid_out(member.archive)))
+                    source = stack.enter_context(open_storage(options.work).open(_laid_out(member.archive)))
                     source.seek(member.laid_out)
             if source is None:
                 source = stack.enter_context(location.open_file(member.archive))
@@ -245,9 +236,9 @@ def _copy(member: Member, target: Path, work: str | None) -> None:
                     source = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=source)))
                 source.seek(member.offset)
             copy_bytes(source, member.size, stack.enter_context(open(target, "wb")))
+            return target
     except UNREADABLE as error:
-        reason = f"{member.name} in {member.archive} is cut off or damaged: {error}"
-        raise Failed(FailureClass.CORRUPT, reason) from None
+        raise Failed(FailureClass.CORRUPT, f"{where} is cut off or damaged: {error}") from None
     except OSError as error:
         reason = f"{member.name} of {member.archive} could not be copied: {error.strerror or error}"
         raise Failed(FailureClass.STORAGE, reason) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -174,6 +174,17 @@ class Source(Protocol):
 def all_failed(video: Video, failure: Failed) -> Fetched:
     """The result for a video whose clips all failed for one reason, before any request."""
     return Fetched({clip.key: failure for clip in video.clips})
+
+
+def gather(video: Video, piece_for: Callable[[Clip], Piece]) -> Fetched:
+    """The result for a video whose pieces are had without requests; `piece_for` may raise Failed."""
+    pieces: dict[str, Piece | Failed] = {}
+    for clip in video.clips:
+        try:
+            pieces[clip.key] = piece_for(clip)
+        except Failed as failure:
+            pieces[clip.key] = failure
+    return Fetched(pieces, whole=share_one_file(pieces))
 
 
 def share_one_file(pieces: Mapping[str, Piece | Failed]) -> bool:

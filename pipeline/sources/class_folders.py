@@ -12,6 +12,7 @@ from pipeline.lists.manifest import ManifestError
 from pipeline.media import probe
 from pipeline.outcome import Failed
 from pipeline.sources.directory import VIDEO_SUFFIXES, walk
+from pipeline.storage.atomic import replacing
 
 _UNKNOWN_SECONDS = 10.0  # for a video that names no length: `prepare` reads what is in it
 
@@ -32,20 +33,16 @@ def write(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
         raise ManifestError(
             f"{os.fspath(folder)} has no folders of videos: name the one that has a folder a class."
         )
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with replacing(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             out = csv.writer(file, lineterminator="\n")
             out.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
             for name, (label, source) in rows.items():
                 out.writerow([label, name, 0, f"{_seconds(source):.6f}", "train"])
-        temporary.replace(path)
     except OSError as error:
         raise ManifestError(
             f"{os.fspath(path)} cannot be written ({error.strerror}): name another file."
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(rows)
 
 

@@ -22,8 +22,8 @@ from pipeline.sources.base import (
     Piece,
     Video,
     all_failed,
+    gather,
     seconds_text,
-    share_one_file,
 )
 
 if TYPE_CHECKING:
@@ -70,15 +70,12 @@ class DirectorySource:
             why = f"{error.filename} cannot be listed: {(error.strerror or str(error)).lower()}"
             remedy = "see that every worker can read it, and repeat the command"
             return all_failed(video, Failed(FailureClass.STORAGE, f"{why}; {remedy}"))
-        pieces = {clip.key: self._piece(clip, files) for clip in video.clips}
-        return Fetched(pieces, whole=share_one_file(pieces))
 
-    def _piece(self, clip: Clip, files: dict[str, str]) -> Piece | Failed:
-        try:
+        def piece_for(clip: Clip) -> Piece:
             name = find(clip, files, self.pattern)
-        except Failed as failure:
-            return failure
-        return Piece.of(clip, Path(files[name]), self.kind, trimmed=name != clip.youtube_id)
+            return Piece.of(clip, Path(files[name]), self.kind, trimmed=name != clip.youtube_id)
+
+        return gather(video, piece_for)
 
 
 def names(clip: Clip) -> list[str]:

@@ -36,22 +36,18 @@ def fetch(video: Video, sources: tuple[Source, ...], folder: Path, options: Fetc
         not, and either before "not in the folder".
     """
     results: list[Fetched] = []
-    failures: dict[str, list[Failed]] = {clip.key: [] for clip in video.clips}
     pieces: dict[str, Piece | Failed] = {}
     for source in sources:
-        wanted = tuple(clip for clip in video.clips if clip.key not in pieces)
+        wanted = tuple(clip for clip in video.clips if not isinstance(pieces.get(clip.key), Piece))
         if not wanted:
             break
         fetched = _patiently(replace(video, clips=wanted), source, folder, options)
         results.append(fetched)
         for key, piece in fetched.pieces.items():
-            if isinstance(piece, Failed):
-                failures[key].append(piece)
-            else:
-                pieces[key] = piece
-    for key, failed in failures.items():
-        if key not in pieces:
-            pieces[key] = most_telling(failed)
+            earlier = pieces.get(key)
+            if isinstance(earlier, Failed) and isinstance(piece, Failed):
+                piece = most_telling([earlier, piece])
+            pieces[key] = piece
     return Fetched(
         {clip.key: pieces[clip.key] for clip in video.clips},
         requests=sum(r.requests for r in results),
@@ -66,21 +62,24 @@ def _patiently(video: Video, source: Source, folder: Path, options: FetchOptions
     """Ask one source, and again for clips with a network failure while attempts and time are left."""
     deadline = time.monotonic() + options.timeout
     fetched = source.fetch(video, folder, options)
-    pieces, requests, fallbacks, attempt = dict(fetched.pieces), fetched.requests, fetched.fallbacks, 1
-    while source.network and attempt < options.attempts:
-        again = tuple(clip for clip in video.clips if worth_repeating(pieces[clip.key]))
+    for attempt in range(1, options.attempts if source.network else 1):
+        again = tuple(clip for clip in video.clips if worth_repeating(fetched.pieces[clip.key]))
         pause = min(LONGEST_PAUSE, options.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
         left = deadline - time.monotonic() - pause
         if not again or left < _LEAST:
             break
         time.sleep(pause)
-        attempt += 1
-        fetched = source.fetch(replace(video, clips=again), folder, replace(options, timeout=left))
-        pieces |= fetched.pieces
-        requests += fetched.requests
-        fallbacks += fetched.fallbacks
-    whole = fetched.whole and share_one_file(pieces)
-    return Fetched(pieces, requests, whole, fetched.tool, attempt, fallbacks)
+        last = source.fetch(replace(video, clips=again), folder, replace(options, timeout=left))
+        pieces = fetched.pieces | last.pieces
+        fetched = replace(
+            last,
+            pieces=pieces,
+            requests=fetched.requests + last.requests,
+            whole=last.whole and share_one_file(pieces),
+            attempts=attempt + 1,
+            fallbacks=fetched.fallbacks + last.fallbacks,
+        )
+    return fetched
 
 
 def worth_repeating(piece: Piece | Failed) -> bool:

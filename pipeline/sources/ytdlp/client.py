@@ -102,6 +102,7 @@ class Fetch:
             "pieces": answers,
             "requests": self.guard.requests + self.started,
             "fallback": self.fallback,
+            "tool": f"yt-dlp {__version__}",
         }
 
     def extract(self) -> dict[str, Any]:
@@ -362,7 +363,7 @@ def main() -> None:
     guard.install()
     lines: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(lines,), daemon=True).start()
-    answers.write(json.dumps({"ready": __version__}).encode() + b"\n")
+    answers.write(json.dumps({"ready": True}).encode() + b"\n")
     while True:
         request = FetchRequest(**json.loads(lines.get()))
         guard.begin(request.trusted, request.proxy)

@@ -80,7 +80,6 @@ _SENTENCES: tuple[tuple[FailureClass, str], ...] = (
         r"eof occurred|unable to continue|broken pipe|getaddrinfo|ssl: ",
     ),
 )
-_COMPILED = tuple((failure_class, re.compile(pattern)) for failure_class, pattern in _SENTENCES)
 _NO_FORMAT = re.compile(r"requested format is not available|no video formats found")
 _NO_VIDEO = re.compile(
     r"unsupported url|did not get any data blocks|not a valid url|no video|is empty|"
@@ -125,8 +124,8 @@ def classify(error: BaseException, *, site: bool = False, media: bool = False) -
         return of_status(int(status[1]), text, {}, token=site and media)
     if any(isinstance(e, OSError) and e.errno in _FULL for e in chain):
         return Failed(FailureClass.STORAGE, text)
-    for failure_class, pattern in _COMPILED:
-        if pattern.search(plain):
+    for failure_class, pattern in _SENTENCES:
+        if re.search(pattern, plain):
             return Failed(failure_class, text)
     if _NO_FORMAT.search(plain):
         return Failed(FailureClass.ENVIRONMENT if site else FailureClass.FORMAT, text)
@@ -185,17 +184,15 @@ def retry_after(headers: Mapping[str, str]) -> datetime | None:
     return min(max(named.astimezone(UTC), now), now + LONGEST_WAIT)
 
 
-_FFMPEG: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
-    (FailureClass.STORAGE, re.compile(r"No space left on device|Disk quota exceeded|Read-only file system")),
-    (FailureClass.FORMAT, re.compile(r"Format not on whitelist")),
-    (FailureClass.UNSAFE, re.compile(r"not on whitelist")),
+_FFMPEG = (
+    (FailureClass.STORAGE, r"No space left on device|Disk quota exceeded|Read-only file system"),
+    (FailureClass.FORMAT, r"Format not on whitelist"),
+    (FailureClass.UNSAFE, r"not on whitelist"),
     (
         FailureClass.NETWORK,
-        re.compile(
-            r"Stream ends prematurely|Connection (refused|timed out|reset)|Failed to resolve|"
-            r"Operation timed out|Network is unreachable|No route to host|Error in the pull function|"
-            r"Immediate exit|Broken pipe|Input/output error"
-        ),
+        r"Stream ends prematurely|Connection (refused|timed out|reset)|Failed to resolve|Broken pipe|"
+        r"Operation timed out|Network is unreachable|No route to host|Error in the pull function|"
+        r"Immediate exit|Input/output error",
     ),
 )
 _FFMPEG_STATUS = re.compile(r"HTTP error (\d{3})|Server returned (\d{3})\b")
@@ -220,7 +217,7 @@ def classify_ffmpeg(stderr: str, *, site: bool = False) -> Failed:
         return Failed(FailureClass.NETWORK, "ffmpeg: Server returned 5XX")
     for failure_class, pattern in _FFMPEG:
         for line in lines:
-            if pattern.search(line):
+            if re.search(pattern, line):
                 return Failed(failure_class, f"ffmpeg: {_without_prefix(line)}")
     said = next((line for line in lines if "Error" in line or "Invalid" in line), lines[-1] if lines else "")
     return Failed(FailureClass.FORMAT, f"ffmpeg: {_without_prefix(said)}" if said else "ffmpeg said nothing")

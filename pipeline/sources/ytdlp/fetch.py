@@ -77,11 +77,10 @@ def fetch(
             stall_seconds=min(STALL_SECONDS, options.timeout / 2),
         )
         try:
-            answer, version = process.ask(request, max(0.1, deadline - monotonic()))
+            answer = process.ask(request, max(0.1, deadline - monotonic()))
         except Failed as failure:
-            answer = {"pieces": [record_of(failure)], "requests": 1, "fallback": None}
-        else:
-            tool = f"yt-dlp {version}"
+            answer = {"pieces": [record_of(failure)], "requests": 1, "fallback": None, "tool": tool}
+        tool = answer["tool"]
         requests += answer["requests"]
         fallbacks += [answer["fallback"]] if answer["fallback"] else []
         results = answer["pieces"] * len(clips) if len(answer["pieces"]) == 1 else answer["pieces"]

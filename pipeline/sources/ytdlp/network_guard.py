@@ -34,14 +34,10 @@ class Refused(Exception):
 
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the open internet; an embedded IPv4 address decides."""
-    ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
+    ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        elif ip.sixtofour is not None:
-            ip = ip.sixtofour
-        elif ip in _NAT64:
-            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        last = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        ip = ip.ipv4_mapped or ip.sixtofour or (last if ip in _NAT64 else ip)
     return ip.is_global and not ip.is_multicast
 
 

@@ -31,12 +31,7 @@ _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal
 
 
 class Worker:
-    """One process that runs yt-dlp.
-
-    Attributes:
-        version: of yt-dlp.
-        asked: how many requests it has been sent.
-    """
+    """One process that runs yt-dlp; `asked` counts its requests."""
 
     def __init__(self) -> None:
         root = str(Path(__file__).resolve().parents[3])
@@ -54,7 +49,7 @@ class Worker:
         self._held = b""
         self.asked = 0
         try:
-            self.version: str = self._read(START_TIMEOUT)["ready"]
+            self._read(START_TIMEOUT)  # it says that it is ready
         except Failed as error:
             self.kill()
             raise Failed(
@@ -131,8 +126,8 @@ _lock = threading.Lock()
 os.register_at_fork(after_in_child=_idle.clear)  # the processes belong to the parent
 
 
-def ask(request: FetchRequest, timeout: float) -> tuple[dict[str, Any], str]:
-    """Send a request to a free process, or to a new one: its answer, and the version of yt-dlp.
+def ask(request: FetchRequest, timeout: float) -> dict[str, Any]:
+    """Send a request to a free process, or to a new one, and return its answer.
 
     Starting a process does not count against `timeout`. Raises as `Worker.ask` does.
     """
@@ -140,7 +135,7 @@ def ask(request: FetchRequest, timeout: float) -> tuple[dict[str, Any], str]:
     answer = worker.ask(request, timeout)
     with _lock:
         _idle.append(worker)
-    return answer, worker.version
+    return answer
 
 
 def _take() -> Worker | None:

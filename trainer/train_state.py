@@ -29,6 +29,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; one sentence with the remedy."""
 
 
+class RanksDiffer(TrainingError):
+    """The ranks do not see the same RUN; they may in a moment."""
+
+
 @contextmanager
 def _as_many_clips_as_go() -> Iterator[None]:
     """TrainingError for more clips at a time than memory holds, or one where they are normalised over."""

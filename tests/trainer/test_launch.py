@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from trainer import distributed, launch
+from trainer import distributed, launch, run_setup
 from trainer import train as training
 from trainer.__main__ import _fails_again
 from trainer.checkpoint import CheckpointError
@@ -115,7 +115,7 @@ def test_torchrun_is_known_by_the_program_that_it_is(words, is_one):
 def test_other_lists_are_another_call(tmp_path):
     def call(*train: str) -> str:
         lists = Lists(Listed("train", frozenset(train)), Listed("test", frozenset({"c"})))
-        return training._call(training.TrainOptions(resolve(None, {}), ("data",), tmp_path, lists=lists))
+        return run_setup.call_of(training.TrainOptions(resolve(None, {}), ("data",), tmp_path, lists=lists))
 
     assert call("a", "b") == call("b", "a")
     assert call("a", "b") != call("a", "d")

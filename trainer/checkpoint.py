@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.outcome import CallError
 from pipeline.recipe import unknown
+from pipeline.storage import Sync, replacing
 from trainer.data.batches import Input, current_names
 
 FORMAT = 2
@@ -97,21 +98,9 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     plain["input"] = dict(vars(checkpoint.input))
     plain["classes"] = list(checkpoint.classes)
     plain["generations"] = [list(names) for names in checkpoint.generations]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w+b") as stream:
-            torch.save({"format": FORMAT, **plain}, stream)
-            _seal(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path, Sync.NAME) as temporary, temporary.open("w+b") as stream:
+        torch.save({"format": FORMAT, **plain}, stream)
+        _seal(stream)
 
 
 def find(path: str | Path) -> Path:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline.progress_line import ProgressLine
+from pipeline.storage import replacing
 
 CONFIGURATION = "configuration.json"
 LAUNCH = "launch.json"  # that started the run over; see `trainer.launch`
@@ -96,9 +97,8 @@ def clear(run: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `path` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _cut(path: Path, done: int) -> None:
@@ -116,6 +116,5 @@ def _cut(path: Path, done: int) -> None:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")

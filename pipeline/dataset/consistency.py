@@ -1,12 +1,12 @@
-"""No row lost, none counted twice: the sums that must hold before anything is published.
+"""Checks that no row is lost and none counted twice.
 
-Pure functions over whole tables (650,000 rows in seconds); `pipeline.dataset.publish` asks before it writes,
-`pipeline.maintenance.verify` asks again of what was published.
+Pure functions over whole tables (650,000 rows in seconds), called by `pipeline.dataset.publish` before it
+writes and by `pipeline.maintenance.verify` afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,38 +69,32 @@ def check_outcomes(outcomes: pa.Table) -> None:
     _distinct(ids, outcomes, "the outcomes")
     kind, failure = outcomes["outcome"], outcomes["failure_class"]
     failed = pc.equal(kind, FAILED)
-    transient = pc.is_in(failure, pa.array([str(c) for c in RETRY_AFTER]))
+    transient = _one_of(failure, map(str, RETRY_AFTER))
     empty_reason = pc.equal(pc.fill_null(pc.utf8_length(outcomes["reason"]), 0), 0)
+    listed, again = pc.is_valid(failure), pc.is_valid(outcomes["retry_after"])
+    excluded, reasoned = pc.equal(kind, EXCLUDED), pc.is_valid(outcomes["excluded_for"])
     rules = {
-        "an outcome that is none": pc.invert(pc.is_in(kind, pa.array([READY, EXCLUDED, FAILED]))),
+        "an outcome that is none": pc.invert(_one_of(kind, (READY, EXCLUDED, FAILED))),
         "no reason": pc.and_(pc.not_equal(kind, READY), empty_reason),
-        "a failure class that does not go with its outcome": pc.not_equal(failed, pc.is_valid(failure)),
-        "an unknown failure class": pc.and_(
-            pc.is_valid(failure), pc.invert(pc.is_in(failure, pa.array([str(c) for c in FailureClass])))
-        ),
+        "a failure class that does not go with its outcome": pc.not_equal(failed, listed),
+        "an unknown failure class": pc.and_not(listed, _one_of(failure, map(str, FailureClass))),
         "an exclusion that does not go with its outcome": pc.not_equal(
-            pc.equal(kind, EXCLUDED), pc.is_in(outcomes["excluded_for"], pa.array(EXCLUDED_FOR))
+            excluded, _one_of(outcomes["excluded_for"], EXCLUDED_FOR)
         ),
-        "an exclusion without being excluded": pc.and_(
-            pc.not_equal(kind, EXCLUDED), pc.is_valid(outcomes["excluded_for"])
-        ),
-        "a retry_after though asking again is no use": pc.and_(
-            pc.is_valid(outcomes["retry_after"]), pc.invert(transient)
-        ),
+        "an exclusion without being excluded": pc.and_not(reasoned, excluded),
+        "a retry_after though asking again is no use": pc.and_not(again, transient),
         "no key though it is ready": pc.and_(pc.equal(kind, READY), pc.is_null(outcomes["key"])),
     }
     for rule, broken in rules.items():
-        if pc.any(broken, min_count=0).as_py():
-            raise NotConserved(f"{_name(outcomes.filter(broken))} has {rule}")
+        _refuse(outcomes, broken, f"{{}} has {rule}")
 
 
 def check_index(outcomes: pa.Table, index: pa.Table, shards: Sequence[ShardInfo]) -> None:
-    """Ready outcomes, index rows and the shards' sample counts tell of the same clips, else NotConserved.
+    """Ready outcomes, index rows and the shards' sample counts agree on the clips, else NotConserved.
 
     Args:
-        outcomes: with the rows that are ready; others are passed over.
-        index: rows of `INDEX_SCHEMA`, of all the shards; removed rows need no ready outcome.
-        shards: those that the rows lie in.
+        outcomes: only the ready rows are looked at.
+        index: rows of `INDEX_SCHEMA`, of all `shards`; removed rows need no ready outcome.
     """
     keys = index["key"]
     if (twice := _first_twice(keys)) is not None:
@@ -141,7 +135,7 @@ def check_classes(index: pa.Table, classes: Sequence[str]) -> None:
 
 
 def check_again(earlier: pa.Table, outcomes: pa.Table, index: pa.Table) -> None:
-    """A later generation decides only what was open, of the same manifests, else NotConserved.
+    """A later generation decides only open rows of the same manifests, else NotConserved.
 
     Args:
         earlier: the latest outcomes published before.
@@ -158,18 +152,10 @@ def check_again(earlier: pa.Table, outcomes: pa.Table, index: pa.Table) -> None:
         _equal_columns(before, now, name, "the published outcomes", "the manifests given now")
     removed = pc.fill_null(pc.equal(before["excluded_for"], REMOVED), False)
     removed = pc.and_(removed, pc.not_equal(now["outcome"], EXCLUDED))
-    if pc.any(removed, min_count=0).as_py():
-        raise NotConserved(
-            f"{_name(now.filter(removed))} was removed and is decided again; repeat the command"
-        )
+    _refuse(now, removed, "{} was removed and is decided again; repeat the command")
     published = pc.is_in(now["key"], _plain(index["key"]))
-    twice = pc.and_(published, pc.equal(now["outcome"], READY))
-    if pc.any(twice, min_count=0).as_py():
-        raise NotConserved(f"{_name(now.filter(twice))} is published already")
-    if pc.any(pc.equal(before["outcome"], READY), min_count=0).as_py():
-        raise NotConserved(
-            f"{_name(before.filter(pc.equal(before['outcome'], READY)))} was ready and is decided again"
-        )
+    _refuse(now, pc.and_(published, pc.equal(now["outcome"], READY)), "{} is published already")
+    _refuse(before, pc.equal(before["outcome"], READY), "{} was ready and is decided again")
 
 
 def counts(outcomes: pa.Table) -> dict[str, dict[str, int]]:
@@ -204,7 +190,7 @@ def _row_ids(*tables: pa.Table) -> list[np.ndarray]:
 
 
 def _positions(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where each of `wanted` stands in `ids`, which has them all."""
+    """The place in `ids` of each of `wanted`; all must be there."""
     order = np.argsort(ids, kind="stable")
     return order[np.searchsorted(ids, wanted, sorter=order)]
 
@@ -236,6 +222,16 @@ def _equal_columns(left: pa.Table, right: pa.Table, name: str, one: str, other: 
         if x != y:
             where = _name(left.slice(number, 1))
             raise NotConserved(f"{where} has {name} {x!r} in {one} and {y!r} in {other}")
+
+
+def _one_of(column: pa.ChunkedArray, words: Iterable[str]) -> pa.ChunkedArray:
+    return pc.is_in(column, pa.array(list(words)))
+
+
+def _refuse(rows: pa.Table, broken: pa.ChunkedArray, sentence: str) -> None:
+    """Raise NotConserved with the name of the first row where `broken` is true, if there is one."""
+    if (found := rows.filter(broken)).num_rows:
+        raise NotConserved(sentence.format(_name(found)))
 
 
 def _first_twice(keys: pa.ChunkedArray) -> str | None:

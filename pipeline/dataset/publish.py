@@ -1,18 +1,19 @@
-"""Publishing a generation: index, outcomes and card, then dataset.json, in one step, last.
+"""Publishes a generation: index, outcomes and card, then dataset.json, in one step, last.
 
-Called by the launching process when the job is done; the shards lie in ROOT already and are invisible
-until dataset.json names them. A reader never sees half a data set, published bytes never change, and of
-two publishers one gets a sentence. What the card says is `pipeline.dataset.card`'s.
+The shards lie in ROOT already and are invisible until dataset.json names them. A reader never sees half a
+data set, published bytes never change, and of two publishers one gets an error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.dataset import Dataset, DatasetError, card, consistency, latest, removal_log
 from pipeline.dataset.schema import (
@@ -48,7 +49,7 @@ def next_generation(storage: Storage) -> str:
 
 
 def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any] | None:
-    """Ask before the work starts whether ROOT takes a generation made this way.
+    """Check before the work starts that ROOT takes a generation made this way.
 
     Returns:
         dataset.json as it is now, None where nothing is published yet.
@@ -94,11 +95,12 @@ def publish(
     Args:
         storage: ROOT, with this generation's shards in it.
         plan: the rows that this generation decides, with the columns of `pipeline.lists.plan.SCHEMA`: all
-            rows in the first one, those taken up again (or not yet decided) in a later one.
-        outcomes: tables of `OUTCOME_SCHEMA`, together one row for each plan row to be processed; what
-            stands in their generation column is replaced.
+            rows in the first one, those retried (or not yet decided) in a later one.
+        outcomes: tables of `OUTCOME_SCHEMA`, together one row for each plan row to be processed; their
+            generation column is replaced.
         packed: the shards with their index rows (`pipeline.dataset.shards.read_part`); none where no clip is
-        ready. recipe: `Recipe.as_dict()`.
+            ready.
+        recipe: `Recipe.as_dict()`.
         classes: names by class index.
         generation: its name, from `next_generation`.
 
@@ -107,104 +109,112 @@ def publish(
             was removed meanwhile, or another publisher was first. Nothing is published then.
         Failed: class storage. Nothing is published then.
     """
-    try:
-        with storage.lock(PUBLISH_LOCK):
-            return _publish(storage, plan, outcomes, packed, recipe, classes, generation)
-    except Busy as busy:
-        hint = "" if storage.is_local else f"; if none does, delete {busy}"
-        raise PublishError(
-            f"another run is publishing to {storage.url}; repeat the command when it is done{hint}"
-        ) from None
-    except (AlreadyExists, Changed):
-        raise _was_first(storage, generation) from None
-    except consistency.NotConserved as error:
-        raise PublishError(f"nothing was published: {error}") from None
+    with _refusals(storage, generation), storage.lock(PUBLISH_LOCK):
+        version = storage.version(META_FILE)
+        meta = admit(storage, recipe, classes) or {"pyarrow": {}, "generations": [], "shards": []}
+        if generation in meta["generations"]:
+            raise Changed
+        shards = sorted((info for info, _ in packed), key=lambda info: info.path)
+        index = _concat(INDEX_SCHEMA, (rows.cast(INDEX_SCHEMA) for _, rows in packed))
+        _check_shards(storage, shards, index, generation)
+        consistency.check_classes(index, classes)
+        decided = consistency.decided(plan, outcomes, generation)
+        consistency.check_outcomes(decided)
+        consistency.check_index(decided, index, shards)
+        everything = (
+            decided if version is None else _continued(Dataset(storage, meta), decided, index, shards)
+        )
+        if gone := removal_log.not_gone(decided, storage):
+            raise DatasetError(f"{gone[0]} was removed meanwhile; repeat the command, which leaves it out")
+        new = {
+            "format": FORMAT,
+            "recipe": _plain(recipe),
+            "classes": list(classes),
+            "pyarrow": meta.get("pyarrow", {}) | {generation: pa.__version__},  # it wrote the index
+            "counts": consistency.counts(everything),
+            "generations": [*meta["generations"], generation],
+            "shards": [*meta["shards"], *map(dataclasses.asdict, shards)],
+        }
+        if problem := problem_with(new):
+            raise DatasetError(problem)
+        _write(storage, new, version, index, decided, everything)
+        storage.sweep("shards")
+    return new
 
 
-def _publish(
+def _continued(
+    earlier: Dataset, outcomes: pa.Table, index: pa.Table, shards: Sequence[ShardInfo]
+) -> pa.Table:
+    """The latest outcomes with those of a new generation, checked against all that is published."""
+    before = earlier.outcomes()
+    published = _concat(INDEX_SCHEMA, map(earlier.index, SPLITS))
+    consistency.check_again(before, outcomes, published)
+    everything = latest([before, outcomes])
+    all_shards = [*earlier.shards.values(), *shards]
+    consistency.check_index(everything, pa.concat_tables([published, index]), all_shards)
+    return everything
+
+
+def _write(
     storage: Storage,
-    plan: pa.Table,
-    outcome_parts: Sequence[pa.Table],
-    packed: Sequence[tuple[ShardInfo, pa.Table]],
-    recipe: Mapping[str, Any],
-    classes: Sequence[str],
-    generation: str,
-) -> dict[str, Any]:
-    version = storage.version(META_FILE)
-    meta = admit(storage, recipe, classes)
-    if generation in (meta["generations"] if meta else ()):
-        raise _was_first(storage, generation)
-    shards = sorted((info for info, _ in packed), key=lambda info: info.path)
-    index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(rows.cast(INDEX_SCHEMA) for _, rows in packed)])
-    _check_shards(storage, shards, index, generation, classes)
-    outcomes = consistency.decided(plan, outcome_parts, generation)
-    consistency.check_outcomes(outcomes)
-    consistency.check_index(outcomes, index, shards)
-    everything = outcomes
-    if meta is not None:
-        earlier = Dataset(storage, meta)
-        before = earlier.outcomes()
-        published = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(earlier.index(s) for s in SPLITS)])
-        consistency.check_again(before, outcomes, published)
-        everything = latest([before, outcomes])
-        consistency.check_index(
-            everything, pa.concat_tables([published, index]), [*earlier.shards.values(), *shards]
-        )
-    if gone := removal_log.not_gone(outcomes, storage):
-        raise PublishError(
-            f"nothing was published: {gone[0]} was removed meanwhile; repeat the command, which leaves it out"
-        )
-    new = {
-        "format": FORMAT,
-        "recipe": _plain(recipe),
-        "classes": list(classes),
-        "pyarrow": {**(meta or {}).get("pyarrow", {}), generation: pa.__version__},  # it wrote the index
-        "counts": consistency.counts(everything),
-        "generations": [*(meta["generations"] if meta else []), generation],
-        "shards": [*(meta["shards"] if meta else []), *map(dataclasses.asdict, shards)],
-    }
-    if problem := problem_with(new):
-        raise PublishError(f"nothing was published: {problem}")
+    meta: dict[str, Any],
+    version: str | None,
+    index: pa.Table,
+    outcomes: pa.Table,
+    everything: pa.Table,
+) -> None:
+    generation = meta["generations"][-1]
     with _taken_back_on_failure(storage) as written:
         for split in SPLITS:
-            rows = index.filter(pa.compute.equal(index["split"], split))
+            rows = index.filter(pc.equal(index["split"], split))
             if rows.num_rows:
                 written.append(index_path(split, generation))
                 order = [("shard", "ascending"), ("sample_offset", "ascending")]
                 write_table(storage, written[-1], rows.sort_by(order))
         written.append(outcome_path(generation))
         write_table(storage, written[-1], outcomes)
-        if meta is None and not storage.exists(CARD_FILE):
+        if version is None and not storage.exists(CARD_FILE):
             written.append(CARD_FILE)
-        storage.write(CARD_FILE, card.text(new, everything).encode())
-        content = canonical_json(new)
+        storage.write(CARD_FILE, card.text(meta, everything).encode())
+        content = canonical_json(meta)
         if version is None:
             storage.create(META_FILE, content)
         else:
             storage.replace(META_FILE, content, version)
-    storage.sweep("shards")
-    return new
 
 
-def _check_shards(
-    storage: Storage, shards: Sequence[ShardInfo], index: pa.Table, generation: str, classes: Sequence[str]
-) -> None:
+def _check_shards(storage: Storage, shards: Sequence[ShardInfo], index: pa.Table, generation: str) -> None:
     for info in shards:
         if info.generation != generation:
-            raise PublishError(f"nothing was published: {info.path} is not of generation {generation}")
-        try:
-            size = storage.size(info.path)
-        except FileNotFoundError:
-            size = -1
-        if size != info.size:
-            raise PublishError(f"nothing was published: {storage.where(info.path)} is not there whole")
+            raise DatasetError(f"{info.path} is not of generation {generation}")
+        if not storage.exists(info.path) or storage.size(info.path) != info.size:
+            raise DatasetError(f"{storage.where(info.path)} is not there whole")
+    for split in {info.split for info in shards}:
+        rows = index.filter(pc.equal(index["split"], split))
+        check_index(rows, {i.path: i for i in shards if i.split == split}, split, "the new index")
+
+
+def _concat(schema: pa.Schema, tables: Iterable[pa.Table]) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+@contextlib.contextmanager
+def _refusals(storage: Storage, generation: str) -> Iterator[None]:
+    """Errors of publishing as `PublishError`s."""
     try:
-        for split in {info.split for info in shards}:
-            rows = index.filter(pa.compute.equal(index["split"], split))
-            check_index(rows, {i.path: i for i in shards if i.split == split}, split, "the new index")
-    except DatasetError as error:
+        yield
+    except Busy as busy:
+        hint = "" if storage.is_local else f"; if none does, delete {busy}"
+        raise PublishError(
+            f"another run is publishing to {storage.url}; repeat the command when it is done{hint}"
+        ) from None
+    except (AlreadyExists, Changed):
+        raise PublishError(
+            f"another run has published to {storage.url} since this one started (generation {generation}); "
+            "repeat the command to add what it lacks"
+        ) from None
+    except (consistency.NotConserved, DatasetError) as error:
         raise PublishError(f"nothing was published: {error}") from None
-    consistency.check_classes(index, classes)
 
 
 @contextlib.contextmanager
@@ -220,16 +230,7 @@ def _taken_back_on_failure(storage: Storage) -> Iterator[list[str]]:
         raise
 
 
-def _was_first(storage: Storage, generation: str) -> PublishError:
-    return PublishError(
-        f"another run has published to {storage.url} since this one started (generation {generation}); "
-        "repeat the command to add what it lacks"
-    )
-
-
 def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    import json
-
     return json.loads(canonical_json(dict(recipe)))
 
 

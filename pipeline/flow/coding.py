@@ -7,8 +7,6 @@ that law, the encoder's command and the decoding; what a flow means is `pipeline
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -20,6 +18,7 @@ from pipeline.flow.recipe import FlowCoding
 from pipeline.media import subprocesses
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
+from pipeline.storage import Sync, replacing
 
 _ZERO, _STEPS = 128, 127
 _DEFAULTS = FlowCoding()
@@ -102,19 +101,12 @@ def encode(
     height, width, _ = first.shape
     if width % 2:
         raise ValueError(f"H.264 needs an even width, not {width}")
-    out = Path(out)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
-        os.close(handle)
+        with replacing(Path(out), Sync.CONTENT) as temporary:
+            argv = command(temporary, width, 2 * height, coding, rate, ffmpeg)
+            _run(argv, _pictures(chain((first,), rest), first.shape, coding), timeout)
     except OSError as error:
         raise Failed(FailureClass.STORAGE, f"the flow cannot be written: {error.strerror}") from error
-    temporary = Path(name)
-    try:
-        argv = command(temporary, width, 2 * height, coding, rate, ffmpeg)
-        _run(argv, _pictures(chain((first,), rest), first.shape, coding), timeout)
-        _publish(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def command(out: Path, width: int, height: int, coding: FlowCoding, rate: int, ffmpeg: str) -> list[str]:
@@ -182,16 +174,6 @@ def _run(argv: list[str], pictures: Iterable[bytes], timeout: float) -> None:
         full = "No space left" in finished.stderr
         kind = FailureClass.STORAGE if full else FailureClass.ENVIRONMENT
         raise Failed(kind, f"ffmpeg did not encode the flow: {said}")
-
-
-def _publish(temporary: Path, out: Path) -> None:
-    try:
-        temporary.chmod(0o644)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    except OSError as error:
-        raise Failed(FailureClass.STORAGE, f"the flow cannot be written: {error.strerror}") from error
 
 
 def decode(

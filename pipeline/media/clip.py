@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 import re
 import signal
 import tempfile
-import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from pipeline.media.probe import (
 from pipeline.media.probe import probe as probe
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
+from pipeline.storage import Sync, replacing
 
 GENERAL = "-nostdin -hide_banner -y -v repeat+verbose -nostats -filter_complex_threads 1".split()  # noqa: SIM905
 """What every call of ffmpeg on a source begins with."""
@@ -121,8 +121,7 @@ def cut(
         )
     if out is not None and not out.absolute().parent.is_dir():
         raise Failed(FailureClass.STORAGE, "the clip cannot be written: its folder is not there")
-    temporary = None if out is None else out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with contextlib.nullcontext() if out is None else _replacing(out) as temporary:
         argv = command(source, info, start, wanted, recipe, temporary, ffmpeg)
         finished = _run(argv, timeout, (wanted + 1) * width * height)
         planes = np.frombuffer(finished.stdout, np.uint8)
@@ -130,13 +129,8 @@ def cut(
         complaint = find_complaint(finished.stderr, str(Path(source).absolute()))
         damage = examine(source, info, start, end, timeout) if complaint else NO_DAMAGE
         note = judge(info, start, wanted, len(planes), recipe.rate, complaint, damage)
-        if out is not None and temporary is not None:
+        if out is not None:
             _check_end(finished, min(len(planes), wanted))
-            _publish(temporary, out)
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
     return Cut(min(len(planes), wanted), wanted, width, height, planes, info, note)
 
 
@@ -296,11 +290,11 @@ def _check_end(finished: subprocesses.Finished, frames: int) -> None:
         )
 
 
-def _publish(temporary: Path, out: Path) -> None:
+@contextlib.contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
     try:
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
+        with replacing(out, Sync.CONTENT) as temporary:
+            yield temporary
     except OSError as error:
         raise Failed(FailureClass.STORAGE, f"the clip cannot be written: {error.strerror}") from error
 

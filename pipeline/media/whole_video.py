@@ -6,7 +6,6 @@ video's length.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.media.probe import SourceInfo, probe
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.media.streaming import Pass
 from pipeline.outcome import Failed, FailureClass
+from pipeline.storage import replacing
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -118,21 +118,16 @@ def annotate(
     over = ffmpeg_python.input(
         "pipe:0", f="rawvideo", pix_fmt="rgba", video_size=(width, height), framerate=f"{1 / seconds:.9f}"
     )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shown = ffmpeg_python.filter([base, over], "overlay", eof_action="repeat")
-    argv = clip.clip_output(shown, recipe, temporary).get_args()
     binary = clip.ffmpeg_binary(ffmpeg)
     try:
-        finished = subprocesses.run(
-            [binary, *clip.GENERAL, *argv], timeout=timeout, stdin=labels(width, height)
-        )
-        if finished.returncode:
-            said = (finished.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {said}")
-        os.replace(temporary, out)
+        with replacing(out) as temporary:
+            argv = [binary, *clip.GENERAL, *clip.clip_output(shown, recipe, temporary).get_args()]
+            finished = subprocesses.run(argv, timeout=timeout, stdin=labels(width, height))
+            if finished.returncode:
+                said = (finished.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {said}")
     except subprocesses.ChildTimeout as error:
         raise Failed(FailureClass.TOO_LARGE, f"{out} was not written within {timeout:g} s") from error
     except OSError as error:
         raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

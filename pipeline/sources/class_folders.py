@@ -12,7 +12,7 @@ from pipeline.lists.manifest import ManifestError
 from pipeline.media import probe
 from pipeline.outcome import Failed
 from pipeline.sources.directory import VIDEO_SUFFIXES, walk
-from pipeline.storage.atomic import replacing
+from pipeline.storage import replacing
 
 _UNKNOWN_SECONDS = 10.0  # for a video that names no length: `prepare` reads what is in it
 

@@ -17,7 +17,7 @@ from pipeline.storage.locks import lock_file
 def replacing(target: Path, sync: Sync = Sync.NOTHING) -> Iterator[Path]:
     """A temporary file to write, renamed to `target` when the block ends without an exception.
 
-    Missing folders are made. An exception deletes the temporary file and leaves `target` as it was.
+    The folder must exist. An exception deletes the temporary file and leaves `target` as it was.
 
         with replacing(path) as temporary:
             temporary.write_text(text)
@@ -38,7 +38,6 @@ def temporary_file(target: Path) -> Iterator[Path]:
     The next writer of the target on this machine reuses the file of a killed writer. While another
     process writes the target, the name is another one.
     """
-    make_folder(target.parent)
     path = target.with_name(f".{target.name}.{os.uname().nodename}.tmp")
     try:
         descriptor = lock_file(path, wait=False)

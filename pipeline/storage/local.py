@@ -75,16 +75,16 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def writer(self, path: str, sync: Sync = Sync.NAME) -> Iterator[IO[bytes]]:
-        with (
-            self._as_failed("written", path),
-            replacing(self.local(path), sync) as temporary,
-            open(temporary, "wb") as file,
-        ):
-            yield file
+        local = self.local(path)
+        with self._as_failed("written", path):
+            make_folder(local.parent)
+            with replacing(local, sync) as temporary, open(temporary, "wb") as file:
+                yield file
 
     def create(self, path: str, content: bytes) -> None:
         local = self.local(path)
         with self._as_failed("written", path):
+            make_folder(local.parent)
             with temporary_file(local) as temporary:
                 temporary.write_bytes(content)
                 sync_path(temporary)

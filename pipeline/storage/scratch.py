@@ -1,7 +1,7 @@
-"""A worker's room for the files of the moment: where it is, and who clears away what a killed worker left.
+"""Scratch folders of workers: temporary, and swept after a worker was killed.
 
-A folder belongs to a living process, which holds the lock file beside it. A lock that is free means that
-its process is dead, so the folder is swept by the next worker that starts there.
+A living process holds the lock file beside its folder. A free lock means that its process is dead: the next
+worker that starts there deletes the folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipeline.outcome import Failed, FailureClass, Misplaced
 from pipeline.storage.errors import Busy
-from pipeline.storage.locks import lock_file
+from pipeline.storage.locks import holding
 
 _LOCK = re.compile(r"quovadis-[0-9a-f]{16}\.lock")
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -27,8 +27,10 @@ _FULL = re.compile(r"no space left|quota exceeded|file too large|read-only file 
 
 
 def use(place: str | None) -> None:
-    """Let this process and its children have their temporary files in `place`; None for the machine's own
-    folder for them. Sweeps there. Raises as `check`."""
+    """Put the temporary files of this process and its children into `place`, and sweep it.
+
+    None keeps the machine's own temporary folder. Raises as `check`.
+    """
     if place is not None:
         check(place)
         tempfile.tempdir = os.environ["TMPDIR"] = place
@@ -36,42 +38,35 @@ def use(place: str | None) -> None:
 
 
 def check(place: str) -> None:
-    """Make the folder `place`, and prove that it takes a file.
+    """Make the folder `place`, and check that it takes a file.
 
     Raises:
         Failed: class storage, with the place and the remedy; Misplaced where no folder can be.
     """
-    with _as_failed(place, made=True):
+    with _as_failed(place, made=True), contextlib.ExitStack() as stack:
         os.makedirs(place, exist_ok=True)
-        lock, descriptor = _claim(Path(place))
-        lock.unlink()
-        os.close(descriptor)
+        _claim(Path(place), stack)
 
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A new folder for one video, deleted at the end, or when its process was killed, by `sweep`.
+    """A new folder for one video, deleted at the end; `sweep` deletes it if the process is killed.
 
     Raises:
         Failed: class storage, where nothing can be written, with the place and the remedy.
     """
     base = tempfile.gettempdir()
-    with _as_failed(base, made=True):
-        lock, descriptor = _claim(Path(base))
-    path = lock.with_suffix("")
-    with _as_failed(base):
-        try:
+    with contextlib.ExitStack() as stack:
+        with _as_failed(base, made=True):
+            path = _claim(Path(base), stack)
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        with _as_failed(base):
             path.mkdir(mode=0o700)
             yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                lock.unlink()
-            os.close(descriptor)
 
 
 def sweep() -> None:
-    """Delete the folders of processes that are no more: our own ones, and this user's only."""
+    """Delete the scratch folders of dead processes of this user."""
     base = Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):
         for name in filter(_LOCK.fullmatch, os.listdir(base)):
@@ -81,29 +76,27 @@ def sweep() -> None:
 
 
 def _sweep(lock: Path) -> None:
-    descriptor = lock_file(lock, wait=False)
-    try:
+    with holding(lock, wait=False):
         shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-        lock.unlink()
-    finally:
-        os.close(descriptor)
 
 
-def _claim(base: Path) -> tuple[Path, int]:
+def _claim(base: Path, stack: contextlib.ExitStack) -> Path:
+    """The name of a new folder, whose lock is held until `stack` is closed."""
     while True:
         lock = base / f"quovadis-{secrets.token_hex(8)}.lock"
-        with contextlib.suppress(Busy):  # somebody sweeps it already
-            return lock, lock_file(lock, wait=False)
+        with contextlib.suppress(Busy):  # another process sweeps it already
+            stack.enter_context(holding(lock, wait=False))
+            return lock.with_suffix("")
 
 
 def is_full(failure: Failed) -> bool:
-    """Whether a failure says that a disk took no more."""
+    """Whether a failure says that a disk is full or read-only."""
     return failure.failure_class is FailureClass.STORAGE and bool(_FULL.search(failure.reason))
 
 
 @contextlib.contextmanager
 def _as_failed(place: str, made: bool = False) -> Iterator[None]:
-    """OSErrors that `place` is the cause of as sentences: all of them where it is only `made`."""
+    """OSErrors caused by `place` as sentences; all OSErrors while the folder is `made`."""
     remedy = "give another folder with --scratch"
     free = f"free some space in {place}, or {remedy}"
     try:
@@ -124,6 +117,6 @@ def _as_failed(place: str, made: bool = False) -> Iterator[None]:
             said = f"repeat the command when it answers again, or {remedy}"
         raise Failed(FailureClass.STORAGE, f"{why}; {said}") from error
     except Failed as failure:
-        if not is_full(failure) or "; " in failure.reason:  # the work store says its own remedy
+        if not is_full(failure) or "; " in failure.reason:  # it has a remedy already
             raise
         raise Failed(FailureClass.STORAGE, f"{failure.reason.rstrip('.')}; {free}") from failure

@@ -114,10 +114,10 @@ def test_a_folder_that_takes_no_file_is_found_before_anything_is_done(place):
     ],
 )
 def test_a_place_that_takes_no_file_now_is_no_wrong_call(place, monkeypatch, number, remedy):
-    def lock_file(path, wait):
+    def holding(path, wait):
         raise OSError(number, os.strerror(number), str(place))
 
-    monkeypatch.setattr(scratch, "lock_file", lock_file)
+    monkeypatch.setattr(scratch, "holding", holding)
     for need in (lambda: scratch.check(str(place)), lambda: scratch.folder().__enter__()):
         with pytest.raises(Failed) as caught:
             need()

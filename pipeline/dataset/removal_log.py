@@ -69,15 +69,23 @@ def withhold(plan: pa.Table, storage: Storage) -> pa.Table:
     if not reasons:
         return plan
     place = _places(plan, reasons)
-    gone = pc.and_(pc.equal(plan["decision"], PROCESS), pc.is_valid(place)).combine_chunks()
+    return exclude(plan, pc.and_(pc.equal(plan["decision"], PROCESS), pc.is_valid(place)), place, reasons)
+
+
+def exclude(
+    rows: pa.Table, gone: pa.ChunkedArray, place: pa.ChunkedArray, reasons: dict[str, str]
+) -> pa.Table:
+    """Exclude the rows `gone` of a plan or of outcomes as removed; `place` is that of each row's reason."""
     reason = pa.array(list(reasons.values()), pa.string()).take(place.combine_chunks())
-    values = {"decision": pa.scalar(EXCLUDED), "excluded_for": pa.scalar(REMOVED), "reason": reason}
-    values["shard"] = pa.scalar(None, plan.schema.field("shard").type)
-    for name, value in values.items():
-        kept = plan.schema.field(name)
-        column = pc.if_else(gone, value, plan[name].combine_chunks()).cast(kept.type)
-        plan = plan.set_column(plan.schema.get_field_index(name), kept, column)
-    return plan
+    values = {"decision": EXCLUDED, "outcome": EXCLUDED, "excluded_for": REMOVED, "reason": reason}
+    values |= dict.fromkeys(("shard", "failure_class", "retry_after", "yielded_to"))
+    for number, field in enumerate(rows.schema):
+        if field.name in values:
+            value = values[field.name]
+            value = value if isinstance(value, pa.Array) else pa.scalar(value, field.type)
+            column = pc.if_else(gone.combine_chunks(), value, rows[field.name].combine_chunks())
+            rows = rows.set_column(number, field, column)
+    return rows
 
 
 def not_gone(outcomes: pa.Table, storage: Storage) -> list[str]:

@@ -1,7 +1,7 @@
-"""`prepare --compact`: a data set of many generations written anew as the one that a single run would give.
+"""Compacts a data set of many generations into the one generation that a single run would give.
 
-Samples come from the published shards, not from the work store, which may be gone. What was removed stays
-out. ROOT is only read.
+Reads samples from the published shards, since the work store may be gone. Leaves removed clips out, and ROOT
+as it is.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
 
     Args:
         root: a published data set.
-        target: a place without one.
-        planned: the plan of all rows of its lists (`pipeline.lists.plan.make`), with the shards of one run,
-        its
-            manifests named as they were published.
+        target: a place without a data set.
+        planned: the plan of all rows of its lists (`pipeline.lists.plan.make`) in the shards of one run,
+            its lists named as they were published.
 
     Raises:
         PublishError: there is a data set at `target`, or rows are not conserved.
-        DatasetError: `root` is none, or damaged.
+        DatasetError: `root` is no data set, or a damaged one.
         Failed: class storage.
     """
     data, storage = dataset.open(root), open_storage(target)
@@ -79,7 +78,7 @@ def _names(rows: pa.Table) -> pa.ChunkedArray:
 def _unpack(
     data: dataset.Dataset, row: dict[str, Any], store: WorkStore, folder: Path
 ) -> shards.PackedSample:
-    """One published sample as files that `shards.pack` takes."""
+    """Write the members of a published sample to files, for `shards.pack`."""
     sample = data.read_row(row)
     members = {}
     for suffix in MEDIA.values():
@@ -87,14 +86,5 @@ def _unpack(
             file = folder / "member"
             file.write_bytes(sample.members[suffix])
             members[suffix] = store.put_file("compact", "0", row["key"], f".{suffix}", file)
-    return shards.PackedSample(
-        key=row["key"],
-        label=row["label"],
-        class_index=row["class_index"],
-        split=row["split"],
-        youtube_id=row["youtube_id"],
-        time_start=row["time_start"],
-        time_end=row["time_end"],
-        meta=sample.meta,
-        members=members,
-    )
+    fields = {name: row[name] for name in shards.PackedSample.__dataclass_fields__ if name in row}
+    return shards.PackedSample(**fields, meta=sample.meta, members=members)

@@ -1,8 +1,7 @@
-"""Zeros in place of samples: a shard of the same size whose erased members are called ``__removed__``.
+"""Erases samples of a shard: zeros of the same size, whose members are called ``__removed__``.
 
-A shard is written anew and takes its name in one step, never changed in place. Whoever has the old file
-open reads it to its end undisturbed; zeroing under a reader would tear a clip in the middle, and a kill
-would leave half a member. Object stores know no other way, so there is one for all.
+Writes a new file that takes the shard's name in one step. Changing the shard in place would tear a clip that
+somebody is reading, and a kill would leave half a member; object stores cannot do it at all.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ Spans = Sequence[tuple[int, int]]
 
 
 class Digests(NamedTuple):
-    """sha256 of a shard as it is, and as it will be."""
+    """The sha256 of a shard as it is, and as it will be."""
 
     before: str
     after: str
 
 
 def digests(storage: Storage, path: str, spans: Spans) -> Digests:
-    """The hashes of a shard before and after erasing; equal where it is erased or absent."""
+    """Compute the hashes of a shard before and after erasing; equal if it is erased already, or absent."""
     before, after = hashlib.sha256(), hashlib.sha256()
     with contextlib.suppress(FileNotFoundError), storage.open(path) as source:
         for old, new in erased(source, spans):
@@ -40,10 +39,10 @@ def digests(storage: Storage, path: str, spans: Spans) -> Digests:
 
 
 def erase(storage: Storage, path: str, spans: Spans, sha256: str) -> None:
-    """Replace a shard by its erased self, whole or not at all.
+    """Replace a shard by its erased form, in one step.
 
     Raises:
-        Failed: class storage; also where what was written has not the sha256 expected.
+        Failed: class storage; also if the erased form has not the given `sha256`.
     """
     digest = hashlib.sha256()
     with storage.open(path) as source, storage.writer(path) as target:
@@ -57,7 +56,7 @@ def erase(storage: Storage, path: str, spans: Spans, sha256: str) -> None:
 
 
 def erased(source: BinaryIO, spans: Spans) -> Iterator[tuple[bytes, bytes]]:
-    """Chunks of a shard as (old, new) from its start to its end, equally long."""
+    """Read a shard in chunks; yields each with its erased form, of the same length."""
     position = 0
     for offset, size in sorted(spans):
         for chunk in _chunks(source, offset - position):
@@ -69,7 +68,7 @@ def erased(source: BinaryIO, spans: Spans) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _blanked(source: BinaryIO, left: int) -> Iterator[tuple[bytes, bytes]]:
-    """The members of one sample: their headers renamed, their payload zero."""
+    """Read the members of one sample; yields them with headers renamed and payloads zeroed."""
     while left > 0:
         header = source.read(_BLOCK)
         if len(header) < _BLOCK:  # a shard that was cut off before
@@ -86,7 +85,7 @@ def _blanked(source: BinaryIO, left: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _payload(header: bytes, left: int) -> int:
-    """A member's size; all that is left of the sample where a damaged header does not tell it."""
+    """A member's size in bytes; all that is left of the sample if its header is damaged."""
     try:
         size = tarfile.TarInfo.frombuf(header, "ascii", "surrogateescape").size
     except tarfile.HeaderError:

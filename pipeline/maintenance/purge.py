@@ -1,14 +1,14 @@
-"""Where else a clip's files lie: the stages of the work store, kept sources, the report; and deleting them.
+"""Finds and deletes a clip's other files: the stages of the work store, kept sources and the report.
 
-The work store is asked by key, never listed (only the names of its recipes are, of which there are few). A
-kept source goes with any clip of its video, since it holds that clip's footage.
+Asks the work store by key and lists only its recipes, of which there are few. Deletes a kept source with any
+clip of its video, since it holds that clip's pictures.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from pipeline.dataset.schema import SHARD
 from pipeline.outcome import Failed
@@ -29,7 +29,7 @@ _MAX_RECORD = 1 << 24  # bytes
 
 
 def exists(store: WorkStore) -> bool:
-    """Whether there may be a work store; an object store is always asked."""
+    """Whether there may be a work store; always true in an object store."""
     folder = store.storage.local(WORK_LOCK)
     return folder is None or folder.parent.is_dir()
 
@@ -40,46 +40,43 @@ def work(store: WorkStore, keys: Collection[str], videos: Collection[str], dry_r
     Returns:
         The places of the files that were there.
     """
-    storage, found = store.storage, []
     if not exists(store):
         return []
-    folders = set()
-    for path in _paths(store, keys, videos):
-        folders.add(path.rsplit("/", 1)[0])
-        if storage.exists(path):
-            found.append(storage.where(path))
-            if not dry_run:
-                storage.delete(path)
+    paths = dict.fromkeys(_paths(store, keys, videos))
+    found = _delete(store.storage, filter(store.storage.exists, paths), dry_run)
     if not dry_run:
-        for folder in folders:
-            storage.sweep(folder)  # what killed writers left holds footage too
-    return list(dict.fromkeys(found))
+        for folder in {path.rsplit("/", 1)[0] for path in paths}:
+            store.storage.sweep(folder)  # temporary files of killed writers hold pictures too
+    return found
 
 
 def report(storage: Storage, dry_run: bool) -> list[str]:
     """Delete the report's page and media: its contact sheets hold many clips in one picture."""
     media = [f"report/media/{name}" for name in storage.names("report/media")]
-    there = [path for path in ("report/index.html", *media) if storage.exists(path)]
-    if not dry_run:
-        for path in there:
-            storage.delete(path)
-    return [storage.where(path) for path in there]
+    return _delete(storage, filter(storage.exists, ["report/index.html", *media]), dry_run)
 
 
 def unpublished(storage: Storage, published: Collection[str], dry_run: bool) -> list[str]:
-    """Delete shards that a killed run left and dataset.json does not name; the next run packs them again.
+    """Delete all shards that dataset.json does not name, left by a killed run; the next run packs them again.
 
-    All of them: which clips one holds is said nowhere for sure."""
-    paths = [f"shards/{name}" for name in storage.names("shards")]
-    left = [path for path in paths if SHARD.fullmatch(path) and path not in published]
-    if not dry_run:
-        for path in left:
+    All of them, since no file says for sure which clips one holds.
+    """
+    paths = (f"shards/{name}" for name in storage.names("shards"))
+    return _delete(storage, (p for p in paths if SHARD.fullmatch(p) and p not in published), dry_run)
+
+
+def _delete(storage: Storage, paths: Iterable[str], dry_run: bool) -> list[str]:
+    """Delete files one by one; returns their places."""
+    places = []
+    for path in paths:
+        places.append(storage.where(path))
+        if not dry_run:
             storage.delete(path)
-    return [storage.where(path) for path in left]
+    return places
 
 
 def _paths(store: WorkStore, keys: Collection[str], videos: Collection[str]) -> Iterator[str]:
-    """Where files may lie; a record comes after what it names, so that a killed purge finds them again."""
+    """Paths of possible files; a record comes after the files it names, so that a killed purge finds them."""
     storage = store.storage
     for stage, suffixes in _BY_KEY.items():
         for recipe in storage.names(stage):
@@ -96,12 +93,12 @@ def _paths(store: WorkStore, keys: Collection[str], videos: Collection[str]) -> 
 
 def _named(store: WorkStore, stage: str, recipe: str, key: str, suffixes: Collection[str]) -> Iterator[str]:
     for suffix in suffixes:
-        with contextlib.suppress(ValueError):  # a folder or name that is not the work store's
+        with contextlib.suppress(ValueError):  # the folder or name is not of the work store
             yield store.path(stage, recipe, key, suffix)
 
 
 def _kept(store: WorkStore, recipe: str, video: str) -> Iterator[str]:
-    """The files that a video's record names: whole, or a section for each of its clips."""
+    """The files that a video's record names: the whole video, or a section for each of its clips."""
     with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError, FileNotFoundError, Failed):
         path = store.path("source", recipe, video, ".record.json")
         record = json.loads(store.storage.read_bytes(path, _MAX_RECORD))

@@ -1,5 +1,5 @@
-"""Holds the lists against the archives that were given as sources: what is missing, extra, refused, corrupt
-or of another length. Leaves a small JSON beside the report, which shows it.
+"""Compares the lists with the archives given as sources: missing, extra, refused, corrupt clips and others
+of a wrong length. Writes a small JSON beside the report, which shows it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CORRUPT = (str(FailureClass.CORRUPT), str(FailureClass.FORMAT))
 
 
 def write(root: Storage, specs: Sequence[str], store: WorkStore, clip_hash: str) -> None:
-    """Reconcile and leave it where `pipeline.report` finds it; nothing where no source is an archive."""
+    """Reconcile, and write the result where `pipeline.report` finds it, unless no source is an archive."""
     found = reconcile(dataset.open(root), specs, store, clip_hash)
     if found is not None:
         root.write(FILE, json.dumps(found, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
@@ -41,12 +41,12 @@ def write(root: Storage, specs: Sequence[str], store: WorkStore, clip_hash: str)
 def reconcile(
     data: dataset.Dataset, specs: Sequence[str], store: WorkStore, clip_hash: str
 ) -> dict[str, Any] | None:
-    """The lists of a published data set against its archives, as plain values.
+    """Compare the lists of a published data set with its archives.
 
     Args:
-        data: its outcomes say which rows there are and what became of them.
+        data: its outcomes name the rows.
         specs: sources as written on the command line.
-        store, clip_hash: where the records of ready clips lie, which know the length of what was found.
+        store, clip_hash: name the records of ready clips, which hold the length of each file found.
 
     Returns:
         None where no source is an archive. Else ``clips`` (distinct keys of the lists), ``found``,
@@ -109,7 +109,7 @@ def _length(row: dict[str, Any]) -> float:
 
 
 def _other_lengths(rows: Iterable[dict[str, Any]], store: WorkStore, clip_hash: str) -> list[dict[str, Any]]:
-    """Clips that came out of an archive trimmed, but longer or shorter than their rows say; in seconds."""
+    """Trimmed clips of archives that are longer or shorter than their rows say, in seconds."""
 
     def check(row: dict[str, Any]) -> dict[str, Any] | None:
         record = store.read_record("clip", clip_hash, row["key"]) or {}
@@ -120,7 +120,7 @@ def _other_lengths(rows: Iterable[dict[str, Any]], store: WorkStore, clip_hash: 
         off = abs(seconds - wanted) > _SLACK
         return {"key": row["key"], "seconds": round(seconds, 2), "wanted": wanted} if off else None
 
-    with ThreadPoolExecutor(16) as pool:  # each waits for the store
+    with ThreadPoolExecutor(16) as pool:  # mostly waiting for the store
         found = pool.map(check, (row for row in rows if row["trimmed"] and row["outcome"] == READY))
         return [row for row in found if row is not None]
 

@@ -1,10 +1,10 @@
-"""Takedown: removed clips leave zeros of the same size, so that offsets and sample order stay.
+"""Removes clips from a published data set; zeros of the same size keep offsets and sample order.
 
-First the names go, then the bytes: a note of what is to go (``removing.jsonl``), index and outcomes,
+Removes names before bytes, in this order: a note of the clips (``removing.jsonl``), index and outcomes,
 dataset.json with the hashes that the shards will have, the shards, report and work store, and at last the
-log (``removed.jsonl``). Every step is repeatable and each file changes in one step, so after a kill at any
-moment the data set can be read and the next `remove` completes what was begun. How a shard is erased is
-`pipeline.maintenance.erase`'s, where else a clip's files may lie `pipeline.maintenance.purge`'s.
+log (``removed.jsonl``). Every step can be repeated, and each file changes in one step, so a killed removal
+leaves a readable data set and the next `remove` completes it. `pipeline.maintenance.erase` rewrites a shard,
+`pipeline.maintenance.purge` finds a clip's other files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.dataset.schema import (
 from pipeline.keys import KEY
 from pipeline.lists import plan
 from pipeline.maintenance import erase, purge
-from pipeline.outcome import EXCLUDED, FAILED, READY, REMOVED, CallError
+from pipeline.outcome import FAILED, READY, REMOVED, CallError
 from pipeline.storage import Busy, Changed, Storage, location, open_storage
 from pipeline.storage.tables import write_table
 from pipeline.storage.work_store import WorkStore, canonical_json
@@ -45,7 +45,7 @@ _Hashes = dict[str, erase.Digests]  # by shard
 
 
 class IdsError(CallError, ValueError):
-    """The ids or the reason make no sense: one sentence with the remedy."""
+    """The ids or the reason are not valid: one sentence with the remedy."""
 
 
 class RemoveError(Exception):
@@ -54,17 +54,17 @@ class RemoveError(Exception):
 
 @dataclass
 class Takedown:
-    """What went, or with `dry_run` would go.
+    """The result of a removal; with `dry_run`, of one that was not made.
 
     Attributes:
-        removed: keys of clips taken out now.
-        completed: keys of an earlier takedown that had not come to its end.
-        already: keys that were out before.
-        unknown: ids and keys of which no clip is ready, failed or removed: of no row yet, or of rows that
-            are excluded for another reason, whose video may still come.
+        removed: keys of clips removed now.
+        completed: keys of an earlier removal that was interrupted.
+        already: keys that were removed before.
+        unknown: ids and keys without a ready, failed or removed clip: no row has them yet, or their rows are
+            excluded for another reason and their video may still come.
         shards: those rewritten, as paths below ROOT.
-        files: deleted from report and work store, with their places.
-        warnings: what cannot be reached from here, and what was found damaged.
+        files: those deleted from report and work store.
+        warnings: places that cannot be reached from here, and damage found.
     """
 
     dry_run: bool = False
@@ -91,7 +91,7 @@ class Takedown:
 
 
 def read_ids(path: str | os.PathLike[str]) -> list[str]:
-    """The ids or keys in a text file, one a line; blank lines and those that begin with # are passed over.
+    """Read the ids or keys in a text file, one a line; ignores blank lines and those that begin with #.
 
     Raises:
         IdsError: unreadable, empty, or with a line that is no id or key.
@@ -121,19 +121,19 @@ def remove(
     work: str | None = None,
     dry_run: bool = False,
 ) -> Takedown:
-    """Take clips out of a published data set and out of everything that belongs to it.
+    """Remove clips from a published data set and from everything that belongs to it.
 
     Args:
         root: the data set's folder or URL.
         given: video ids (all clips of the video) or keys.
         reason: stands in the outcomes and in the log.
         work: the work store; ROOT/work where None.
-        dry_run: say what would go, and change nothing.
+        dry_run: report what would be removed, and change nothing.
 
     Raises:
         IdsError: no reason, or something that is no id or key.
         DatasetError: there is no data set, or a damaged one.
-        RemoveError: a `prepare` or another `remove` is at work.
+        RemoveError: a `prepare` or another `remove` is running.
         Failed: class storage; repeating the command completes it.
     """
     storage = root if isinstance(root, Storage) else open_storage(root)
@@ -142,17 +142,15 @@ def remove(
         raise IdsError(f"--reason wants a sentence of at most {_MAX_REASON} characters.")
     if wrong := [text for text in given if not KEY.fullmatch(text)]:
         raise IdsError(f"{wrong[0][:40]!r} is no id or key; nothing was removed.")
-    dataset.open(storage)  # else the lock would make a folder where no data set is
+    dataset.open(storage)  # raises where there is none: the lock would make a folder there
     store = WorkStore(work or f"{storage.url}/work")
     if dry_run:
-        return _take_down(storage, store, given, reason, dry_run=True)
-    with _alone(storage, store):
-        return _take_down(storage, store, given, reason, dry_run=False)
+        return _remove(storage, store, given, reason, dry_run=True)
+    with _exclusively(storage, store):
+        return _remove(storage, store, given, reason, dry_run=False)
 
 
-def _take_down(
-    storage: Storage, store: WorkStore, given: Sequence[str], reason: str, dry_run: bool
-) -> Takedown:
+def _remove(storage: Storage, store: WorkStore, given: Sequence[str], reason: str, dry_run: bool) -> Takedown:
     version = storage.version(META_FILE)
     opened = dataset.open(storage)
     pending = removal_log.read(storage, REMOVING_LOG)
@@ -165,13 +163,13 @@ def _take_down(
     done.warnings += _damaged(opened, hashes)
     if entries and not dry_run:
         removal_log.write(storage, REMOVING_LOG, entries)
-        _unname(opened, {e.key: e.reason for e in entries if e.key})
+        _mark_removed(opened, {e.key: e.reason for e in entries if e.key})
         _rewrite_meta(opened, hashes, version or "")
         for path in done.shards:
             erase.erase(storage, path, spans[path], hashes[path].after)
     if keys:
         done.files += purge.report(storage, dry_run)
-    if purge.exists(store):  # else a prepare that has its work store elsewhere may be packing them
+    if purge.exists(store):  # else a prepare with its work store elsewhere may be packing them
         done.files += purge.unpublished(storage, opened.shards, dry_run)
     videos = {e.youtube_id for e in entries if e.youtube_id} | _videos(opened, given)
     keys |= {*done.already, *_begun(storage, store, given)}
@@ -193,7 +191,7 @@ def _resolve(
     log: Sequence[Entry],
     done: Takedown,
 ) -> list[Entry]:
-    """The new entries that the ids ask for; what needs none is told in `done`."""
+    """The new entries of the log that the ids ask for; fills in `done`."""
     outcomes = opened.outcomes()
     begun = {e.key for e in pending}
     on_record = {name for e in (*pending, *log) for name in (e.given, e.key)}
@@ -218,13 +216,13 @@ def _resolve(
                 done.already.append(key)
         if not known:
             done.unknown.append(name)
-        if name not in on_record:  # another of its clips may be due in a later wave
+        if name not in on_record:  # another of its clips may come in a later wave
             entries.append(Entry(time, name, None, None, reason))
     return entries
 
 
 def _rows_by_name(outcomes: pa.Table, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by key and by id, as far as they are asked for; of each name those that may be ready first."""
+    """Rows by key and by id, as far as `names` asks for them."""
     wanted = pa.array(list(names), pa.string())
     found: dict[str, list[dict[str, Any]]] = {}
     chosen = pc.or_(pc.is_in(outcomes["key"], wanted), pc.is_in(outcomes["youtube_id"], wanted))
@@ -235,13 +233,13 @@ def _rows_by_name(outcomes: pa.Table, names: Sequence[str]) -> dict[str, list[di
 
 
 def _videos(opened: Dataset, given: Sequence[str]) -> set[str]:
-    """The source videos that the ids or keys mean; one in no row may still lie in the work store."""
+    """The source videos of the ids or keys; the work store may have one that no row has."""
     rows = _rows_by_name(opened.outcomes(), given)
     return {row["youtube_id"] for name in given for row in rows.get(name, ())} | (set(given) - set(rows))
 
 
 def _begun(storage: Storage, store: WorkStore, given: Sequence[str]) -> list[str]:
-    """Keys meant by the ids or keys in a generation that was begun: stages of them may be there already."""
+    """Keys of the ids or keys in a generation that was begun, of which the work store may have files."""
     path = f"plan/{publish.next_generation(storage)}.parquet"
     if not purge.exists(store) or not store.storage.exists(path):
         return []
@@ -250,45 +248,29 @@ def _begun(storage: Storage, store: WorkStore, given: Sequence[str]) -> list[str
     return planned.filter(pc.and_(meant, pc.is_valid(planned["key"])))["key"].to_pylist()
 
 
-def _unname(opened: Dataset, reasons: dict[str, str]) -> None:
-    """Index and outcomes say that the clips are gone."""
+def _mark_removed(opened: Dataset, reasons: dict[str, str]) -> None:
+    """Mark the clips as removed in index and outcomes; `reasons` by key."""
     storage = opened.storage
     names = pa.array(list(reasons), pa.string())
-    for split in SPLITS:
-        for generation in opened.generations:
+    for generation in opened.generations:
+        for split in SPLITS:
             table = opened.index(split, [generation])
             gone = pc.and_(pc.is_in(table["key"], names), pc.invert(table["removed"]))
             if pc.any(gone, min_count=0).as_py():
-                removed = pc.or_(table["removed"], gone)
                 place = table.schema.get_field_index("removed")
+                removed = pc.or_(table["removed"], gone)
                 table = table.set_column(place, table.schema.field("removed"), removed)
                 write_table(storage, index_path(split, generation), table)
-    for generation in opened.generations:
         part = opened.outcome_part(generation)
-        gone = pc.and_(
-            pc.is_in(part["key"], names), pc.is_in(part["outcome"], pa.array([READY, FAILED], pa.string()))
-        )
+        present = pc.is_in(part["outcome"], pa.array([READY, FAILED], pa.string()))
+        gone = pc.and_(pc.is_in(part["key"], names), present)
         if pc.any(gone, min_count=0).as_py():
-            write_table(storage, outcome_path(generation), _excluded(part, gone, reasons))
-
-
-def _excluded(part: pa.Table, gone: pa.ChunkedArray, reasons: dict[str, str]) -> pa.Table:
-    """Outcomes with the rows `gone` as excluded for removal, each with its reason."""
-    place = pc.index_in(part["key"], pa.array(list(reasons), pa.string()))
-    reason = pa.array(list(reasons.values()), pa.string()).take(place.combine_chunks())
-    values = {"outcome": EXCLUDED, "excluded_for": REMOVED, "reason": reason}
-    for name in ("outcome", "excluded_for", "reason", "failure_class", "retry_after", "yielded_to"):
-        kept = part.schema.field(name)
-        value = values.get(name)
-        if not isinstance(value, pa.Array):
-            value = pa.scalar(value, kept.type)
-        column = pc.if_else(gone.combine_chunks(), value, part[name].combine_chunks())
-        part = part.set_column(part.schema.get_field_index(name), kept, column)
-    return part
+            part = removal_log.exclude(part, gone, pc.index_in(part["key"], names), reasons)
+            write_table(storage, outcome_path(generation), part)
 
 
 def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str) -> None:
-    """dataset.json with the hashes that the shards will have, and the counts; then the card."""
+    """Rewrite dataset.json with the new counts and the hashes that the shards will have, then the card."""
     storage = opened.storage
     outcomes = opened.outcomes()
     after = {path: found.after for path, found in hashes.items() if _is_known(opened, path, found)}
@@ -299,20 +281,20 @@ def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str) -> None:
             storage.replace(META_FILE, canonical_json(meta), version)
         except Changed:
             raise RemoveError(f"another run has published to {storage.url}; repeat the command.") from None
-        except Busy as busy:  # an object that a killed run left in an object store
+        except Busy as busy:  # a killed run left this object in an object store
             raise RemoveError(f"{busy} is in the way; delete it and repeat the command.") from None
     storage.write(CARD_FILE, card.text(meta, outcomes).encode())
 
 
 def _is_known(opened: Dataset, path: str, found: erase.Digests) -> bool:
-    """Whether a shard has the hash that dataset.json says, now or (begun before) after erasing."""
+    """Whether dataset.json has the hash of the shard as it is, or (removal begun before) as it will be."""
     return opened.shards[path].sha256 in found
 
 
 def _damaged(opened: Dataset, hashes: _Hashes) -> Iterator[str]:
     for path, found in hashes.items():
         if not _is_known(opened, path, found):
-            yield f"{path} was damaged or lost before; its hash stays as it was, and verify says so"
+            yield f"{path} was damaged or lost before; its hash in {META_FILE} stays, and verify reports it"
 
 
 def _spans(opened: Dataset, names: Iterable[str | None]) -> dict[str, list[tuple[int, int]]]:
@@ -327,8 +309,8 @@ def _spans(opened: Dataset, names: Iterable[str | None]) -> dict[str, list[tuple
 
 
 @contextlib.contextmanager
-def _alone(storage: Storage, store: WorkStore) -> Iterator[None]:
-    """Nobody publishes meanwhile, and nobody makes anew in the work store what is deleted there."""
+def _exclusively(storage: Storage, store: WorkStore) -> Iterator[None]:
+    """Lock ROOT against publishing, and the work store against a run that would write deleted files again."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(storage.lock(PUBLISH_LOCK))

@@ -1,7 +1,7 @@
-"""Checks every promise of the published format on a data set as it lies there, in parallel processes.
+"""Checks every promise of the format on a published data set, in parallel processes. Changes nothing.
 
-The tables are checked here, shard files by `pipeline.maintenance.verify_shards`, samples by
-`pipeline.maintenance.verify_media`. Changes nothing.
+Checks the tables' content, whatever pyarrow wrote them; `pipeline.maintenance.verify_shards` checks shard
+files, `pipeline.maintenance.verify_media` samples.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _Task = tuple[Callable[..., list[str]], tuple]
 
 @dataclass
 class Report:
-    """What `verify` found: breaches (none: every promise holds), notes (no breach), and what was checked."""
+    """The result of `verify`: breaches of the format, notes on harmless findings, and counts of checks."""
 
     breaches: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every promise holds in all that was checked."""
+        """Whether no breach was found."""
         return not self.breaches
 
     def lines(self) -> list[str]:
@@ -67,18 +67,17 @@ class Report:
 def verify(root: str | os.PathLike[str] | Storage, sample: float = 1.0, workers: int | None = None) -> Report:
     """Check a data set against the format's promises.
 
-    Tables, sums and every byte's hash are always checked; `sample` says of how many clips every frame
-    is decoded.
+    Always checks tables, counts and the hash of every byte; decodes every frame of a `sample` of the clips.
 
     Args:
         root: the data set's folder or URL.
-        sample: share of the clips to decode, 0 to 1; which ones follows from their keys.
-        workers: processes; all cores by default, 1 works in this process.
+        sample: share of the clips to decode, 0 to 1; their keys decide which.
+        workers: processes, by default one a core; 1 works in this process.
 
     Raises:
-        ValueError: `sample` is no share.
-        NoDatasetError: there is none to check.
-        Failed: the storage refuses.
+        ValueError: `sample` is not between 0 and 1.
+        NoDatasetError: there is no data set.
+        Failed: class storage.
     """
     if not 0 <= sample <= 1:
         raise ValueError(f"--sample is a share between 0 and 1, not {sample:g}")
@@ -174,7 +173,7 @@ def _leftovers(opened: Dataset) -> Iterator[str]:
 
 
 def _tasks(opened: Dataset, tables: dict[str, pa.Table], sample: float, report: Report) -> Iterator[_Task]:
-    """Made as they are needed: the rows of a large data set are not all in memory as Python values."""
+    """Make the tasks one by one, since the rows of a large data set do not fit in memory as Python values."""
     promised = Promised(opened.rate, opened.short_side, flow=opened.meta["recipe"].get("flow") is not None)
     report.checked["clips decoded"] = 0
     for info in opened.shards.values():
@@ -190,7 +189,7 @@ def _tasks(opened: Dataset, tables: dict[str, pa.Table], sample: float, report: 
 def clip_breaches(
     storage: Storage, info: ShardInfo, rows: Iterable[dict[str, Any]], promised: Promised
 ) -> list[str]:
-    """What is wrong with these samples of one shard, one sentence each; every frame is decoded."""
+    """Check samples of one shard, decoding every frame; returns a sentence for each breach."""
     opened = Dataset(storage, {"classes": [], "generations": [], "shards": [], "recipe": {}})
     found: list[str] = []
     for row in rows:
@@ -200,7 +199,7 @@ def clip_breaches(
         except DatasetError as error:
             found.append(str(error))
         except FileNotFoundError:
-            return found  # the shard's own check says so
+            return found  # the check of the shard reports it
         except Failed as failure:
             found.append(failure.reason)
     return found
@@ -211,7 +210,7 @@ def _run(tasks: Iterator[_Task], workers: int) -> Iterator[list[str]]:
         for function, arguments in tasks:
             yield function(*arguments)
         return
-    # Spawned: a fork would inherit pyarrow's threads, and object stores want to be opened after it.
+    # Spawned: a forked process has pyarrow's locks without its threads, and stale object store connections.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting: list[concurrent.futures.Future[list[str]]] = []

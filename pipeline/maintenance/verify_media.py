@@ -1,4 +1,4 @@
-"""What the format promises of a sample's members: its json, its clip, its flow. Plain functions, no I/O."""
+"""Checks a sample's members against the format: its json, its clip, its flow. Plain functions, no I/O."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.dataset.schema import FLOW_BOUND, FLOW_ZERO
 
 KEYFRAME_INTERVAL = 16  # frames
 _SOURCE_FIELDS = ("kind", "codec", "width", "height", "rate", "duration")
-_FULL = 2  # AVColorRange; 1 is limited, 0 is not told, which for yuv420p means limited
+_FULL = 2  # AVColorRange; 1 is limited, 0 unspecified, which for yuv420p means limited
 _MAX_PIXELS = 1 << 24  # of a picture: a hostile header must not fill the memory
 _CHROMA_TOLERANCE = 1  # steps: the encoder's transform rounds
 
 
 @dataclass(frozen=True)
 class Video:
-    """What decoding every frame of a video showed; sizes in pixels."""
+    """Facts of a video from decoding every frame; sizes in pixels."""
 
     frames: int
     width: int
@@ -36,13 +36,13 @@ class Video:
     square_pixels: bool
     upright: bool
     longest_gap: int  # frames from one keyframe to the next, or to the end
-    damaged: int  # frames that the decoder had to mend
+    damaged: int  # frames that the decoder had to conceal
     gray: bool  # chroma is 128 throughout
 
 
 @dataclass(frozen=True)
 class Promised:
-    """What a data set's recipe promises of every sample."""
+    """Promises of a data set's recipe for every sample."""
 
     rate: int  # frames a second
     short_side: int  # pixels
@@ -85,7 +85,7 @@ def rgb_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[
         f"mp4 is {video.pixel_format}, not yuv420p": video.pixel_format == "yuv420p",
         "mp4 is full range, not limited": not video.full_range,
     }
-    return [text for text, holds in rules.items() if not holds] + _video_breaches(video, "mp4", promised.rate)
+    return _broken(rules) + _video_breaches(video, "mp4", promised.rate)
 
 
 def flow_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[str]:
@@ -100,9 +100,7 @@ def flow_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list
         "flow.mp4 is limited range, not full": video.full_range,
         f"flow.mp4 has chroma other than {FLOW_ZERO}": video.gray,
     }
-    return [text for text, holds in rules.items() if not holds] + _video_breaches(
-        video, "flow.mp4", promised.rate
-    )
+    return _broken(rules) + _video_breaches(video, "flow.mp4", promised.rate)
 
 
 def inspect(data: bytes, rate: int) -> Video:
@@ -149,7 +147,7 @@ class _Frame:
 
 
 def _decoded(container: av.container.InputContainer, stream: Any) -> tuple[list[_Frame], list[int]]:
-    """All frames in the order they are shown, and which of them the container marks as keyframes."""
+    """All frames in display order, and the numbers of those that the container marks as keyframes."""
     stream.codec_context.thread_count = 1
     frames: list[_Frame] = []
     times: list[int] = []
@@ -193,7 +191,11 @@ def _video_breaches(video: Video, suffix: str, rate: int) -> list[str]:
         ),
         f"has {video.damaged} damaged frames": video.damaged == 0,
     }
-    return [f"{suffix} {text}" for text, holds in rules.items() if not holds]
+    return [f"{suffix} {text}" for text in _broken(rules)]
+
+
+def _broken(rules: dict[str, bool]) -> list[str]:
+    return [text for text, holds in rules.items() if not holds]
 
 
 def _class_breaches(row: dict[str, Any], members: dict[str, bytes]) -> list[str]:

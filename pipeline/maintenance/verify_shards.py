@@ -1,4 +1,4 @@
-"""What the format promises of a shard file: size, hash, and the plain tar layout that the index tells of."""
+"""Checks a shard file against dataset.json and the index: its size, its hash, and the layout of its tar."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.storage import CHUNK, Storage
 
 
 def shard_breaches(storage: Storage, info: ShardInfo, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What is wrong with a shard, one sentence each; the whole file is read once.
+    """Check a shard in one pass over the file; returns a sentence for each breach.
 
     Args:
         storage: ROOT.
@@ -40,7 +40,7 @@ def shard_breaches(storage: Storage, info: ShardInfo, rows: Sequence[dict[str, A
 
 
 class _Hashing:
-    """A file read forwards, with the sha256 of what was read and whether the end was all zero."""
+    """Reads a file forwards and computes the sha256 of all bytes read."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

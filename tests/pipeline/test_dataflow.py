@@ -135,7 +135,7 @@ def test_beam_s_own_dry_run_takes_the_job():
 
 
 def test_the_options_of_the_page_are_beam_s_and_the_command_s():
-    command = re.search(r"python -m pipeline prepare \\\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    command = re.search(r"quovadis prepare \\\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert command is not None
     given = set(re.findall(r"--[a-z_-]+", command[1]))
     helped = subprocess.run(

@@ -84,7 +84,7 @@ def test_a_whole_video_serves_all_its_clips_and_is_copied_once(tmp_path):
     assert [f.name for f in (tmp_path / "out").iterdir()] == [f"{ID}.webm"]
 
 
-def test_what_is_in_no_archive_is_missing(tmp_path):
+def test_a_clip_in_no_archive_is_missing(tmp_path):
     write(tmp_path / "a.tar", member(f"{ID}_000010_000021.mp4", b"x"), member(f"{ID}.txt", b"x"))
     (failed,) = fetch(f"archive:{tmp_path}/a.tar", tmp_path / "out", clip()).values()
     assert (failed.failure_class, failed.retry_after) == (FailureClass.MISSING, None)
@@ -104,7 +104,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_what_must_not_be_read_is_refused_with_a_reason(tmp_path, name, case):
+def test_unsafe_members_are_refused_with_a_reason(tmp_path, name, case):
     bad, failure, says = HOSTILE[case]
     good = clip("good_video_")
     write(tmp_path / name, bad, member(f"{good.key}.mp4", b"good"))
@@ -116,7 +116,7 @@ def test_what_must_not_be_read_is_refused_with_a_reason(tmp_path, name, case):
     assert [f.name for f in (tmp_path / "out").iterdir()] == [f"{good.key}.mp4"]
 
 
-def test_a_name_that_stands_there_twice_is_refused_until_an_archive_is_named_first(tmp_path):
+def test_a_name_in_two_archives_is_refused_until_one_archive_is_named_first(tmp_path):
     write(tmp_path / "1.tar", member(f"a/{ID}_10_20.mp4", b"old"), member("a/other______.mp4", b"x"))
     write(tmp_path / "2.tar", member(f"b/{ID}_10_20.mp4", b"new"))
     (failed,) = fetch(f"archive:{tmp_path}/*.tar", tmp_path / "out", clip()).values()
@@ -129,7 +129,7 @@ def test_a_name_that_stands_there_twice_is_refused_until_an_archive_is_named_fir
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_an_archive_that_ends_early_gives_what_stands_before(tmp_path, name):
+def test_an_archive_that_ends_early_gives_the_members_before_its_end(tmp_path, name):
     clips = [clip(start=i * 10, end=i * 10 + 10) for i in range(4)]
     path = write(tmp_path / name, *(member(f"{c.key}.mp4", noise(50_000, i)) for i, c in enumerate(clips)))
     path.write_bytes(path.read_bytes()[:120_000])
@@ -163,7 +163,7 @@ def test_a_damaged_gzip_gives_failures_and_no_crash(tmp_path):
                 )
 
 
-def test_a_header_that_promises_the_earth_costs_neither_memory_nor_time(tmp_path):
+def test_a_header_that_claims_a_huge_size_costs_neither_memory_nor_time(tmp_path):
     block = tarfile.TarInfo(f"{ID}_10_20.mp4")
     block.size = 1 << 60
     (tmp_path / "large.tar").write_bytes(block.tobuf(tarfile.GNU_FORMAT))
@@ -201,7 +201,7 @@ def test_a_header_that_promises_the_earth_costs_neither_memory_nor_time(tmp_path
         assert not line.endswith("] ") or name.startswith("backwards"), (name, line)
 
 
-def test_headers_without_end_are_told_and_what_stands_before_them_stays(tmp_path):
+def test_endless_headers_are_reported_and_the_members_before_them_stay(tmp_path):
     good, first = clip("good_video_"), io.BytesIO()
     with tarfile.open(fileobj=first, mode="w") as tar:
         tar.addfile(*((m := member(f"{good.key}.mp4", b"good"))[0], io.BytesIO(m[1])))
@@ -246,7 +246,7 @@ def test_global_headers_are_kept_for_all_members_only_as_long_as_they_are_short(
         assert table.schema.metadata[b"problem"].decode() == problem
 
 
-def test_what_is_no_archive_is_told_and_a_wrong_call_refused(tmp_path):
+def test_a_file_that_is_no_archive_is_reported_and_a_wrong_call_refused(tmp_path):
     (tmp_path / "a.tar").write_text("<html>not found</html>" * 100)
     (failed,) = fetch(f"archive:{tmp_path}/a.tar", tmp_path / "out", clip()).values()
     assert failed.failure_class is FailureClass.MISSING
@@ -260,7 +260,7 @@ def test_what_is_no_archive_is_told_and_a_wrong_call_refused(tmp_path):
     assert not source.network
 
 
-def test_a_packed_archive_is_read_once_and_only_what_is_wanted_is_laid_out(tmp_path):
+def test_a_packed_archive_is_read_once_and_only_wanted_members_are_laid_out(tmp_path):
     clips = [clip(start=i * 10, end=i * 10 + 10) for i in range(20)]
     data = [noise(30_000 + i, i) for i in range(20)]
     path = write(

@@ -116,7 +116,7 @@ def test_a_removed_clip_does_not_come_back_by_a_later_prepare(roots, tmp_path):
     assert pipeline("verify", copy).returncode == 0
 
 
-def test_a_takedown_forgets_what_was_read_of_the_archives(roots, tmp_path):
+def test_a_takedown_deletes_the_data_read_from_archives(roots, tmp_path):
     from pipeline.maintenance import remove
 
     root = shutil.copytree(roots["packed"], tmp_path / "root")

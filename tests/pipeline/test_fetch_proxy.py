@@ -70,7 +70,7 @@ def socks(port: int) -> Iterator[tuple[str, list[str]]]:
         yield f"socks5://127.0.0.1:{listener.getsockname()[1]}", names
 
 
-def test_a_socks_proxy_carries_every_request_so_the_whole_file_comes(footage, tmp_path):
+def test_a_socks_proxy_carries_every_request_of_a_full_download(footage, tmp_path):
     wanted = clip("good", 4, 8)
     with Site(footage) as site, socks(int(site.url.rsplit(":", 1)[1])) as (proxy, names):
         options = FetchOptions(timeout=60, backoff=0.01, proxy=proxy)
@@ -83,7 +83,7 @@ def test_a_socks_proxy_carries_every_request_so_the_whole_file_comes(footage, tm
     assert set(names) == {"only.the.proxy.knows"}
 
 
-def test_a_source_address_makes_whole_files(footage, tmp_path):
+def test_a_source_address_means_full_downloads(footage, tmp_path):
     wanted = clip("good", 4, 8)
     with Site(footage) as site:
         options = FetchOptions(timeout=60, ytdlp={"source_address": "127.0.0.1"})
@@ -142,7 +142,7 @@ def test_ffmpeg_goes_the_way_that_yt_dlp_does(footage, tmp_path, monkeypatch, ho
     assert not got.whole
 
 
-def test_a_private_address_is_checked_where_no_proxy_is_in_force():
+def test_a_private_address_is_checked_without_a_proxy():
     guard = Guard()
     guard.begin([], None)
     guard.check_url("http://127.0.0.1/x", "http://p:1")

@@ -193,7 +193,7 @@ def media(url: str, **more) -> list[dict]:
     ]
 
 
-def test_the_media_hosts_403_is_a_matter_of_tokens_and_its_other_answers_keep_their_classes(
+def test_a_403_of_the_media_host_means_tokens_and_other_statuses_keep_their_classes(
     youtube, tmp_path, footage
 ):
     """The site's hosts are reached through a proxy, which here is the loopback site."""
@@ -411,11 +411,11 @@ def test_retry_after_is_read_as_seconds_or_as_a_date_and_not_believed_beyond_rea
         ("", "format"),
     ],
 )
-def test_what_ffmpeg_writes_has_its_class(said, expected):
+def test_messages_of_ffmpeg_have_their_class(said, expected):
     assert classify_ffmpeg(said).failure_class == expected
 
 
-def test_what_is_no_error_of_ytdlp_has_a_class_too():
+def test_errors_from_outside_ytdlp_have_a_class_too():
     assert classify(OSError(28, "No space left on device")).failure_class is FailureClass.STORAGE
     assert classify(TimeoutError()).failure_class is FailureClass.NETWORK
     assert classify(KeyError("x")).failure_class is FailureClass.FORMAT

@@ -151,7 +151,7 @@ def test_a_site_that_stalls_costs_no_more_than_the_time_limit(footage, tmp_path,
     assert files(tmp_path) == []
 
 
-def test_what_was_killed_at_the_limit_leaves_no_process(footage, tmp_path):
+def test_a_fetch_killed_at_the_limit_leaves_no_process(footage, tmp_path):
     with Site(footage, {"/slow.mp4": [GOOD, Behaviour(file="good.mp4", stall=9000)]}) as site:
         get(f"{site.url}/{{youtube_id}}.mp4", tmp_path, FetchOptions(timeout=2, attempts=1), *two("slow"))
         assert not [line for line in _processes() if str(site.port) in line]
@@ -172,7 +172,7 @@ def test_a_time_that_the_site_names_is_kept(footage, tmp_path):
     assert abs(failure.retry_after - datetime.now(UTC) - timedelta(seconds=7200)) < timedelta(minutes=1)
 
 
-def test_an_unreachable_host_is_a_matter_of_the_network(tmp_path):
+def test_an_unreachable_host_is_of_class_network(tmp_path):
     with Site(tmp_path) as gone:
         url = gone.url
     fetched = get(f"{url}/{{youtube_id}}.mp4", tmp_path, QUICK, *two("any"))
@@ -204,7 +204,7 @@ def test_one_video_is_extracted_once_whatever_the_number_of_its_clips(footage, t
     assert not fetched.whole
 
 
-def test_where_ranges_are_refused_the_file_comes_once_for_all_clips_and_it_is_counted(footage, tmp_path):
+def test_refused_ranges_mean_one_full_download_for_all_clips_which_is_counted(footage, tmp_path):
     clips = tuple(clip("x", start, start + 1) for start in range(9, 22, 2))
     with Site(footage, {"/x.mp4": Behaviour(file="good.mp4", ranges=False)}) as site:
         fetched = get(f"{site.url}/{{youtube_id}}.mp4", tmp_path, QUICK, *clips)

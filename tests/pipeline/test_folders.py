@@ -53,7 +53,7 @@ def test_videos_behind_links_are_listed_as_they_are_found(published, tmp_path):
     assert class_folders.write(tmp_path / "links", tmp_path / "list.csv") == 4
 
 
-def test_folders_that_may_not_be_read_are_passed_over(published, tmp_path, monkeypatch):
+def test_unreadable_folders_are_skipped(published, tmp_path, monkeypatch):
     listed = os.scandir
 
     def scandir(path="."):
@@ -87,7 +87,7 @@ def test_an_id_is_the_name_where_that_is_plain_and_else_tells_names_apart():
     assert all(manifest._NAME.fullmatch(name) for name in odd)
 
 
-def test_what_is_no_folder_of_class_folders_is_refused_in_a_sentence(published, tmp_path, capsys):
+def test_a_folder_without_class_folders_is_refused_in_a_sentence(published, tmp_path, capsys):
     for folder in (tmp_path / "none", published / "Archery"):
         assert main(["list", str(folder), "--output", str(tmp_path / "list.csv")]) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -199,7 +199,7 @@ def test_a_file_that_is_no_manifest_stops_with_one_sentence(tmp_path, content):
     assert str(caught.value).endswith(".")
 
 
-def test_what_cannot_be_read_stops_with_one_sentence(tmp_path):
+def test_an_unreadable_list_stops_with_one_sentence(tmp_path):
     for path in (tmp_path, tmp_path / "absent.csv"):
         with pytest.raises(manifest.ManifestError, match="cannot be read"):
             manifest.read(path)

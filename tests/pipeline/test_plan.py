@@ -77,7 +77,7 @@ def test_a_video_gives_one_clip_or_with_unique_clip_all_its_clips(tmp_path):
     ]
 
 
-def test_rows_that_share_a_key_and_differ_all_fail(tmp_path):
+def test_different_rows_with_one_key_all_fail(tmp_path):
     (train,) = lists(tmp_path, train="a 0 10 x,b 0 10 x,a 0 10 y,b 0.4 10 x,c 0 10 x")
     table = plan.make([train], plan.PlanOptions())
     assert table["decision"].to_pylist() == ["failed"] * 4 + ["process"]

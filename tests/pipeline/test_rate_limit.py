@@ -180,7 +180,7 @@ def test_waves_publish_as_they_go_and_compact_gives_what_one_run_gives(videos, l
     assert pipeline("verify", tmp_path / "compact").returncode == 0
 
 
-def test_a_wave_of_failures_does_not_stand_before_the_others(videos, list_file, tmp_path):
+def test_a_wave_of_failures_does_not_block_later_videos(videos, list_file, tmp_path):
     """A lane's worth of videos that fail again and again once took the first places of every wave."""
     with Site(videos, {f"/{name}.mp4": Behaviour(status=404) for name in IDS[:6]}) as site:
         done = prepare(list_file, site, tmp_path / "root", "--wave", 2, "--retry", "all")
@@ -194,7 +194,7 @@ def test_a_wave_of_failures_does_not_stand_before_the_others(videos, list_file, 
     assert dataset.open(tmp_path / "root").meta["counts"] == {"train": {"ready": 6}, "val": {"ready": 2}}
 
 
-def test_what_lies_on_this_machine_waits_for_no_lane(videos, list_file, tmp_path):
+def test_local_sources_wait_for_no_lane(videos, list_file, tmp_path):
     here = tmp_path / "here"
     here.mkdir()
     for name in IDS[1:]:

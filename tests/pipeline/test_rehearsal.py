@@ -69,7 +69,7 @@ def test_beams_own_runner_on_this_machine_is_stopped_by_a_signal_at_once(list_fi
     assert "repeat the same command" in said
 
 
-def test_what_was_rehearsed_says_so_and_is_never_mixed_with_clips(root, list_file):
+def test_a_rehearsed_data_set_says_so_and_is_never_mixed_with_clips(root, list_file):
     assert dataset.open(root).meta["recipe"]["encode"]["encoder"] == "rehearsal"
     done = pipeline("prepare", "--manifest", list_file, "--output", root, "--source", f"dir:{root}")
     assert done.returncode == 1

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timestamped
@@ -22,7 +24,7 @@ from pipeline.media.clip import cut as cut_clip
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import CallError, Failed, FailureClass
 from pipeline.recipe import Recipe
-from pipeline.sources import FetchOptions, Piece, Video, retrying
+from pipeline.sources import FetchOptions, Piece, Video, registry, retrying
 from pipeline.sources.directory import index, walk
 from pipeline.sources.rate_limit import Lane, RateLimit
 from pipeline.sources.recipe import FetchRecipe
@@ -71,10 +73,24 @@ def touch(path: Path, text: str = "x") -> Path:
         ("http:///{youtube_id}.mp4", "fixed host"),
     ],
 )
-def test_a_source_that_makes_no_sense_is_refused_with_one_sentence(spec, says):
+def test_a_wrong_source_is_refused_with_one_sentence(spec, says):
     with pytest.raises(CallError, match=says) as caught:
         sources.parse(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_a_new_source_is_one_file_and_one_line_of_the_registry(monkeypatch):
+    class Shelf:
+        @classmethod
+        def of(cls, spec: str) -> Shelf:
+            return cls()
+
+    monkeypatch.setitem(sys.modules, "pipeline.sources.shelf", SimpleNamespace(Shelf=Shelf))
+    line = ("shelf:", "shelf.Shelf", "shelf:NAME")
+    monkeypatch.setattr(registry, "_SOURCES", (*registry._SOURCES, line))
+    assert isinstance(sources.parse("shelf:top"), Shelf)
+    with pytest.raises(CallError, match="shelf:NAME"):
+        sources.parse("shelves")
 
 
 def test_sources_and_options_travel_to_workers(tmp_path):
@@ -85,7 +101,7 @@ def test_sources_and_options_travel_to_workers(tmp_path):
     assert pickle.loads(pickle.dumps(FetchOptions(ytdlp={"a": [1]}))) == FetchOptions(ytdlp={"a": [1]})
 
 
-def test_options_that_are_decided_here_are_refused(tmp_path):
+def test_options_that_this_program_decides_are_refused(tmp_path):
     for name in ("outtmpl", "download_ranges", "external_downloader_args", "cookiefile", "retries"):
         with pytest.raises(CallError, match=name):
             FetchOptions(ytdlp={name: True})
@@ -105,7 +121,7 @@ def test_a_trimmed_clip_is_found_by_its_names_before_the_whole_video(tmp_path, n
     assert pieces[clip(end=15).key] == Piece(tmp_path / f"{ID}.mp4", 10.0, 15.0, "dir", trimmed=False)
 
 
-def test_videos_behind_links_to_folders_are_seen_and_a_circle_of_links_comes_to_an_end(tmp_path):
+def test_videos_behind_links_to_folders_are_found_and_a_circle_of_links_ends(tmp_path):
     disk = touch(tmp_path / "disk" / "train" / "class" / f"{ID}.mp4").parents[1]
     (tmp_path / "data" / "val").mkdir(parents=True)
     (tmp_path / "data" / "train").symlink_to(disk)
@@ -134,7 +150,7 @@ def closed(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_what_a_link_leads_to_may_be_unreadable(tmp_path, closed):
+def test_an_unreadable_folder_behind_a_link_is_skipped(tmp_path, closed):
     data = touch(tmp_path / "data" / f"{ID}.mp4").parent
     (data / "a").symlink_to(closed)
     (data / "b").symlink_to(closed.parent)
@@ -142,7 +158,7 @@ def test_what_a_link_leads_to_may_be_unreadable(tmp_path, closed):
     assert look(f"dir:{data}", clip())[clip().key].path == data / f"{ID}.mp4"
 
 
-def test_a_folder_that_may_not_be_read_is_named_with_the_remedy_though_a_link_came_first(tmp_path, closed):
+def test_an_unreadable_folder_is_named_with_the_remedy_even_after_a_link_to_it(tmp_path, closed):
     (tmp_path / "disk" / "a").symlink_to(closed)
     for place in (tmp_path / "disk", closed):
         failure = look(f"dir:{place}", clip())[clip().key]
@@ -175,11 +191,11 @@ def test_a_trimmed_clip_that_kept_its_clock_is_its_own_pictures(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "anew"),
+    ("name", "again"),
     [("{key}.mkv", True), ("{key}.ts", False), ("{id}.mkv", False)],
     ids=["trimmed", "trimmed-broadcast", "whole"],
 )
-def test_a_clip_encoded_by_another_clock_than_its_flows_is_encoded_anew(tmp_path, monkeypatch, name, anew):
+def test_a_clip_stored_with_another_time_origin_is_encoded_again(tmp_path, monkeypatch, name, again):
     wanted = clip(start=0, end=2)
     path = touch(tmp_path / "videos" / name.format(key=wanted.key, id=wanted.youtube_id))
     timestamped.write(path, timestamped.constant(25, 1.52, start=0.48))
@@ -204,10 +220,10 @@ def test_a_clip_encoded_by_another_clock_than_its_flows_is_encoded_anew(tmp_path
     result, _ = make(tmp_path / "work", path.parent, wanted, flow=True)
     mp4 = store.storage.read_bytes(result.files["mp4"]["path"])
     assert [len(decode(mp4))] == flows == [result.meta["frames"]]
-    assert len(cuts) == 2 + anew
-    again, _ = make(tmp_path / "work", path.parent, wanted)
-    assert len(cuts) == 2 + anew
-    assert again.files["mp4"] == result.files["mp4"]
+    assert len(cuts) == 2 + again
+    later, _ = make(tmp_path / "work", path.parent, wanted)
+    assert len(cuts) == 2 + again
+    assert later.files["mp4"] == result.files["mp4"]
 
 
 def test_times_with_fractions_are_found_as_they_are_written(tmp_path):
@@ -216,7 +232,7 @@ def test_times_with_fractions_are_found_as_they_are_written(tmp_path):
     assert look(f"dir:{tmp_path}", wanted)[wanted.key] == Piece(path, 0.0, 9.75, "dir", trimmed=True)
 
 
-def test_what_is_not_there_is_missing_and_what_is_no_video_is_not_seen(tmp_path):
+def test_an_absent_clip_is_missing_and_other_files_are_ignored(tmp_path):
     for name in (f"{ID}.json", f"{ID}.jpg", f"{ID}", f".{ID}.mp4", f"{ID}.mp4.part", f"x{ID}.mp4"):
         touch(tmp_path / name)
     (tmp_path / f"{ID}.mkv").mkdir()
@@ -226,7 +242,7 @@ def test_what_is_not_there_is_missing_and_what_is_no_video_is_not_seen(tmp_path)
     assert failure.retry_after is None
 
 
-def test_a_manifests_text_never_becomes_a_path(tmp_path):
+def test_the_text_of_a_manifest_never_becomes_a_path(tmp_path):
     outside = touch(tmp_path / "secret.mp4")
     touch(tmp_path / "videos" / "a.mp4")
     for name in ("../secret", str(outside.with_suffix("")), "a\0", "*", "", ".", "a/../../secret", "[as]*"):
@@ -325,7 +341,7 @@ def test_the_next_source_is_tried_and_the_most_telling_failure_is_kept(tmp_path)
         ("2002:7f00:1::", False),
     ],
 )
-def test_private_addresses_are_known_in_every_writing(address, public):
+def test_private_addresses_are_recognised_in_every_notation(address, public):
     assert is_public(address) is public
 
 

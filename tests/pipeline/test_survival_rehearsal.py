@@ -57,7 +57,7 @@ def stage(root: Path, since: float) -> str:
     return "packing" if written("shards") else "fetching"
 
 
-def test_a_job_killed_in_every_stage_ends_in_the_bytes_of_one_left_alone(tmp_path):
+def test_a_job_killed_in_every_stage_resumes_to_identical_bytes(tmp_path):
     chance, stages, root = random.Random(0), [], tmp_path / "root"
     rows = [f"class {n % 3},video-{n:04d},5,15,{'val' if n % 5 == 0 else 'train'},0" for n in range(CLIPS)]
     list_file = make_list(tmp_path / "list.csv", rows)

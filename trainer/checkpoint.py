@@ -1,4 +1,4 @@
-"""Checkpoints: files that stand alone, written so that none is ever half there, read without running code."""
+"""Checkpoints: self-contained files, written whole or not at all, read without running code."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ _ZIP_END_SIZE = 22  # bytes of a zip file's last record, whose last two are the 
 
 
 class CheckpointError(RuntimeError):
-    """A file that is no checkpoint of ours, or not one for this use; one sentence."""
+    """The file is no checkpoint of ours, or not one for this use; one sentence."""
 
 
 class UnfitError(CheckpointError, CallError):
-    """What was named is not there, or is for another use: no fault of a checkpoint."""
+    """The named checkpoint is absent, or is for another use: the call is wrong."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network with all it takes to use it, and with what it takes to go on.
+    """A trained network with everything needed to use it, and to resume its training.
 
     Attributes:
         network, options: name and builder's options.
-        input: what the network is fed, with stream, normalisation and flow bound.
+        input: how the network is fed, with stream, normalisation and flow bound.
         classes: the names, in the order of the logits.
         generations: of each data set, those it was trained on.
         configuration: the run's, as in RUN/configuration.json.
         state: seed, epoch and step within the epoch of the next batch.
         steps: taken so far.
         weights: stream -> state dict.
-        optimiser: its state dict; None in a checkpoint that only stands for its weights.
-        fingerprint: `Rows.fingerprint` of what it was trained on; empty where none of our data sets was.
+        optimiser: its state dict; None in an imported checkpoint.
+        fingerprint: `Rows.fingerprint` of its training data; empty where that is none of our data sets.
     """
 
     network: str
@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
-    """Writes RUN/checkpoint-<steps>.pt and removes those before the previous one."""
+    """Writes RUN/checkpoint-<steps>.pt and removes all but the newest `KEPT`."""
     path = run / f"checkpoint-{checkpoint.steps:09d}.pt"
     write(path, checkpoint)
     for old in _in_run(run)[KEPT:]:
@@ -78,7 +78,7 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
 
 
 def keep_best(run: Path) -> None:
-    """Makes RUN/best.pt the newest checkpoint, which stays there when others come."""
+    """Makes RUN/best.pt the newest checkpoint; later checkpoints do not remove it."""
     temporary = run / f".{BEST}.{os.getpid()}"
     try:
         newest = find(run)
@@ -104,7 +104,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a RUN folder. Raises UnfitError."""
+    """The checkpoint file at `path`: itself, or the newest of a RUN folder. Raises UnfitError."""
     path = Path(path)
     if path.is_dir():
         if found := _in_run(path):
@@ -116,7 +116,7 @@ def find(path: str | Path) -> Path:
 
 
 def resolve(named: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str | None], ...]:
-    """The same with files in the place of RUN folders, each looked at once: a run may go on meanwhile."""
+    """Replaces RUN folders by files, looking at each once: a run may write newer ones meanwhile."""
     files = {path: str(find(path)) for path, _ in named}
     return tuple((files[path], stream) for path, stream in named)
 
@@ -131,7 +131,7 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def read(path: str | Path) -> tuple[Checkpoint, str]:
-    """What `load` returns, and the sha256 in hex of the very file that it is from."""
+    """`load`, and the sha256 in hex of the file."""
     file = find(path)
     try:
         stream = file.open("rb")
@@ -171,9 +171,9 @@ def _parse(file: Path, stream: BufferedReader) -> Checkpoint:
 
 
 def newest(run: Path) -> tuple[Checkpoint | None, str | None]:
-    """The newest checkpoint of a run that can be read, None where there is none at all.
+    """The newest readable checkpoint of a run (None: there is none), and a sentence where newer are damaged.
 
-    Beside it a sentence, where a newer one is damaged. Raises CheckpointError when none can be read.
+    Raises CheckpointError when none can be read.
     """
     damage: CheckpointError | None = None
     for file in _in_run(run):
@@ -189,14 +189,14 @@ def newest(run: Path) -> tuple[Checkpoint | None, str | None]:
 
 
 def set_aside(run: Path, steps: int) -> None:
-    """Renames the checkpoints after `steps`, which are damaged: none is kept in the place of a whole one."""
+    """Renames the damaged checkpoints after `steps`, so that none takes the place of a whole one."""
     for file in _in_run(run):
         if int(file.stem.rpartition("-")[2]) > steps:
             file.rename(file.with_name(f"{file.name}.damaged"))
 
 
 def sweep(run: Path) -> None:
-    """Removes what processes that were killed left half written; none is writing there now."""
+    """Removes half-written files of killed processes; nothing may be writing there now."""
     for file in run.glob(".*"):
         if _HALF_WRITTEN.fullmatch(file.name):
             file.unlink(missing_ok=True)
@@ -214,7 +214,7 @@ def _in_run(run: Path) -> list[Path]:
 
 
 def _seal(stream: BufferedRandom) -> None:
-    """Ends the zip file that torch wrote with a comment, which readers pass over: the sha256 of the rest."""
+    """Appends the file's sha256 as a zip comment, which readers ignore."""
     stream.seek(-_ZIP_END_SIZE, os.SEEK_END)
     end = stream.read()
     if not (end.startswith(b"PK\5\6") and end.endswith(b"\0\0")):
@@ -228,7 +228,7 @@ def _seal(stream: BufferedRandom) -> None:
 
 
 def _check_seal(file: Path, stream: BufferedReader) -> str:
-    """The sha256 of the whole file, in hex. Raises CheckpointError where its end does not say the rest's."""
+    """The sha256 of the whole file, in hex. Raises CheckpointError unless its seal fits."""
     digest = hashlib.sha256()
     try:
         left = os.fstat(stream.fileno()).st_size - _SEAL_SIZE

@@ -1,4 +1,4 @@
-"""What the command line offers and heavy modules obey. It imports nothing, so that --help answers at once."""
+"""Choices of the command line. Imports nothing, so that --help answers at once."""
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """In which a network computes."""
@@ -15,4 +15,4 @@ FORMATS = {
     "hara": "hara",
     "bninception": "bninception",
 }
-"""Whose weights are read, and the module of `trainer.weights` that reads them."""
+"""Formats of published weights, and the module of `trainer.weights` that reads each."""

@@ -1,4 +1,4 @@
-"""What a run is set to: the network's default configuration, then ``--config FILE``, then the flags.
+"""A run's settings: the network's default configuration, then ``--config FILE``, then the flags.
 
 Owns reading, merging and comparing; each part is a frozen dataclass beside the code that obeys it.
 """
@@ -23,12 +23,12 @@ from trainer.optimisation import Optimisation
 FOLDER = Path(__file__).parent / "configurations"
 FREE = {f"run.{n}" for n in ("workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures")}
 FREE |= {"input.test_views"}
-"""Settings that a resume may have others of: they change nothing in what is learned, save `micro_batch`, over
-which batch normalisation takes its statistics; of that a run keeps its own unless the call names one."""
+"""Settings that a resume may change: they do not change what is learned, except `micro_batch`, over which
+batch normalisation takes its statistics; a run keeps its own unless the call names one."""
 BY_DATA = ("input.clip_side", "input.flow_bound")
 """Settings that the data set decides."""
 FED = ("mean", "std", "rate", "stride")
-"""Settings of the input that weights are made for: they go with the weights, unless a call names others."""
+"""Input settings that belong to weights and are taken from them, unless the call names others."""
 
 
 class ConfigurationError(CallError, ValueError):
@@ -37,7 +37,7 @@ class ConfigurationError(CallError, ValueError):
 
 @dataclass(frozen=True)
 class Network:
-    """Which network, and the options of its builder (dropout, bn_momentum and whatever else it has)."""
+    """A network's name and the options of its builder (dropout, bn_momentum, ...)."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Run:
-    """How long, how much at once, on what, and how often something is kept."""
+    """Length, batch, hardware and how often something is saved."""
 
     batch_size: int = 8  # clips over all ranks
     micro_batch: int = 0  # most clips that a rank loads and takes at a time, gradients added up; 0: its share
@@ -56,7 +56,7 @@ class Run:
     precision: str = "fp32"  # auto: bf16 where the processor computes in it, else fp32
     checkpoint_every: int = 500  # steps; also at the end of each epoch
     evaluate_every: int = 0  # epochs; 0 never
-    reestimate: int = 0  # steps over which normalisation's statistics are taken anew before an evaluation
+    reestimate: int = 0  # steps over which batch norm statistics are recomputed before an evaluation
     balanced: bool = False  # every class comes equally often
     max_failures: float = 0.01  # share of clips that may be undecodable (and replaced) before the run stops
 
@@ -84,12 +84,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything that a run is set to; `as_dict` is what RUN/configuration.json holds.
+    """All settings of a run; `as_dict` is the content of RUN/configuration.json.
 
-    `named` are the settings of `input` that the call itself gives, by a file or a flag. `own` are those of
-    every section, as "run.seed", that it gives by a flag or a file of the caller's: one that comes with the
-    trainer may gain settings. `later` are those that came after the run had begun, which has them at their
-    default and not on its record.
+    Attributes:
+        named: settings of `input` that the call gives, by a file or a flag.
+        own: settings ("run.seed") that it gives by a flag or a file of the caller's; the trainer's own files
+            may gain settings.
+        later: settings added to the trainer after the run began: at their default, and not recorded.
     """
 
     network: Network
@@ -210,17 +211,17 @@ def from_dict(sections: Sections) -> Configuration:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that is not the run's, as a phrase; and what to do to go on with that run, if anything."""
+    """A setting that differs from the run's, as a phrase; and the remedy that resumes the run, if any."""
 
     phrase: str
     remedy: str | None = None
 
 
 def difference(mine: Configuration, theirs: Sections) -> Difference | None:
-    """The first setting in which a resume would not be the run it resumes, of the record `theirs`; else None.
+    """The first setting that differs from the resumed run's record `theirs`; None where none does.
 
-    A longer run is the same run where the rate does not depend on the length. What `theirs` does not know, a
-    setting that came later, it had at its default. The remedy is of all settings that a file can mend.
+    A longer run is the same run where the learning rate does not depend on the length. A setting that
+    `theirs` lacks came later and had its default. The remedy names all settings that a file can restore.
     """
     free = _free(mine)
     settled = {*mine.own, "run.epochs", "run.steps", *BY_DATA}
@@ -242,11 +243,11 @@ def difference(mine: Configuration, theirs: Sections) -> Difference | None:
 
 
 def as_begun(mine: Configuration, theirs: Sections) -> Configuration:
-    """The same settings for going on with a run of the record `theirs`, which may be of an earlier version.
+    """The settings for resuming a run of the record `theirs`, maybe of an earlier version.
 
-    What it does not know, a setting that came later, it had at its default; there it stays, and stays
-    unknown, unless the call names it or it is free. Its micro-batch stays too, unless the call names one.
-    Raises ConfigurationError where the rest forbids that.
+    A setting that `theirs` lacks keeps its default and stays unrecorded, unless the call names it or it is
+    free. The micro-batch stays too, unless the call names one. Raises ConfigurationError where these
+    settings do not go together.
     """
     sections, kept = mine.as_dict(), {*mine.own, *_free(mine)}
     if "run.micro_batch" not in mine.own:
@@ -272,7 +273,7 @@ def _free(mine: Configuration) -> set[str]:
 
 
 def _defaults(section: str) -> dict[str, Any]:
-    """What the settings of a section are where nothing is said of them, as `as_dict` has them."""
+    """The default settings of a section, as in `as_dict`."""
     part = _PARTS.get(section)
     default = {f.name: f.default for f in fields(part)} if part else {}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in default.items()}
@@ -285,10 +286,9 @@ def with_data(configuration: Configuration, short_side: int, flow_bound: float |
 
 
 def fed_as(configuration: Configuration, weights: Input) -> Configuration:
-    """The same settings for weights that were fed as `weights` has it: `FED`, but for what the call names.
+    """The settings with `FED` taken from the input of `weights`, except what the call names.
 
-    Raises ConfigurationError where the data set's flow, which `configuration` has, is of another bound than
-    theirs and the call does not name it.
+    Raises ConfigurationError where the data set's flow bound differs from theirs and the call names none.
     """
     own = configuration.input
     named = configuration.named

@@ -25,12 +25,12 @@ _PATIENCE = 600.0  # seconds for all ranks to have come, whose imports a busy di
 
 
 class RankLost(RuntimeError):
-    """Another process of the group is gone, so that this one cannot go on alone."""
+    """Another process of the group has ended; this one cannot go on alone."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place: rank of `world`, and the device that it computes on."""
+    """This process's rank of `world`, and its device."""
 
     rank: int
     world: int
@@ -75,14 +75,14 @@ class Group:
         return values
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
-        """What `make` returns or raises on the first rank alone, on every rank; of causes OSError's kind."""
+        """Runs `make` on rank 0; every rank gets its result or its error (with an OSError cause)."""
         if self.world == 1:
             return make()
         made: list[Any] = [None, None, None]
         if self.first:
             try:
                 made[0] = make()
-            except Exception as error:  # whose cause does not travel with it
+            except Exception as error:  # its cause is not pickled with it
                 cause = error.__cause__
                 made[1:] = error, OSError(str(cause)) if isinstance(cause, OSError) else None
         torch.distributed.broadcast_object_list(made)
@@ -132,7 +132,7 @@ def join() -> Iterator[Group]:
         if not isinstance(error, torch.distributed.DistBackendError) and "gloo" not in str(error):
             raise
         raise RankLost(
-            "another rank has ended, whose own words say why: repeat the command, or let torchrun do so with "
+            "another rank has ended (its message says why): repeat the command, or let torchrun do so with "
             "--max-restarts, and it goes on from the last checkpoint"
         ) from error
     finally:
@@ -140,21 +140,17 @@ def join() -> Iterator[Group]:
 
 
 def _apart(store: Store, rank: int, world: int) -> Store:
-    """The part of `store` that the processes of this very group share.
+    """A part of `store` for this group's processes alone. Raises RankLost where one does not come.
 
-    torchrun's store outlives its processes, and one that is started again could take the address of a
-    process that is gone for its successor's (github.com/pytorch/pytorch/issues/135712). So each asks the
-    first under a name that nobody had before, and is told one that all of this group, and none before it,
-    are told.
-    Raises RankLost where one does not come.
+    torchrun's store outlives its processes, so a restarted process could read the address of a dead one
+    (github.com/pytorch/pytorch/issues/135712). Each rank therefore asks rank 0 under a fresh name, and is
+    answered with a prefix that is new for this group.
     """
     mine, end = uuid.uuid4().hex, time.monotonic() + _PATIENCE
 
     def wait() -> None:
         if time.monotonic() > end:
-            raise RankLost(
-                f"the other ranks did not come in {_PATIENCE:.0f} s: look at their nodes' own words"
-            )
+            raise RankLost(f"the other ranks did not come in {_PATIENCE:.0f} s: read their nodes' messages")
         time.sleep(0.02)
 
     if rank > 0:
@@ -169,7 +165,7 @@ def _apart(store: Store, rank: int, world: int) -> Store:
         for other in sorted(absent):
             if store.check([f"here/{mine}/{other}"]):
                 absent.remove(other)
-            elif store.check([f"ask/{other}"]):  # it may be that of a process that is gone: looked at again
+            elif store.check([f"ask/{other}"]):  # maybe a dead process asked: look again
                 store.set(f"told/{store.get(f'ask/{other}').decode()}", mine)
         if absent:
             wait()

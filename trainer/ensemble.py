@@ -1,4 +1,4 @@
-"""Trained models that look at the same videos: which, on what, and what they say together.
+"""Trained models of several streams that are used together; their logits are added.
 
 Owns what ``evaluate``, ``predict``, ``features`` and ``export`` ask of several checkpoints at once; a model
 itself is `trainer.stream_models`'s.
@@ -102,7 +102,7 @@ class Ensemble:
 
 
 def load(named: Named) -> Ensemble:
-    """The models of checkpoints that are to say one thing together.
+    """Loads the models of checkpoints as one ensemble.
 
     Raises:
         UnfitError: one is absent or of another stream, or they differ in classes or rate.

@@ -1,4 +1,4 @@
-"""Evaluation: the logits of every clip of a split, once, and what they are worth, by stream and joint."""
+"""Evaluates models on a split: logits of every clip once, and scores by stream and joint."""
 
 from __future__ import annotations
 

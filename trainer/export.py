@@ -1,7 +1,7 @@
-"""Trained models as programs of their own: torch.export (.pt2) or ONNX (.onnx), held against ours.
+"""Exports trained models as torch.export (.pt2) or ONNX (.onnx) programs, compared with ours.
 
-A program takes what `trainer.data.batches.Batch.inputs` gives and says what ``evaluate`` says; its classes
-and how its input is made stand inside, as JSON.
+A program takes the tensors of `trainer.data.batches.Batch.inputs` and gives the logits of ``evaluate``; its
+metadata (classes, how its input is made) is JSON inside the file.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class ExportError(RuntimeError):
-    """The network cannot be exported, or what comes of it says something else; one sentence."""
+    """The network cannot be exported, or the program's logits differ; one sentence."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written; `fixed` says why its number of frames is fixed, and is None where it is not."""
+    """A written program; `fixed` says why its number of frames is fixed (None: it is not)."""
 
     path: Path
     metadata: dict[str, Any]
@@ -92,9 +92,9 @@ class Plain(nn.Module):
 
 
 class Widened(nn.Module):
-    """A convolution whose maps are one pixel, computed beside a second one that is dropped.
+    """A convolution to maps of one pixel, computed with a second pixel that is dropped.
 
-    Of maps of one pixel torch.export asks whether there is one frame too, and fixes the answer.
+    For maps of one pixel torch.export also asks whether there is one frame, and fixes the answer.
     """
 
     def __init__(self, conv: nn.Conv3d):
@@ -106,10 +106,10 @@ class Widened(nn.Module):
 
 
 def export(checkpoints: Named, output: Path) -> Exported:
-    """Writes the models of checkpoints to `output`, whole or not at all; its suffix says as what.
+    """Writes the models of checkpoints to `output`, whole or not at all, in the format of its suffix.
 
-    Batch and time are dynamic; where a network does not allow that of time, it is fixed at a training
-    clip's. The written file has been run on other sizes than it was traced with.
+    Batch and time are dynamic; time is fixed at a training clip's where the network needs that. The written
+    file has been run on other sizes than the traced one.
 
     Raises:
         CheckpointError: no such checkpoint, or models that do not go together.
@@ -149,7 +149,7 @@ def export(checkpoints: Named, output: Path) -> Exported:
 
 
 def describe(models: Ensemble, fixed: str | None) -> dict[str, Any]:
-    """What stands inside an exported file: classes, and how each input is made."""
+    """The metadata of an exported file: classes, and how each input is made."""
     inputs = []
     for stream, shape in zip(models.streams, _shapes(models), strict=True):
         fed = models.stream_inputs[stream]

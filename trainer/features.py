@@ -35,7 +35,7 @@ from trainer.frame_stream import FrameStream
 from trainer.stream_models import precision_for
 
 SETTINGS, FAILED = "features.json", "failed.jsonl"
-"""What all files of a folder were made with, and the inputs that came to nothing in its last run."""
+"""The settings of a folder's files, and the inputs that failed in its last run."""
 
 _READERS = 8
 _MACHINE = ("environment", "storage")  # classes of failures that are not the video's
@@ -74,7 +74,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: files written, files there before, and a sentence for each input that failed."""
+    """Files written, files there before, and a sentence for each failed input."""
 
     written: int
     kept: int
@@ -332,7 +332,7 @@ def _done(storage: Storage, name: str) -> bool:
 
 
 def _settle(storage: Storage, options: FeaturesOptions, models: Ensemble) -> None:
-    """Writes down what the folder's features are made with; raises where it holds others."""
+    """Records the settings of the folder's features; raises ConfigurationError where it holds others."""
     mine = {
         "rate": models.rate,
         "window": options.window,

@@ -1,4 +1,4 @@
-"""What ``--init`` names: the weights that a run starts from, noted in RUN so that a resume has no others."""
+"""The weights that ``--init`` names, recorded in RUN so that a resume cannot have others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer import checkpoint as checkpoints
 from trainer.checkpoint import UnfitError
 
 IMAGE = "imagenet:"
-"""Before the file of an image network; without it, it is a checkpoint's or a run's."""
+"""Prefix of an image network's file; without it, the name is of a checkpoint or a run."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class InitialWeights:
         return self.name.startswith(IMAGE)
 
     def as_dict(self) -> dict[str, str]:
-        """What RUN/configuration.json and the run's checkpoints say of it."""
+        """The record in RUN/configuration.json and the run's checkpoints."""
         return {"name": self.name, "sha256": self.sha256}
 
 

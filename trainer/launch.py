@@ -1,6 +1,6 @@
-"""Which launch a process belongs to: whether torchrun or Slurm repeats a call, or a person makes it anew.
+"""Tells whether torchrun or Slurm repeats a call, or a person makes it again.
 
-The arguments are the same in both, so a RUN that is started over keeps the names of the launch that did it.
+Both have the same arguments, so a RUN that was started over records the names of its launch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TORCHRUN = re.compile(
 
 
 def names() -> list[str]:
-    """What this process's launch is called, which its repetitions share; none outside torchrun and Slurm."""
+    """Names of this process's launch, shared by its repetitions; none outside torchrun and Slurm."""
     found = []
     if run := os.environ.get("TORCHELASTIC_RUN_ID"):
         # "none" is what torchrun calls a launch without a name: its agent stands for it then.
@@ -37,12 +37,12 @@ def names() -> list[str]:
 
 
 def record(run: Path, call: str, launch: Iterable[str]) -> None:
-    """Keeps in RUN that the `launch` of these names started it over, with a `call` of these settings."""
+    """Records in RUN that the `launch` of these names started it over with `call`."""
     write_json(run / LAUNCH, {"names": sorted(set(launch)), "call": call})
 
 
 def repeated(run: Path, call: str) -> str | None:
-    """The name of this launch where RUN was started over by it, with the same call; else None."""
+    """This launch's name where it started RUN over with the same call; else None."""
     try:
         kept = json.loads((run / LAUNCH).read_text(encoding="utf-8"))
         theirs = set(kept["names"]) if kept["call"] == call else set()
@@ -54,9 +54,9 @@ def repeated(run: Path, call: str) -> str | None:
 
 
 def end() -> None:
-    """Asks torchrun, where we are its and it would start us again, to end with what it has.
+    """Ends the torchrun that would restart this process, after a failure that every restart would repeat.
 
-    For failures that every repetition would meet again. No exit code tells torchrun so, but SIGTERM ends it.
+    No exit code tells torchrun so, but SIGTERM ends it.
     """
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and (agent := _torchrun()):
         os.kill(agent, signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""What trained models recognise in a video: its classes, and those of each moment for an annotated copy.
+"""Predicts the classes of videos, and of each moment for an annotated copy.
 
-The video is read as the pipeline reads what it prepares, and seen as ``evaluate`` sees a whole clip; by a
-network with `test_views` in clips of training's length, one after another.
+A video is read as the pipeline does and fed as ``evaluate`` feeds a whole clip; to a network with
+`test_views` in clips of the training length, one after another.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, TensorBoard's events, evaluations.jsonl, a progress line."""
+"""A run's records: metrics.jsonl, TensorBoard events, evaluations.jsonl, the progress line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.progress_line import ProgressLine
 from pipeline.storage import replacing
 
 CONFIGURATION = "configuration.json"
-LAUNCH = "launch.json"  # that started the run over; see `trainer.launch`
+LAUNCH = "launch.json"  # the launch that started the run over; see `trainer.launch`
 
 
 class Recorder:
@@ -49,7 +49,7 @@ class Recorder:
         )
 
     def evaluations(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """What the evaluations within training gave, the last one new: one line each in evaluations.jsonl."""
+        """Writes one line an evaluation to evaluations.jsonl; the last one is new."""
         _write_lines(self.run / "evaluations.jsonl", (json.dumps(scores) + "\n" for scores in history))
         for stream_name in ("rgb", "flow", "joint"):
             for name, value in history[-1].get(stream_name, {}).items():
@@ -63,7 +63,7 @@ class Recorder:
 
 
 class Interrupt:
-    """Notes SIGTERM and Ctrl-C, so that the step in hand is finished and kept; a second one ends at once."""
+    """Notes SIGTERM and Ctrl-C, so that the current step is finished and saved; a second one ends at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -97,8 +97,7 @@ def clear(run: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `path` whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    _write_lines(path, [json.dumps(value, indent=2) + "\n"])
 
 
 def _cut(path: Path, done: int) -> None:

@@ -1,4 +1,4 @@
-"""The modules of a run: one model a stream where the network is trained so, else one for both streams."""
+"""The models of a run: one a stream where the network is trained so, else one for both streams."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StreamModel(nn.Module):
         self.normalises = (given.mean, given.std) != (Input.mean, Input.std)
 
     def freeze(self, learning: set[str]) -> None:
-        """Leaves all of the network as it is but the weights named: statistics too; dropout goes on."""
+        """Freezes all weights but those named, and batch norm statistics; dropout stays on."""
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name in learning)
         self.frozen = True
@@ -62,9 +62,9 @@ class StreamModel(nn.Module):
         return self.network(*self._inputs(pictures)).float()
 
     def training_logits(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
-        """Logits (N, num_classes), and those of all steps that the loss is on (N, S, num_classes), float32.
+        """Logits (N, num_classes), and logits of all steps in the loss (N, S, num_classes), float32.
 
-        A network that defines `steps` has several, and `answer`, which makes its logits of them.
+        A network that defines `steps` has several, and makes its logits from them by `answer`.
         """
         network: Any = self.network
         if not hasattr(network, "steps"):
@@ -74,7 +74,7 @@ class StreamModel(nn.Module):
         return network.answer(steps), steps
 
     def features(self, pictures: Pictures) -> Tensor:
-        """What the network's last layer sees of `pictures`, averaged over time and space: (N, C) float32."""
+        """Penultimate features of `pictures`, averaged over time and space: (N, C) float32."""
         network: Any = self.network
         return network.features(*self._inputs(pictures)).float()
 
@@ -87,7 +87,7 @@ class StreamModel(nn.Module):
 
 
 class Objective(nn.Module):
-    """What is minimised, and how often the model is right: the module that DDP wraps."""
+    """The loss and the number of correct first choices: the module that DDP wraps."""
 
     def __init__(self, model: StreamModel):
         super().__init__()
@@ -204,7 +204,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def precision_for(device: torch.device, wanted: str) -> str:
-    """What "auto" means on `device`: bf16 where it is computed in hardware, else fp32."""
+    """The precision; "auto" is bf16 where `device` computes it in hardware, else fp32."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

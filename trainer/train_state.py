@@ -1,4 +1,4 @@
-"""The state of a run and its one step: gradients over ranks and parts, checkpoints, evaluations between."""
+"""The state of a run: its steps, checkpoints and evaluations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RanksDiffer(TrainingError):
 
 @contextmanager
 def _as_many_clips_as_go() -> Iterator[None]:
-    """TrainingError for more clips at a time than memory holds, or one where they are normalised over."""
+    """Raises TrainingError for too many clips for memory, or too few for batch normalisation."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -54,7 +54,7 @@ def _as_many_clips_as_go() -> Iterator[None]:
 
 @dataclass
 class TrainState:
-    """The state of a run on one rank: what a checkpoint holds, and what moves it on by a step."""
+    """The state of a run on one rank: everything in a checkpoint, and the step that advances it."""
 
     configuration: Configuration
     group: distributed.Group
@@ -91,7 +91,7 @@ class TrainState:
 
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
-        """What another call must have the same to be this run, as in RUN/configuration.json."""
+        """The settings that identify this run, as in RUN/configuration.json."""
         known = {} if self.init is None else {"init": dict(self.init)}
         return {**self.configuration.as_dict(), **known}
 
@@ -158,12 +158,11 @@ class TrainState:
         }
 
     def gradients(self, parts: Iterable[Batch]) -> tuple[list[float], list[float], int, Batch]:
-        """Sets the gradients of a step; returns each model's loss, its share of right first choices, how many
-        clips were replaced, and the last of the step's batches.
+        """Sets the gradients of a step: each model's loss and accuracy, the replaced clips, the last batch.
 
         The loss is the mean over the global batch: DDP averages the ranks' gradients, so each rank's sum is
-        divided by the global weight and multiplied by the number of ranks, whatever its share; and that sum
-        is gathered over the parts of the share, which the ranks exchange once, after the last.
+        divided by the global weight and multiplied by the number of ranks. Gradients add up over the parts
+        of a share; the ranks exchange them once, after the last.
         """
         group, run = self.group, self.configuration.run
         sums = torch.zeros(len(self.objectives) + 1, 2, device=group.device)
@@ -226,7 +225,7 @@ class TrainState:
         )
 
     def reestimate(self) -> None:
-        """Takes the running statistics anew, where the run is set so, over the first steps of its order."""
+        """Recomputes batch norm statistics over the first steps of the order, where the run is set so."""
         run = self.configuration.run
         if run.reestimate:
             batches = self.batches((0, 0), run.reestimate)
@@ -235,11 +234,11 @@ class TrainState:
     def evaluate(
         self, output: Path, recorder: run_log.Recorder | None, stop: Callable[[], bool] | None = None
     ) -> None:
-        """Scores what was just saved, from which each rank goes on, on the validation split; keeps the best.
+        """Scores the saved state on the validation split and keeps the best.
 
-        A network that is not published for whole clips sees one clip of training's length, from the middle.
-        The scores are part of the run's state: they are saved before they are shown, and a run that is killed
-        before that evaluates again. Raises `evaluate.Stopped` once `stop` says yes on any rank.
+        A network that is not published for whole clips sees one clip of the training length, from the middle.
+        The scores are saved with the run's state before they are shown; a run killed before that evaluates
+        again. Raises `evaluate.Stopped` once `stop` says yes on any rank.
         """
         group, run, rows = self.group, self.configuration.run, self.held_out
         assert rows is not None

@@ -1,4 +1,4 @@
-"""What a training asks of the validation split on its way, and the statistics that are fit for asking."""
+"""Validation scores within training, and the batch norm statistics that they need."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _top1(record: Mapping[str, Any]) -> float:
 
 
 def reestimate(models: Mapping[str, StreamModel], batches: Iterable[Batch], device: torch.device) -> None:
-    """Makes the running statistics of batch normalisation the mean over `batches`, for the weights of now.
+    """Sets batch normalisation's running statistics to their mean over `batches`, for the present weights.
 
     A momentum meant for 100,000 steps lags far behind in a short run. (Y. Wu and J. Johnson, "Rethinking
     'Batch' in BatchNorm", arXiv:2105.07576, section 3.)

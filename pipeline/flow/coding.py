@@ -6,19 +6,21 @@ that law, the encoder's command and the decoding; what a flow means is `pipeline
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.flow.pairs import tvl1_clip, tvl1_pairs
 from pipeline.flow.recipe import FlowCoding
-from pipeline.media import subprocesses
+from pipeline.media import clip, subprocesses
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
-from pipeline.storage import Sync, replacing
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
 
 _ZERO, _STEPS = 128, 127
 _DEFAULTS = FlowCoding()
@@ -101,12 +103,9 @@ def encode(
     height, width, _ = first.shape
     if width % 2:
         raise ValueError(f"H.264 needs an even width, not {width}")
-    try:
-        with replacing(Path(out), Sync.CONTENT) as temporary:
-            argv = command(temporary, width, 2 * height, coding, rate, ffmpeg)
-            _run(argv, _pictures(chain((first,), rest), first.shape, coding), timeout)
-    except OSError as error:
-        raise Failed(FailureClass.STORAGE, f"the flow cannot be written: {error.strerror}") from error
+    with clip.written(Path(out), "the flow") as temporary:
+        argv = command(temporary, width, 2 * height, coding, rate, ffmpeg)
+        _run(argv, _pictures(chain((first,), rest), first.shape, coding), timeout)
 
 
 def command(out: Path, width: int, height: int, coding: FlowCoding, rate: int, ffmpeg: str) -> list[str]:
@@ -185,20 +184,9 @@ def decode(
         float32 (T, H, W, 2), pixels.
 
     Raises:
-        Failed: CORRUPT when `data` is no such video. IndexError: a frame of `frames` is not there.
+        Failed, IndexError: as `pipeline.media.clip.pictures`.
     """
-    import av
-
-    from pipeline.media.probe import reader_options
-
-    source = io.BytesIO(data) if isinstance(data, bytes) else f"file:{Path(data).absolute()}"
-    try:
-        with av.open(source, options=reader_options()) as container:
-            lumas = list(_lumas(container, frames, threads))
-    except (av.error.FFmpegError, StopIteration, IndexError) as error:
-        raise Failed(FailureClass.CORRUPT, f"flow cannot be decoded: {error}") from error
-    if frames is not None and len(lumas) != len(frames):
-        raise IndexError(f"frames {frames.start} to {frames.stop} are not all in the flow")
+    lumas = [_luma(picture) for picture in clip.pictures(data, frames, threads, "the flow")]
     if not lumas or lumas[0].shape[0] % 2:
         raise Failed(FailureClass.CORRUPT, "flow cannot be decoded: no picture of u above v in it")
     height, width = lumas[0].shape[0] // 2, lumas[0].shape[1]
@@ -206,11 +194,8 @@ def decode(
     return dequantise(np.moveaxis(planes, 1, -1), bound)
 
 
-def _lumas(container, frames: range | None, threads: int) -> Iterator[np.ndarray]:
-    """Luma planes, uint8 (2H, W) each, of the wanted frames."""
-    from pipeline.media.probe import pictures
-
-    for picture in pictures(container, frames, threads):
-        plane = picture.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-        yield rows[:, : plane.width].copy()
+def _luma(picture: VideoFrame) -> np.ndarray:
+    """The luma plane, uint8 (2H, W)."""
+    plane = picture.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)  # type: ignore[call-overload]
+    return rows[:, : plane.width].copy()

@@ -44,7 +44,9 @@ class MediaStages:
         """Raise `Failed`, class environment, on a machine that would make other bytes."""
         check_canary(recipe, clip.ffmpeg_binary(ffmpeg), store)
 
-    def cut(self, piece: Piece, recipe: EncodeRecipe, out: Path | None, ffmpeg: str | None) -> clip.Cut:
+    def cut(
+        self, piece: Piece, recipe: EncodeRecipe, out: Path | None, ffmpeg: str | None
+    ) -> clip.ClipFrames:
         """`pipeline.media.clip.cut` of a piece: its planes, and its clip in `out` unless that is None."""
         return clip.cut(
             piece.path,
@@ -57,7 +59,7 @@ class MediaStages:
             trimmed=piece.trimmed,
         )
 
-    def write_flow(self, cut: clip.Cut, recipe: Recipe, out: Path, ffmpeg: str | None) -> float:
+    def write_flow(self, cut: clip.ClipFrames, recipe: Recipe, out: Path, ffmpeg: str | None) -> float:
         """Solve the flow of a clip's planes and store it as the video `out`.
 
         Returns:

@@ -190,7 +190,7 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
     return {"outcome": READY, "files": files, "meta": meta}
 
 
-def _describe(wanted: Clip, piece: Piece, cut: clip.Cut) -> dict[str, Any]:
+def _describe(wanted: Clip, piece: Piece, cut: clip.ClipFrames) -> dict[str, Any]:
     """The facts of a clip and its source that a sample's json holds."""
     return {
         "key": wanted.key,

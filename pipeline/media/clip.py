@@ -1,12 +1,12 @@
-"""The one way from a video to a clip: a single ffmpeg pass gives the mp4 and the luma planes for the flow.
+"""Cuts clips: one ffmpeg pass gives a clip's mp4 and the luma planes for its flow; and decodes our own clips.
 
-Owns the command, the judgement of what it gave, and the decoding of our own clips. What may be opened
-at all is `pipeline.media.probe`'s; flow is `pipeline.flow`'s.
+`pipeline.media.probe` decides what may be opened, `pipeline.media.corruption` whether the frames are good.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import re
@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from pipeline.media.probe import (
     PROTOCOLS,
     SEEKABLE,
     SourceInfo,
-    pictures,
     reader_options,
 )
 from pipeline.media.probe import probe as probe
@@ -36,8 +36,11 @@ from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
 from pipeline.storage import Sync, replacing
 
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
 GENERAL = "-nostdin -hide_banner -y -v repeat+verbose -nostats -filter_complex_threads 1".split()  # noqa: SIM905
-"""What every call of ffmpeg on a source begins with."""
+"""The first options of every ffmpeg call on a source."""
 
 _PREROLL = 2.0  # s decoded before the start, so that the picture on screen there is known
 _MAX_PLANE_BYTES = 2 << 30
@@ -47,8 +50,8 @@ _GRAY = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.ui
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What one pass gave.
+class ClipFrames:
+    """The frames that one pass made.
 
     `planes` is uint8 (frames + 1 or frames, height, width), read-only: the clip's luma before encoding,
     limited range, one more than `frames` where the source goes on. `note` says why there are fewer frames
@@ -97,7 +100,7 @@ def cut(
     ffmpeg: str,
     timeout: float,
     trimmed: bool = False,
-) -> Cut:
+) -> ClipFrames:
     """Bring seconds [start, end) of `source` to the recipe's rate and size, in one pass.
 
     Frame i shows what is on screen at start + i / rate, by the clock of the file (from its first time
@@ -119,9 +122,7 @@ def cut(
         raise Failed(
             FailureClass.TOO_LARGE, f"{end - start:g} s are too long to hold: ask for less at a time"
         )
-    if out is not None and not out.absolute().parent.is_dir():
-        raise Failed(FailureClass.STORAGE, "the clip cannot be written: its folder is not there")
-    with contextlib.nullcontext() if out is None else _replacing(out) as temporary:
+    with contextlib.nullcontext() if out is None else written(out, "the clip") as temporary:
         argv = command(source, info, start, wanted, recipe, temporary, ffmpeg)
         finished = _run(argv, timeout, (wanted + 1) * width * height)
         planes = np.frombuffer(finished.stdout, np.uint8)
@@ -129,9 +130,9 @@ def cut(
         complaint = find_complaint(finished.stderr, str(Path(source).absolute()))
         damage = examine(source, info, start, end, timeout) if complaint else NO_DAMAGE
         note = judge(info, start, wanted, len(planes), recipe.rate, complaint, damage)
-        if out is not None:
+        if temporary is not None:
             _check_end(finished, min(len(planes), wanted))
-    return Cut(min(len(planes), wanted), wanted, width, height, planes, info, note)
+    return ClipFrames(min(len(planes), wanted), wanted, width, height, planes, info, note)
 
 
 def command(
@@ -168,7 +169,7 @@ def command(
     return [ffmpeg, *GENERAL, *arguments.get_args()]
 
 
-def frame_graph(source: Path, info: SourceInfo, start: float, wanted: int, recipe: EncodeRecipe):
+def frame_graph(source: Path, info: SourceInfo, start: float, wanted: int, recipe: EncodeRecipe) -> Any:
     """ffmpeg-python's stream of the wanted + 1 frames of `command`, from the opening of `source` on."""
     import ffmpeg as ffmpeg_python
 
@@ -190,7 +191,9 @@ def frame_graph(source: Path, info: SourceInfo, start: float, wanted: int, recip
     return _frames(video, info, start + info.origin, preroll, wanted, recipe)
 
 
-def _frames(video, info: SourceInfo, zero: float, preroll: int, wanted: int, recipe: EncodeRecipe):
+def _frames(
+    video: Any, info: SourceInfo, zero: float, preroll: int, wanted: int, recipe: EncodeRecipe
+) -> Any:
     """The wanted + 1 frames at the clip's rate and size, upright, square, yuv420p, limited range."""
     width, height = info.output_size(recipe.short_side)
     video = (
@@ -215,7 +218,7 @@ def _frames(video, info: SourceInfo, zero: float, preroll: int, wanted: int, rec
     return video
 
 
-def clip_output(frames, recipe: EncodeRecipe, out: Path | int):
+def clip_output(frames: Any, recipe: EncodeRecipe, out: Path | int) -> Any:
     """ffmpeg-python's output of `frames` as a clip: an mp4, or nut into the pipe of that descriptor."""
     import ffmpeg as ffmpeg_python
 
@@ -239,7 +242,7 @@ def clip_output(frames, recipe: EncodeRecipe, out: Path | int):
     return ffmpeg_python.output(frames, f"file:{out.absolute()}", f="mp4", **options)
 
 
-def _plane_output(ffmpeg_python, frames):
+def _plane_output(ffmpeg_python: Any, frames: Any) -> Any:
     return ffmpeg_python.output(frames.filter("extractplanes", "y"), "pipe:1", f="rawvideo", pix_fmt="gray")
 
 
@@ -291,12 +294,19 @@ def _check_end(finished: subprocesses.Finished, frames: int) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def written(out: Path, what: str) -> Iterator[Path]:
+    """A temporary file for ffmpeg to write, which becomes `out` when the block ends without an exception.
+
+    Raises:
+        Failed: class storage, with `what` as the subject of its sentence.
+    """
+    if not out.absolute().parent.is_dir():
+        raise Failed(FailureClass.STORAGE, f"{what} cannot be written: its folder is not there")
     try:
         with replacing(out, Sync.CONTENT) as temporary:
             yield temporary
     except OSError as error:
-        raise Failed(FailureClass.STORAGE, f"the clip cannot be written: {error.strerror}") from error
+        raise Failed(FailureClass.STORAGE, f"{what} cannot be written: {error.strerror}") from error
 
 
 def gray(planes: np.ndarray) -> np.ndarray:
@@ -338,7 +348,7 @@ def read(
 
 
 def decode(data: bytes | Path, frames: range | None = None, threads: int = 1) -> np.ndarray:
-    """RGB of one of our clips, or of a contiguous range of its frames, from the keyframe before.
+    """RGB of one of our clips, or of a contiguous range of its frames.
 
     Untagged colours are read as BT.601, tagged ones as tagged, by swscale's exact paths: the same bytes
     on every machine.
@@ -347,22 +357,43 @@ def decode(data: bytes | Path, frames: range | None = None, threads: int = 1) ->
         uint8 (T, H, W, 3).
 
     Raises:
-        Failed: CORRUPT when `data` is no such clip; IndexError when a frame of `frames` is not there.
+        Failed, IndexError: as `pictures`.
     """
-    import av
     from av.video.reformatter import Interpolation, VideoReformatter
 
     exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    reformatter = VideoReformatter()
+    reformat = functools.partial(VideoReformatter().reformat, format="rgb24", interpolation=exact, threads=1)
+    return np.stack([reformat(picture).to_ndarray() for picture in pictures(data, frames, threads)])
+
+
+def pictures(
+    data: bytes | Path, frames: range | None = None, threads: int = 1, what: str = "the clip"
+) -> Iterator[VideoFrame]:
+    """Decodes one of our own videos, or a contiguous range of its frames from the keyframe before it.
+
+    Raises:
+        Failed: CORRUPT when `data` is no such video; `what` is its name in the sentence.
+        IndexError: a frame of `frames` is not there.
+    """
+    import av
+
     source = io.BytesIO(data) if isinstance(data, bytes) else f"file:{Path(data).absolute()}"
-    decoded = []
+    given = 0
     try:
-        with av.open(source, options=reader_options()) as container:
-            for picture in pictures(container, frames, threads):
-                rgb = reformatter.reformat(picture, format="rgb24", interpolation=exact, threads=1)
-                decoded.append(rgb.to_ndarray())
-    except (av.error.FFmpegError, StopIteration) as error:
-        raise Failed(FailureClass.CORRUPT, f"a clip cannot be decoded: {error}") from error
-    if frames is not None and len(decoded) != len(frames):
-        raise IndexError(f"frames {frames.start} to {frames.stop} are not all in the clip")
-    return np.stack(decoded)
+        with av.open(source, "r", options=reader_options()) as container:
+            stream: Any = container.streams.video[0]
+            stream.codec_context.thread_count = threads
+            tick = 1 / (stream.average_rate * stream.time_base)  # time stamps a frame
+            if frames is not None and frames.start > 0:
+                container.seek(round(frames.start * tick), stream=stream, backward=True, any_frame=False)
+            for picture in container.decode(stream):
+                index = round(picture.pts / tick)
+                if frames is None or index in frames:
+                    given += 1
+                    yield picture
+                if frames is not None and index >= frames.stop - 1:
+                    break
+    except (av.error.FFmpegError, StopIteration, IndexError) as error:
+        raise Failed(FailureClass.CORRUPT, f"{what} cannot be decoded: {error}") from error
+    if frames is not None and given != len(frames):
+        raise IndexError(f"frames {frames.start} to {frames.stop} are not all in {what}")

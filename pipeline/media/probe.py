@@ -1,16 +1,22 @@
-"""What a source video is: container, codec, size, clock, colours, read without trusting the file.
+"""Reads a source video's container, codec, size, clock and colours without trusting the file.
 
-Owns the list of what is opened at all, and the limits on it. Only containers that cannot name other
-files are opened, and no protocol but local files; nothing is decoded here but the first picture.
+Owns the list of formats that are opened at all, and the limits on them. Only containers that cannot name
+other files are opened, and no protocol but local files; only the first picture is decoded here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.outcome import Failed, FailureClass
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
 
 FORMATS = "mov,matroska,mpegts,avi,flv,mpeg,ogg,asf"
 """FFmpeg's names of the containers that are opened. Playlists, concat lists, images, subtitles and
@@ -114,7 +120,7 @@ def probe(path: str | Path, trimmed: bool = False) -> SourceInfo:
 
     Args:
         trimmed: the clip's clock counts from the file's first time stamp of any stream, as it does anyhow in
-            mpegts and mpeg, and not from zero. A negative one, of sound that no player lets hear, is zero.
+            mpegts and mpeg, and not from zero. A negative start (audio priming) counts as 0.
 
     Raises:
         Failed: FORMAT when this is no video file (a page, a playlist, audio, nothing), CORRUPT when it
@@ -159,14 +165,14 @@ def looks_like_video(head: bytes) -> bool:
     return head[4:8] in boxes or head.startswith(marks) or head[8:12] == b"AVI " or transport
 
 
-def _describe(container, trimmed: bool) -> SourceInfo:
+def _describe(container: InputContainer, trimmed: bool) -> SourceInfo:
     video = main_video(container)
     context = video.codec_context
     codec = "of an unknown codec" if context is None else context.codec.canonical_name
     if codec not in _CODECS:
         raise Failed(
             FailureClass.FORMAT,
-            f"the source's video stream is {codec}, which is not read here: encode it anew",
+            f"the source's video stream is {codec}, which is not read here: encode it again",
         )
     sar = video.sample_aspect_ratio or Fraction(1)
     check_size(context.width, context.height, sar)
@@ -197,7 +203,7 @@ def _describe(container, trimmed: bool) -> SourceInfo:
     )
 
 
-def main_video(container):
+def main_video(container: InputContainer) -> Any:
     """The first video stream that is no cover picture, which ffmpeg calls V:0.
 
     Raises:
@@ -227,7 +233,7 @@ def check_size(width: int, height: int, sar: Fraction = Fraction(1)) -> None:
         )
 
 
-def _first_picture(container, video) -> tuple[int, float | None]:
+def _first_picture(container: InputContainer, video: Any) -> tuple[int, float | None]:
     """Rotation in degrees, which PyAV shows only with a picture, and time stamp in seconds."""
     import av
 
@@ -243,7 +249,7 @@ def _first_picture(container, video) -> tuple[int, float | None]:
     return 0, None
 
 
-def packets(container, video):
+def packets(container: InputContainer, video: Any) -> Iterator[Packet]:
     """The stream's packets until the file, or what can be read of it, ends."""
     import av
 
@@ -255,22 +261,7 @@ def packets(container, video):
             return
 
 
-def pictures(container, frames: range | None, threads: int):
-    """Decoded pictures of one of our own videos, or of a contiguous range, from the keyframe before it."""
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = threads
-    tick = 1 / (stream.average_rate * stream.time_base)  # time stamps a frame
-    if frames is not None and frames.start > 0:
-        container.seek(round(frames.start * tick), stream=stream, backward=True, any_frame=False)
-    for picture in container.decode(stream):
-        index = round(picture.pts / tick)
-        if frames is None or index in frames:
-            yield picture
-        if frames is not None and index >= frames.stop - 1:
-            return
-
-
-def _duration(container, video) -> tuple[float | None, bool]:
+def _duration(container: InputContainer, video: Any) -> tuple[float | None, bool]:
     """Seconds, and whether they are the video stream's own."""
     if video.duration:
         return round(float(video.duration * video.time_base), 6), True
@@ -282,7 +273,7 @@ def _duration(container, video) -> tuple[float | None, bool]:
         return (round(container.duration / 1e6, 6), False) if container.duration else (None, False)
 
 
-def _end(container: str, video, start: float, duration: float | None, origin: float) -> float | None:
+def _end(container: str, video: Any, start: float, duration: float | None, origin: float) -> float | None:
     if duration is None or container == "matroska":
         return duration
     first = float(video.start_time * video.time_base) if video.start_time is not None else start

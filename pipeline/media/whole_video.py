@@ -19,7 +19,6 @@ from pipeline.media.probe import SourceInfo, probe
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.media.streaming import Pass
 from pipeline.outcome import Failed, FailureClass
-from pipeline.storage import replacing
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -120,14 +119,12 @@ def annotate(
     )
     shown = ffmpeg_python.filter([base, over], "overlay", eof_action="repeat")
     binary = clip.ffmpeg_binary(ffmpeg)
-    try:
-        with replacing(out) as temporary:
-            argv = [binary, *clip.GENERAL, *clip.clip_output(shown, recipe, temporary).get_args()]
+    with clip.written(out, str(out)) as temporary:
+        argv = [binary, *clip.GENERAL, *clip.clip_output(shown, recipe, temporary).get_args()]
+        try:
             finished = subprocesses.run(argv, timeout=timeout, stdin=labels(width, height))
-            if finished.returncode:
-                said = (finished.stderr.strip().splitlines() or ["it said nothing"])[-1]
-                raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {said}")
-    except subprocesses.ChildTimeout as error:
-        raise Failed(FailureClass.TOO_LARGE, f"{out} was not written within {timeout:g} s") from error
-    except OSError as error:
-        raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {error.strerror}") from error
+        except subprocesses.ChildTimeout as error:
+            raise Failed(FailureClass.TOO_LARGE, f"{out} was not written within {timeout:g} s") from error
+        if finished.returncode:
+            said = (finished.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {said}")

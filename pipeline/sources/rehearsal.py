@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.media.clip import Cut
+from pipeline.media.clip import ClipFrames
 from pipeline.media.probe import SourceInfo
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed
@@ -60,15 +60,15 @@ class Rehearsal:
     def check_machine(self, recipe: Recipe, ffmpeg: str | None, store: WorkStore) -> None:
         """Any machine will do."""
 
-    def cut(self, piece: Piece, recipe: EncodeRecipe, out: Path | None, ffmpeg: str | None) -> Cut:
+    def cut(self, piece: Piece, recipe: EncodeRecipe, out: Path | None, ffmpeg: str | None) -> ClipFrames:
         """The result of `pipeline.media.clip.cut` for a common clip: no planes, a stand-in in `out`."""
         if out is not None:
             out.write_bytes(_STAND_IN)
         frames = round(recipe.rate * (piece.end - piece.start))
         planes = np.zeros((0, recipe.short_side, _WIDTH), np.uint8)
-        return Cut(frames, frames, _WIDTH, recipe.short_side, planes, _INFO, note=None)
+        return ClipFrames(frames, frames, _WIDTH, recipe.short_side, planes, _INFO, note=None)
 
-    def write_flow(self, cut: Cut, recipe: Recipe, out: Path, ffmpeg: str | None) -> float:
+    def write_flow(self, cut: ClipFrames, recipe: Recipe, out: Path, ffmpeg: str | None) -> float:
         """A stand-in for the flow; returns the share of saturated values, which is 0."""
         out.write_bytes(_STAND_IN)
         return 0.0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timestamped
 
-from pipeline.media.clip import Cut, cut, decode, ffmpeg_binary, gray, probe, read
+from pipeline.media.clip import ClipFrames, cut, decode, ffmpeg_binary, gray, probe, read
 from pipeline.media.corruption import Damage, judge
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
@@ -21,7 +21,7 @@ FFMPEG = ffmpeg_binary()
 RECIPE = EncodeRecipe()
 
 
-def make(path, start, end, out=None, recipe=RECIPE) -> Cut:
+def make(path, start, end, out=None, recipe=RECIPE) -> ClipFrames:
     return cut(path, start, end, recipe, out, ffmpeg=FFMPEG, timeout=60)
 
 
@@ -110,7 +110,7 @@ def test_gray_is_the_contracts_table():
     assert gray(luma[None, None]).dtype == np.uint8
 
 
-def digest(piece: Cut, out) -> str:
+def digest(piece: ClipFrames, out) -> str:
     return hashlib.sha256(out.read_bytes() + piece.planes.tobytes()).hexdigest()
 
 
@@ -213,7 +213,7 @@ def test_a_codec_that_is_not_read_is_named_with_the_remedy(tmp_path):
     path = tmp_path / "drawn.mkv"
     source = ["-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=1"]
     subprocess.run([FFMPEG, "-v", "error", *source, "-c:v", "gif", str(path)], check=True, timeout=60)
-    with pytest.raises(Failed, match="gif, which is not read here: encode it anew") as failed:
+    with pytest.raises(Failed, match="gif, which is not read here: encode it again") as failed:
         probe(path)
     assert failed.value.failure_class == FailureClass.FORMAT
 

@@ -32,7 +32,7 @@ def cases():
         yield pytest.param(container, times, audio, id=name, marks=marks)
 
 
-def make(path: Path, start: float, end: float, out: Path) -> tuple[clips.Cut, bytes]:
+def make(path: Path, start: float, end: float, out: Path) -> tuple[clips.ClipFrames, bytes]:
     ffmpeg = clips.ffmpeg_binary()
     cut = clips.cut(path, start, end, EncodeRecipe(), out, ffmpeg=ffmpeg, timeout=120)
     return cut, out.read_bytes()

@@ -19,7 +19,7 @@ from pipeline.job import media_stages, stages
 from pipeline.job.settings import Job
 from pipeline.job.stages import ClipResult, Task
 from pipeline.lists.manifest import Clip
-from pipeline.media.clip import Cut, decode, encoder_version, ffmpeg_binary
+from pipeline.media.clip import ClipFrames, decode, encoder_version, ffmpeg_binary
 from pipeline.media.clip import cut as cut_clip
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import CallError, Failed, FailureClass
@@ -201,7 +201,7 @@ def test_a_clip_stored_with_another_time_origin_is_encoded_again(tmp_path, monke
     timestamped.write(path, timestamped.constant(25, 1.52, start=0.48))
     cuts, flows = [], []
 
-    def cut(*given, **how) -> Cut:
+    def cut(*given, **how) -> ClipFrames:
         cuts.append(given[4])
         return cut_clip(*given, **how | ({"trimmed": False} if len(cuts) == 1 else {}))
 

@@ -60,21 +60,18 @@ def sample_breaches(row: dict[str, Any], members: dict[str, bytes], promised: Pr
     found = [*_class_breaches(row, members), *_json_breaches(row, members["json"], promised)]
     if promised.flow != ("flow.mp4" in members):
         found.append("its flow is missing" if promised.flow else "it has flow though the recipe has none")
-    rgb = _inspected(members["mp4"], "mp4", promised.rate, found)
-    if rgb is not None:
-        found += rgb_breaches(rgb, row, promised)
-    flow = (
-        _inspected(members["flow.mp4"], "flow.mp4", promised.rate, found) if "flow.mp4" in members else None
-    )
-    if flow is not None:
-        found += flow_breaches(flow, row, promised)
+    for suffix, breaches in (("mp4", rgb_breaches), ("flow.mp4", flow_breaches)):
+        if suffix in members:
+            try:
+                found += breaches(inspect(members[suffix], promised.rate), row, promised)
+            except ValueError as error:
+                found.append(f"{suffix} {error}")
     return found
 
 
 def rgb_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[str]:
     """Checks a clip against its row of the index."""
     rules = {
-        f"mp4 has {video.frames} frames, the index says {row['frames']}": video.frames == row["frames"],
         f"mp4 has {video.width}x{video.height} pixels, the index says {row['width']}x{row['height']}": (
             (video.width, video.height) == (row["width"], row["height"])
         ),
@@ -85,14 +82,13 @@ def rgb_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[
         f"mp4 is {video.pixel_format}, not yuv420p": video.pixel_format == "yuv420p",
         "mp4 is full range, not limited": not video.full_range,
     }
-    return _broken(rules) + _video_breaches(video, "mp4", promised.rate)
+    return _broken(rules) + _video_breaches(video, "mp4", row, promised.rate)
 
 
 def flow_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[str]:
     """Checks a flow video against its row of the index."""
     size = (row["width"], 2 * row["height"])
     rules = {
-        f"flow.mp4 has {video.frames} frames, the index says {row['frames']}": video.frames == row["frames"],
         f"flow.mp4 has {video.width}x{video.height} pixels, not {size[0]}x{size[1]}": (
             (video.width, video.height) == size
         ),
@@ -100,7 +96,7 @@ def flow_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list
         "flow.mp4 is limited range, not full": video.full_range,
         f"flow.mp4 has chroma other than {FLOW_ZERO}": video.gray,
     }
-    return _broken(rules) + _video_breaches(video, "flow.mp4", promised.rate)
+    return _broken(rules) + _video_breaches(video, "flow.mp4", row, promised.rate)
 
 
 def inspect(data: bytes, rate: int) -> Video:
@@ -170,16 +166,9 @@ def _frame(frame: av.VideoFrame) -> _Frame:
     return _Frame(time, bool(frame.is_corrupt), frame.rotation == 0, gray)
 
 
-def _inspected(data: bytes, suffix: str, rate: int, found: list[str]) -> Video | None:
-    try:
-        return inspect(data, rate)
-    except ValueError as error:
-        found.append(f"{suffix} {error}")
-        return None
-
-
-def _video_breaches(video: Video, suffix: str, rate: int) -> list[str]:
+def _video_breaches(video: Video, suffix: str, row: dict[str, Any], rate: int) -> list[str]:
     rules = {
+        f"has {video.frames} frames, the index says {row['frames']}": video.frames == row["frames"],
         f"is {video.codec}, not h264": video.codec == "h264",
         "has audio": not video.audio,
         "has further streams": video.others == 0,

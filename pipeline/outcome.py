@@ -1,8 +1,7 @@
-"""What can become of a clip: ready, excluded or failed, why, and when it is worth asking again.
+"""The outcomes of a clip: ready, excluded or failed, with the reason and the time of a retry.
 
 Every manifest row ends as exactly one `Outcome`; its fields are the columns of the published
-``outcomes/<generation>.parquet``. How a failure is recognised belongs to the stage that met it. A command
-that fails ends with 1, with 2 for a `CallError`.
+``outcomes/<generation>.parquet``. A command that fails ends with 1, with 2 for a `CallError`.
 """
 
 from __future__ import annotations
@@ -51,15 +50,15 @@ RETRY_AFTER = {
     FailureClass.ENVIRONMENT: timedelta(0),
     FailureClass.STORAGE: timedelta(0),
 }
-"""The transient classes, and how long to wait before the same question may get another answer."""
+"""The transient classes, and how long to wait before a retry."""
 
 
 class Failed(Exception):
-    """A clip or a video came to nothing, for a reason that has a class.
+    """A clip or a video failed, for a reason that has a class.
 
     Args:
         failure_class: one of `FailureClass`.
-        reason: one sentence for a person, the site's or tool's own words where it has any.
+        reason: one sentence for a person, in the site's or tool's own words where it has any.
         retry_after: when the site itself named a time (kept as `named`); otherwise `RETRY_AFTER` decides.
     """
 
@@ -73,16 +72,16 @@ class Failed(Exception):
             retry_after = datetime.now(UTC).replace(microsecond=0) + delay
         self.retry_after = retry_after if delay is not None else None
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Failed], tuple[FailureClass, str, datetime | None]]:
         return Failed, (self.failure_class, self.reason, self.named)
 
 
 class CallError(Exception):
-    """The call was wrong, and whoever made it can mend it by another: one sentence with the remedy."""
+    """The call was wrong: one sentence with the remedy."""
 
 
 class Misplaced(Failed, CallError):
-    """A place was named where no folder can be: below a file, or in a bucket that there is not."""
+    """No folder can be at the place named: it is below a file, or in a bucket that does not exist."""
 
     def __init__(self, reason: str):
         super().__init__(FailureClass.STORAGE, reason)
@@ -90,7 +89,7 @@ class Misplaced(Failed, CallError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one manifest row; field for field the published columns.
+    """The outcome of one manifest row; field for field the published columns.
 
     ``key``, ``youtube_id``, ``time_start`` and ``time_end`` (seconds) are None for a malformed row.
     ``retry_after`` is UTC and set only for transient classes.

@@ -1,4 +1,4 @@
-"""The README card that lies beside dataset.json: what the data set is, for a person who finds the folder."""
+"""The README card beside dataset.json: describes the data set to a person who finds the folder."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from pipeline.outcome import (
 _IDENTITY = ("key", "youtube_id", "time_start", "time_end", "label", "split")
 
 
-class NotConserved(Exception):
+class Inconsistent(Exception):
     """Rows were lost, made up or counted twice: one sentence that names the first of them."""
 
 
@@ -41,7 +41,7 @@ def decided(plan: pa.Table, parts: Sequence[pa.Table], generation: str) -> pa.Ta
         generation: its name, which all rows get.
 
     Raises:
-        NotConserved: a row without outcome or with two, or an outcome of a row not asked for.
+        Inconsistent: a row without outcome or with two, or an outcome of a row not asked for.
     """
     process = pc.equal(plan["decision"], PROCESS)
     by_plan = _by_plan(plan.filter(pc.invert(process)))
@@ -64,7 +64,7 @@ def decided(plan: pa.Table, parts: Sequence[pa.Table], generation: str) -> pa.Ta
 
 
 def check_outcomes(outcomes: pa.Table) -> None:
-    """Each row's fields agree with its outcome, and no (manifest, row) stands twice, else NotConserved."""
+    """Each row's fields agree with its outcome, and no (manifest, row) stands twice, else Inconsistent."""
     (ids,) = _row_ids(outcomes)
     _distinct(ids, outcomes, "the outcomes")
     kind, failure = outcomes["outcome"], outcomes["failure_class"]
@@ -90,7 +90,7 @@ def check_outcomes(outcomes: pa.Table) -> None:
 
 
 def check_index(outcomes: pa.Table, index: pa.Table, shards: Sequence[ShardInfo]) -> None:
-    """Ready outcomes, index rows and the shards' sample counts agree on the clips, else NotConserved.
+    """Ready outcomes, index rows and the shards' sample counts agree on the clips, else Inconsistent.
 
     Args:
         outcomes: only the ready rows are looked at.
@@ -98,10 +98,10 @@ def check_index(outcomes: pa.Table, index: pa.Table, shards: Sequence[ShardInfo]
     """
     keys = index["key"]
     if (twice := _first_twice(keys)) is not None:
-        raise NotConserved(f"the index has {twice} twice")
+        raise Inconsistent(f"the index has {twice} twice")
     ready = outcomes.filter(pc.equal(outcomes["outcome"], READY))
     if (twice := _first_twice(ready["key"])) is not None:
-        raise NotConserved(f"{twice} is ready twice")
+        raise Inconsistent(f"{twice} is ready twice")
     present = index.filter(pc.invert(index["removed"]))
     for left, right, sentence in (
         (ready, present, "{} is ready but in no shard"),
@@ -110,7 +110,7 @@ def check_index(outcomes: pa.Table, index: pa.Table, shards: Sequence[ShardInfo]
         missing = left.filter(pc.invert(pc.is_in(left["key"], _plain(right["key"]))))
         if missing.num_rows:
             more = f" ({missing.num_rows} such clips)" if missing.num_rows > 1 else ""
-            raise NotConserved(sentence.format(missing["key"][0].as_py()) + more)
+            raise Inconsistent(sentence.format(missing["key"][0].as_py()) + more)
     ready, present = ready.sort_by("key"), present.sort_by("key")
     for name in _IDENTITY[1:]:
         _equal_columns(ready, present, name, "the outcomes", "the index")
@@ -119,23 +119,23 @@ def check_index(outcomes: pa.Table, index: pa.Table, shards: Sequence[ShardInfo]
     )
     for shard in shards:
         if counted.pop(shard.path, 0) != shard.samples:
-            raise NotConserved(f"{shard.path} has {shard.samples} samples, the index lists another number")
+            raise Inconsistent(f"{shard.path} has {shard.samples} samples, the index lists another number")
     if counted:
-        raise NotConserved(f"the index names {min(counted)}, which is no shard of this data set")
+        raise Inconsistent(f"the index names {min(counted)}, which is no shard of this data set")
 
 
 def check_classes(index: pa.Table, classes: Sequence[str]) -> None:
-    """Class indices are the places of the labels in `classes`, null without label, else NotConserved."""
+    """Class indices are the places of the labels in `classes`, null without label, else Inconsistent."""
     place = pc.fill_null(pc.index_in(index["label"], pa.array(classes, pa.string())), -1)
     unlisted = pc.and_(pc.is_valid(index["label"]), pc.equal(place, -1))
     wrong = pc.or_(unlisted, pc.not_equal(place, pc.fill_null(index["class_index"], -1)))
     if pc.any(wrong, min_count=0).as_py():
         row = index.filter(wrong).slice(0, 1).to_pylist()[0]
-        raise NotConserved(f"{row['key']} has class index {row['class_index']} and label {row['label']!r}")
+        raise Inconsistent(f"{row['key']} has class index {row['class_index']} and label {row['label']!r}")
 
 
 def check_again(earlier: pa.Table, outcomes: pa.Table, index: pa.Table) -> None:
-    """A later generation decides only open rows of the same manifests, else NotConserved.
+    """A later generation decides only open rows of the same manifests, else Inconsistent.
 
     Args:
         earlier: the latest outcomes published before.
@@ -199,7 +199,7 @@ def _distinct(ids: np.ndarray, table: pa.Table, what: str) -> None:
     ordered, places = np.sort(ids), np.argsort(ids, kind="stable")
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(twice):
-        raise NotConserved(f"{_name(table.slice(int(places[twice[0]]), 1))} stands in {what} twice")
+        raise Inconsistent(f"{_name(table.slice(int(places[twice[0]]), 1))} stands in {what} twice")
 
 
 def _same(wanted: np.ndarray, planned: pa.Table, came: np.ndarray, results: pa.Table) -> None:
@@ -210,7 +210,7 @@ def _same(wanted: np.ndarray, planned: pa.Table, came: np.ndarray, results: pa.T
         missing = np.flatnonzero(~np.isin(left, right))
         if len(missing):
             more = f", nor have {len(missing) - 1} others" if len(missing) > 1 else ""
-            raise NotConserved(sentence.format(_name(table.slice(int(missing[0]), 1)), more))
+            raise Inconsistent(sentence.format(_name(table.slice(int(missing[0]), 1)), more))
 
 
 def _equal_columns(left: pa.Table, right: pa.Table, name: str, one: str, other: str) -> None:
@@ -221,7 +221,7 @@ def _equal_columns(left: pa.Table, right: pa.Table, name: str, one: str, other: 
     for number, (x, y) in enumerate(zip(a.to_pylist(), b.to_pylist(), strict=True)):
         if x != y:
             where = _name(left.slice(number, 1))
-            raise NotConserved(f"{where} has {name} {x!r} in {one} and {y!r} in {other}")
+            raise Inconsistent(f"{where} has {name} {x!r} in {one} and {y!r} in {other}")
 
 
 def _one_of(column: pa.ChunkedArray, words: Iterable[str]) -> pa.ChunkedArray:
@@ -229,9 +229,9 @@ def _one_of(column: pa.ChunkedArray, words: Iterable[str]) -> pa.ChunkedArray:
 
 
 def _refuse(rows: pa.Table, broken: pa.ChunkedArray, sentence: str) -> None:
-    """Raise NotConserved with the name of the first row where `broken` is true, if there is one."""
+    """Raise Inconsistent with the name of the first row where `broken` is true, if there is one."""
     if (found := rows.filter(broken)).num_rows:
-        raise NotConserved(sentence.format(_name(found)))
+        raise Inconsistent(sentence.format(_name(found)))
 
 
 def _first_twice(keys: pa.ChunkedArray) -> str | None:

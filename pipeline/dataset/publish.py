@@ -23,7 +23,7 @@ from pipeline.dataset.schema import (
     REMOVING_LOG,
     SPLITS,
     ShardInfo,
-    check_index,
+    check_offsets,
     generation_name,
     index_path,
     outcome_path,
@@ -55,9 +55,9 @@ def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -
         dataset.json as it is now, None where nothing is published yet.
 
     Raises:
-        PublishError: it was made by another recipe, or with other classes; a takedown was broken off; or
-            somebody else's README.md lies where the card would.
-        DatasetError: what lies there is no data set of this format.
+        PublishError: it has another recipe or other classes; a takedown was interrupted; or a README.md that
+            is no card of a data set lies there.
+        DatasetError: dataset.json is not of this format.
     """
     meta = read_meta(storage)
     if meta is None:
@@ -191,7 +191,7 @@ def _check_shards(storage: Storage, shards: Sequence[ShardInfo], index: pa.Table
             raise DatasetError(f"{storage.where(info.path)} is not there whole")
     for split in {info.split for info in shards}:
         rows = index.filter(pc.equal(index["split"], split))
-        check_index(rows, {i.path: i for i in shards if i.split == split}, split, "the new index")
+        check_offsets(rows, {i.path: i for i in shards if i.split == split}, split, "the new index")
 
 
 def _concat(schema: pa.Schema, tables: Iterable[pa.Table]) -> pa.Table:
@@ -213,7 +213,7 @@ def _refusals(storage: Storage, generation: str) -> Iterator[None]:
             f"another run has published to {storage.url} since this one started (generation {generation}); "
             "repeat the command to add what it lacks"
         ) from None
-    except (consistency.NotConserved, DatasetError) as error:
+    except (consistency.Inconsistent, DatasetError) as error:
         raise PublishError(f"nothing was published: {error}") from None
 
 

@@ -27,7 +27,7 @@ from pipeline.dataset.schema import (
     REMOVED_MEMBER,
     SPLITS,
     DatasetError,
-    check_index,
+    check_offsets,
     index_path,
     outcome_path,
     read_meta,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class NoDatasetError(DatasetError, CallError):
-    """No data set is published where one was named."""
+    """There is no data set at the place named."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Sample:
 
     @functools.cached_property
     def meta(self) -> dict[str, Any]:
-        """What ``<key>.json`` says."""
+        """The content of ``<key>.json``."""
         return json.loads(self.members["json"])
 
     @functools.cached_property
@@ -99,7 +99,7 @@ def open(root: str | os.PathLike[str] | Storage) -> Dataset:
 
 
 class Dataset:
-    """A published data set; what stood in dataset.json when it was opened is what it shows.
+    """A published data set, as dataset.json was when it was opened.
 
     Attributes:
         storage: where it lies.
@@ -150,7 +150,7 @@ class Dataset:
 
         Raises:
             KeyError: no such key, or it was removed.
-            DatasetError: what lies there is not what the index says.
+            DatasetError: the shard does not match the index.
         """
         split, number = self._rows[key]
         row = self.index(split).slice(number, 1).to_pylist()[0]
@@ -159,7 +159,7 @@ class Dataset:
         return self.read_row(row)
 
     def read_row(self, row: dict[str, Any]) -> Sample:
-        """One sample, by its row of `index`; otherwise as `read`."""
+        """One sample, by its row of `index`. Raises as `read`."""
         members = self.read_members(row)
         for name, suffix in MEDIA.items():
             expected = row[f"{name}_sha256"]
@@ -181,7 +181,7 @@ class Dataset:
         return parse_sample(data, row["key"], where)
 
     def outcomes(self) -> pa.Table:
-        """What became of each manifest row (`OUTCOME_SCHEMA`), the latest generation that decided it."""
+        """The latest outcome of each manifest row (`OUTCOME_SCHEMA`)."""
         return latest([self.outcome_part(g) for g in self.generations])
 
     def outcome_part(self, generation: str) -> pa.Table:
@@ -201,7 +201,7 @@ class Dataset:
         path = index_path(split, generation)
         if path not in self._tables:
             table = self._table(path, INDEX_SCHEMA)
-            check_index(table, shards, split, self.storage.where(path))
+            check_offsets(table, shards, split, self.storage.where(path))
             order = [("shard", "ascending"), ("sample_offset", "ascending")]
             self._tables[path] = table.sort_by(order)
         return self._tables[path]

@@ -1,6 +1,6 @@
-"""The log of takedowns: what is on record as removed, and that nothing on record comes (back) in.
+"""The log of takedowns, which keeps removed clips out of later generations.
 
-How a clip that is there goes is `pipeline.maintenance.remove`'s.
+`pipeline.maintenance.remove` takes a clip down.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class LogError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the log: what was asked for, and the clip that it meant.
+    """One line of the log: a request, and the clip that it named.
 
-    ``time`` is ISO 8601, UTC; ``given`` the id or key as asked for; ``key`` and ``youtube_id`` are None where
-    the data set has no such clip: then it is on record, and one that comes later is left out.
+    ``time`` is ISO 8601, UTC; ``given`` the id or key requested; ``key`` and ``youtube_id`` are None where
+    the data set has no such clip, so that a later generation leaves it out.
     """
 
     time: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 def read(storage: Storage, path: str = REMOVED_LOG) -> list[Entry]:
-    """What was removed, oldest first; empty where nothing was. Raises LogError for a damaged log."""
+    """Read a log, oldest entry first; empty where there is none. Raises LogError for a damaged one."""
     try:
         lines = storage.read_bytes(path, _MAX_LOG).splitlines()
         return [
@@ -54,12 +54,12 @@ def read(storage: Storage, path: str = REMOVED_LOG) -> list[Entry]:
 
 
 def write(storage: Storage, path: str, entries: Iterable[Entry]) -> None:
-    """Write a log whole, in place of the one before."""
+    """Write a log, replacing the file."""
     storage.write(path, b"".join(canonical_json(asdict(entry)) + b"\n" for entry in entries))
 
 
 def withhold(plan: pa.Table, storage: Storage) -> pa.Table:
-    """A plan in which whatever the log names, by id or key, is excluded: a removed clip never comes back.
+    """Exclude from a plan all rows that the log names by id or key: a removed clip never comes back.
 
     Args:
         plan: rows of `pipeline.lists.plan.SCHEMA`.
@@ -89,7 +89,7 @@ def exclude(
 
 
 def not_gone(outcomes: pa.Table, storage: Storage) -> list[str]:
-    """Keys of the ready rows of `outcomes` (`OUTCOME_SCHEMA`) that the log names all the same."""
+    """Keys of the ready rows of `outcomes` (`OUTCOME_SCHEMA`) that the log names."""
     reasons = _reasons(storage)
     if not reasons:
         return []
@@ -98,7 +98,7 @@ def not_gone(outcomes: pa.Table, storage: Storage) -> list[str]:
 
 
 def _reasons(storage: Storage) -> dict[str, str]:
-    """By id or key as given, and by the key that was meant."""
+    """Reasons by id or key as given, and by the key of the clip."""
     return {name: e.reason for e in read(storage) for name in (e.given, e.key) if name}
 
 

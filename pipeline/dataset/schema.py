@@ -29,9 +29,9 @@ MEMBERS = ("cls", "flow.mp4", "json", "mp4")
 """Suffixes of a sample's members, in their order in the tar."""
 REMOVED_MEMBER = "__removed__"
 REMOVED_LOG = "removed.jsonl"
-"""What was taken down, with time and reason: one JSON object a line."""
+"""The log of takedowns, with time and reason: one JSON object a line."""
 REMOVING_LOG = "removing.jsonl"
-"""The same of a takedown that has begun and not come to its end."""
+"""The same for a takedown that was interrupted."""
 
 FLOW_BOUND = 20.0  # pixels a frame; what lies beyond was clipped
 FLOW_ZERO = 128  # the luma value that stands for no motion
@@ -96,7 +96,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DatasetError(ValueError):
-    """The folder is no data set, or a damaged one: one sentence that names the file."""
+    """A folder holds no data set, or a damaged one: one sentence that names the file."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def check_index(table: pa.Table, shards: dict[str, ShardInfo], split: str, where: str) -> None:
+def check_offsets(table: pa.Table, shards: dict[str, ShardInfo], split: str, where: str) -> None:
     """Raise DatasetError unless every row is of this split, in one of these shards, and inside it."""
     paths = pa.array(list(shards), pa.string())
     place = pc.index_in(table["shard"], paths)

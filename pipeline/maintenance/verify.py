@@ -159,7 +159,7 @@ def _check_removed(opened: Dataset, outcomes: pa.Table, report: Report) -> None:
 def _check(report: Report, what: str, rule: Callable[..., None], *arguments: Any) -> None:
     try:
         rule(*arguments)
-    except consistency.NotConserved as error:
+    except consistency.Inconsistent as error:
         report.breaches.append(f"{what}: {error}")
 
 

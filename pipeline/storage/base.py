@@ -1,4 +1,4 @@
-"""The promises of `Storage`, the same for a local folder and for an object store."""
+"""The interface of a storage, the same for a local folder and for an object store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 1 << 20
 
 
 class Sync(enum.IntEnum):
-    """What a power cut may do to a file written to local disk. The death of a process harms no file."""
+    """The harm that a power cut may do to a file on local disk. The death of a process does none."""
 
     NOTHING = 0  # damage it: for records whose reader checks them and repeats the work
     CONTENT = 1  # remove it, but never leave a part of it under its name

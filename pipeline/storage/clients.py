@@ -1,7 +1,6 @@
-"""The clients behind object stores: how each is asked without listing, who repeats, what errors mean.
+"""The clients of object stores: requests without listing, repetition, and the meaning of errors.
 
-fsspec's file systems are used where their calls are single requests; where not, the store's own requests
-are sent through them.
+Uses fsspec's file systems where their calls are single requests, else sends the store's own requests.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from urllib.parse import quote
 from pipeline.outcome import Failed, FailureClass, Misplaced
 
 ATTEMPTS = 6
-"""Requests for one answer of an S3 store, with growing pauses; AWS_MAX_ATTEMPTS says otherwise. Where the
-store closes a kept connection under a request, the HTTP client sends that once more by itself."""
+"""Tries of one request to an S3 store, with growing pauses, unless AWS_MAX_ATTEMPTS is set. The HTTP client
+itself repeats a request whose kept connection the store closed."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}
 _CREDENTIALS = {
@@ -33,9 +32,8 @@ _NO_CREDENTIALS = (
     "DefaultCredentialsError",
 )
 _kept: dict[int, Any] = {}
-"""Every file system ever used here. One that a forked child inherits must not be collected there: it would
-take its sockets out of the poll set that child and parent share, and the parent would wait for an answer
-that it no longer hears."""
+"""Every file system used here. A forked child must not collect an inherited one: that would take its sockets
+out of the poll set shared with the parent, which would then wait for ever."""
 
 _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "requests", "urllib3", "fsspec")
 
@@ -43,10 +41,10 @@ _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "requests
 def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and its root there.
 
-    To be asked for at each use: fsspec keeps it a process, and makes a new one after a fork.
+    Call it at each use: fsspec keeps one a process, and makes a new one after a fork.
 
     Raises:
-        Failed: class storage: a package is missing, or the URL is in no storage known.
+        Failed: class storage: a package is missing, or the URL's scheme is unknown.
     """
     protocol = url.partition("://")[0]
     try:
@@ -67,7 +65,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    """Listings are never kept, as other processes write too; the user's own fsspec settings hold else."""
+    """No cached listings, as other processes write too; otherwise the user's own fsspec settings."""
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
         import fsspec.config
@@ -82,7 +80,7 @@ def _options(protocol: str) -> dict[str, Any]:
 
 
 class _Other:
-    """A file system of which no more is known than fsspec's interface; its replacing is two requests."""
+    """Any other file system of fsspec; its conditional write is two requests."""
 
     def size(self, fs: Any, at: str) -> int:
         info = fs.info(at)
@@ -129,7 +127,7 @@ class _S3(_Other):
                 raise
             with contextlib.suppress(FileNotFoundError):
                 if self._head(fs, at).get("Metadata") == mark:
-                    return  # an earlier try did it, and its answer was lost
+                    return  # an earlier try succeeded, but its answer was lost
             raise FileExistsError(at) from error
 
 
@@ -157,20 +155,22 @@ class _Google(_Other):
         try:
             self.put(fs, at, content, ifGenerationMatch=version or "0")
         except FileExistsError:  # gcsfs for 412
-            if fs.cat_file(at) != content:  # else it is as it should be, whoever wrote it
+            if fs.cat_file(at) != content:  # else it has this content already
                 raise
 
 
 def dialect(fs: Any) -> _Other:
-    """How a file system is asked for size and version (a word for the content as it is), how it writes
-    (``put``), and how only if the version is that, or if nothing is there (None): ``put_if`` raises
-    FileExistsError otherwise, FileNotFoundError where there should be something."""
+    """The requests of a file system for an object's size, version (a token of its content) and writing.
+
+    ``put_if`` writes only if the object has the version, or is absent (None); else it raises FileExistsError,
+    and FileNotFoundError where the object to replace is absent.
+    """
     names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     return _S3() if "s3" in names else _Google() if "gs" in names else _Other()
 
 
 def answer(error: BaseException) -> tuple[int | None, str]:
-    """HTTP status and the store's own code of an error, as far as it is a store's."""
+    """HTTP status and the store's own code of an error, if it comes from a store."""
     for said in (error.__cause__, error):
         response = getattr(said, "response", None)
         if isinstance(response, dict):
@@ -181,8 +181,7 @@ def answer(error: BaseException) -> tuple[int | None, str]:
 
 
 def explain(error: Exception, done: str, where: str) -> Exception:
-    """The failure, in a sentence, that an error of a file system or its libraries means; the error itself
-    where it is neither."""
+    """An error of a file system or its libraries as a failure with a sentence; any other error unchanged."""
     name, library = type(error).__name__, type(error).__module__.partition(".")[0]
     if not isinstance(error, OSError) and library not in _LIBRARIES:
         return error
@@ -200,7 +199,7 @@ def explain(error: Exception, done: str, where: str) -> Exception:
         text = f"the store refuses it ({code or text})"
         remedy = "give credentials that may read, write, delete and list there"
     elif status == 501:
-        text, remedy = f"the store cannot do it ({code})", "use one that knows conditional writes"
+        text, remedy = f"the store cannot do it ({code})", "use one that supports conditional writes"
     return _storage(f"{where} could not be {done}: {text}; {remedy}")
 
 

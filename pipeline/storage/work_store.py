@@ -1,7 +1,7 @@
-"""The work store: each stage's files and records by clip key; the only checkpoint there is.
+"""The work store: each stage's files and records by clip key; the only checkpoint of a run.
 
 A path follows from (stage, hash of that stage's part of the recipe, key), fanned out by two hex digits,
-so the store is asked by key and never listed. A stage whose record is there and whole does nothing.
+so no folder is listed. A stage skips a clip that has a record and all its files.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _MAX_RECORD = 1 << 24  # bytes
 
 @dataclass(frozen=True)
 class Stored:
-    """A whole file in the work store: path relative to its root, size in bytes, sha256 in hex."""
+    """A file in the work store: path relative to its root, size in bytes, sha256 in hex."""
 
     path: str
     size: int
     sha256: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a record; `Stored(**record)` is the way back."""
+        """Plain values for a record; `Stored(**record)` reads them."""
         return {"path": self.path, "size": self.size, "sha256": self.sha256}
 
 
@@ -82,9 +82,9 @@ class WorkStore:
         return f"{stage}/{stage_hash}/{fan}/{key}{suffix}"
 
     def put_file(self, stage: str, stage_hash: str, key: str, suffix: str, local: Path) -> Stored:
-        """Copy a local file into the store, whole or not at all, hashing what is copied.
+        """Copy a local file into the store, whole or not at all, and hash it.
 
-        A power cut may undo it, as if the work had not been done yet.
+        A power cut may remove the file: the work is then done again.
         """
         path = self.path(stage, stage_hash, key, suffix)
         digest, size = hashlib.sha256(), 0
@@ -96,8 +96,7 @@ class WorkStore:
         return Stored(path, size, digest.hexdigest())
 
     def local_copy(self, stored: Stored, folder: Path) -> Path | None:
-        """The file as a local one, itself on local disk, else a copy in `folder`; None where it is not what
-        was stored, or gone."""
+        """The file itself on local disk, else a copy in `folder`; None where it is gone or damaged."""
         local = self.storage.local(stored.path)
         target = local or folder / stored.path.rsplit("/", 1)[1]
         digest = hashlib.sha256()
@@ -114,16 +113,16 @@ class WorkStore:
         return target if digest.hexdigest() == stored.sha256 else None
 
     def write_record(self, stage: str, stage_hash: str, key: str, record: dict[str, Any]) -> None:
-        """What a stage says of a key, as canonical JSON; write it after the files it names.
+        """Write a stage's record of a key as canonical JSON, after the files that it names.
 
         Files are named under ``"files"``: name -> `Stored.as_dict()`.
         """
         self.storage.write(self.path(stage, stage_hash, key, _RECORD), canonical_json(record), Sync.NOTHING)
 
     def read_record(self, stage: str, stage_hash: str, key: str, whole: bool = True) -> dict[str, Any] | None:
-        """The record, or None where there is none, it is damaged, or a file it names is not there whole.
+        """The record; None where it is absent or damaged, or a file that it names is not complete.
 
-        With `whole` False the files are not looked for: for who reads them anyway.
+        With `whole` False the files are not checked: for callers that read them anyway.
 
         Raises:
             Failed: class environment, for a record of a newer version.
@@ -140,12 +139,12 @@ class WorkStore:
         return record if good else None
 
     def clean(self) -> None:
-        """Delete all that stages and campaigns left here; other files under the root stay."""
+        """Delete the files of all stages and runs; other files under the root stay."""
         for name in _FOLDERS:
             self.storage.delete_folder(name)
 
     def has(self, stored: Stored) -> bool:
-        """Whether the file is there with its size; its hash is checked by who copies it."""
+        """Whether the file exists with its size; `local_copy` checks the hash."""
         try:
             return self.storage.size(stored.path) == stored.size
         except FileNotFoundError:

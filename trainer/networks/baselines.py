@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.networks.i3d import MIXED, Mixed, Unit, initialise
+from trainer.networks.i3d import CHANNELS, inception_v1, initialise
 from trainer.networks.layers import Conv3d, Dropout, MaxPool3dSame, Norm
 from trainer.networks.recurrent import BatchNormLSTM
 from trainer.networks.registry import register
@@ -26,31 +26,15 @@ STACK = 10
 
 
 class InceptionV1(nn.Module):
-    """Inception-v1, frame by frame: I3D's layers without time. (N, C, T, H, W) -> (N, 1024, T / stack, h, w).
+    """Inception-v1, frame by frame: (N, C, T, H, W) -> (N, 1024, T / stack, h, w).
 
     `stack` frames are the channels of one picture.
     """
 
     def __init__(self, norm: Norm, in_channels: int, stack: int = 1):
         super().__init__()
-        layers: list[nn.Module] = [
-            Unit(norm, in_channels, 64, (stack, 7, 7), (stack, 2, 2)),
-            MaxPool3dSame((1, 3, 3), (1, 2, 2)),
-            Unit(norm, 64, 64, (1, 1, 1)),
-            Unit(norm, 64, 192, (1, 3, 3)),
-            MaxPool3dSame((1, 3, 3), (1, 2, 2)),
-        ]
-        channels = 192
-        for name, widths in MIXED.items():
-            if name == "4b":
-                layers.append(MaxPool3dSame((1, 3, 3), (1, 2, 2)))
-            if name == "5b":
-                layers.append(MaxPool3dSame((1, 2, 2), (1, 2, 2)))
-            mixed = Mixed(norm, channels, widths, (1, 3, 3), (1, 3, 3))
-            layers.append(mixed)
-            channels = mixed.channels
-        self.layers = nn.Sequential(*layers)
-        self.channels = channels
+        layers = dict(inception_v1(norm, in_channels, (stack, 7, 7), (stack, 2, 2), time=False))
+        self.layers = nn.Sequential(*layers.values())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -67,7 +51,7 @@ class ConvNetLSTM(nn.Module):
     def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
         self.frames = InceptionV1(norm, in_channels)
-        self.lstm = BatchNormLSTM(self.frames.channels, 512, norm.momentum, norm.frozen)
+        self.lstm = BatchNormLSTM(CHANNELS, 512, norm.momentum, norm.frozen)
         self.dropout = Dropout(dropout)
         self.logits = nn.Linear(512, num_classes)
         self.frames.apply(initialise)
@@ -85,7 +69,7 @@ class ConvNetLSTM(nn.Module):
         return self.logits(self.dropout(self.hidden(x)))
 
     def answer(self, steps: Tensor) -> Tensor:
-        """What `steps` say: the logits after the last frame, (N, num_classes)."""
+        """Pick the logits after the last frame, (N, num_classes)."""
         return steps[:, -1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,10 +125,10 @@ class C3D(nn.Module):
 
 
 def stacks(rgb: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """One RGB frame for each whole 10 of flow: as given, or picked where there is one for each frame of flow.
+    """Pair each stack of 10 flow frames with one RGB frame: as given, or picked from one for each flow frame.
 
-    What is left after the last whole 10 is not looked at, so that each stack of flow begins at its RGB
-    frame. Raises ValueError for less than 10, or for any other number of RGB frames.
+    Flow frames after the last whole stack are left out, so that each stack begins at its RGB frame. Raises
+    ValueError for less than 10, and for any other number of RGB frames.
     """
     count = flow.shape[2] // STACK
     if not count:
@@ -174,8 +158,8 @@ class TwoStream(nn.Module):
         super().__init__()
         self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
         self.dropout_rgb, self.dropout_flow = Dropout(dropout), Dropout(dropout)
-        self.logits_rgb = nn.Conv3d(self.rgb.channels, num_classes, 1)
-        self.logits_flow = nn.Conv3d(self.flow.channels, num_classes, 1)
+        self.logits_rgb = nn.Conv3d(CHANNELS, num_classes, 1)
+        self.logits_flow = nn.Conv3d(CHANNELS, num_classes, 1)
         self.apply(initialise)
 
     def maps(self, rgb: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,11 +180,11 @@ class TwoStream(nn.Module):
         return torch.stack([by_rgb, by_flow], dim=1)
 
     def answer(self, steps: Tensor) -> Tensor:
-        """What `steps` say: the logarithms of the mean of both towers' probabilities, (N, num_classes)."""
+        """Join both streams: the logarithms of their mean probabilities, (N, num_classes)."""
         return steps.log_softmax(dim=2).logsumexp(dim=1) - math.log(2)
 
     def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
-        """The logarithms of the mean of both towers' probabilities, (N, num_classes)."""
+        """The logarithms of both streams' mean probabilities, (N, num_classes)."""
         return self.answer(self.steps(rgb, flow))
 
 
@@ -220,7 +204,7 @@ class FusedThreeD(nn.Module):
     def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
         self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
-        self.fusion = Conv3d(self.rgb.channels + self.flow.channels, 512, 3, padding=1)
+        self.fusion = Conv3d(2 * CHANNELS, 512, 3, padding=1)
         self.pool = MaxPool3dSame((3, 3, 3), (2, 2, 2))
         self.dropout = Dropout(dropout)
         self.logits = nn.Conv3d(512, num_classes, 1)

@@ -6,6 +6,7 @@ section 2.4 and figure 3; where the paper is silent, DeepMind's kinetics-i3d (i3
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -28,19 +29,17 @@ MIXED = {  # 1x1; 1x1 then 3x3 (two numbers); the like again; after the pool
 }
 """Output channels of the branches of each Inception module."""
 
-SHORTEST = 9  # frames: fewer leave less than the two steps that the last pool takes
+CHANNELS = 1024
+"""Of the last module's output."""
+
+SHORTEST = 9  # frames: fewer leave less than the two steps of the last pool
 
 
 class Unit(nn.Module):
     """Convolution without bias, batch normalisation, ReLU."""
 
     def __init__(
-        self,
-        norm: Norm,
-        in_channels: int,
-        out_channels: int,
-        kernel: Triple,
-        stride: Triple = (1, 1, 1),
+        self, norm: Norm, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1)
     ):
         super().__init__()
         self.conv = Conv3dSame(in_channels, out_channels, kernel, stride)
@@ -51,19 +50,12 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """An Inception module: four branches, concatenated. (N, C, T, H, W) -> (N, `channels`, T, H, W).
+    """An Inception module: four branches, concatenated. (N, C, T, H, W) -> (N, sum of their widths, T, H, W).
 
-    `kernel` is of the two larger convolutions, `pool` of the maximum.
+    `kernel` is that of the two larger convolutions and of the maximum.
     """
 
-    def __init__(
-        self,
-        norm: Norm,
-        in_channels: int,
-        widths: tuple[int, int, int, int, int, int],
-        kernel: Triple = (3, 3, 3),
-        pool: Triple = (3, 3, 3),
-    ):
+    def __init__(self, norm: Norm, in_channels: int, widths: tuple[int, ...], kernel: Triple):
         super().__init__()
         one, before, after, before_small, after_small, pooled = widths
         self.branch_0 = Unit(norm, in_channels, one, (1, 1, 1))
@@ -71,16 +63,38 @@ class Mixed(nn.Module):
             Unit(norm, in_channels, before, (1, 1, 1)), Unit(norm, before, after, kernel)
         )
         self.branch_2 = nn.Sequential(
-            Unit(norm, in_channels, before_small, (1, 1, 1)),
-            Unit(norm, before_small, after_small, kernel),
+            Unit(norm, in_channels, before_small, (1, 1, 1)), Unit(norm, before_small, after_small, kernel)
         )
         self.branch_3 = nn.Sequential(
-            MaxPool3dSame(pool, (1, 1, 1)), Unit(norm, in_channels, pooled, (1, 1, 1))
+            MaxPool3dSame(kernel, (1, 1, 1)), Unit(norm, in_channels, pooled, (1, 1, 1))
         )
-        self.channels = one + after + after_small + pooled
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.branch_0(x), self.branch_1(x), self.branch_2(x), self.branch_3(x)], dim=1)
+
+
+def inception_v1(
+    norm: Norm, in_channels: int, kernel: Triple, stride: Triple, time: bool
+) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of Inception-v1 below its last pool, and their names in I3D.
+
+    (N, C, T, H, W) -> (N, `CHANNELS`, t, h, w). `kernel` and `stride` are of the first convolution. Without
+    `time` the others see one frame at a time.
+    """
+    three, two = ((3, 3, 3), (2, 2, 2)) if time else ((1, 3, 3), (1, 2, 2))
+    yield "conv_1a", Unit(norm, in_channels, 64, kernel, stride)
+    yield "pool_2a", MaxPool3dSame((1, 3, 3), (1, 2, 2))
+    yield "conv_2b", Unit(norm, 64, 64, (1, 1, 1))
+    yield "conv_2c", Unit(norm, 64, 192, three)
+    yield "pool_3a", MaxPool3dSame((1, 3, 3), (1, 2, 2))
+    channels = 192
+    for name, widths in MIXED.items():
+        if name == "4b":
+            yield "pool_4a", MaxPool3dSame(three, two)
+        if name == "5b":
+            yield "pool_5a", MaxPool3dSame(two, two)
+        yield f"mixed_{name}", Mixed(norm, channels, widths, three)
+        channels = sum(widths[i] for i in (0, 2, 4, 5))
 
 
 class I3D(nn.Module):
@@ -92,9 +106,8 @@ class I3D(nn.Module):
     With 400 classes 12,689,984 parameters for RGB and 12,668,032 for flow; 7,280 more with `bn_scale`.
 
     Args:
-        dropout: probability before the last layer (.5 in the published training).
-        bn_scale: batch normalisation with a learned scale, which the published network has not and some
-            readers' checkpoints have.
+        bn_scale: batch normalisation with a learned scale; the published network has none, some published
+            checkpoints of other implementations do.
     """
 
     def __init__(
@@ -102,35 +115,20 @@ class I3D(nn.Module):
     ):
         super().__init__()
         norm = replace(norm, scale=bn_scale)
-        self.conv_1a = Unit(norm, in_channels, 64, (7, 7, 7), (2, 2, 2))
-        self.pool_2a = MaxPool3dSame((1, 3, 3), (1, 2, 2))
-        self.conv_2b = Unit(norm, 64, 64, (1, 1, 1))
-        self.conv_2c = Unit(norm, 64, 192, (3, 3, 3))
-        self.pool_3a = MaxPool3dSame((1, 3, 3), (1, 2, 2))
-        self.mixed_3b = Mixed(norm, 192, MIXED["3b"])
-        self.mixed_3c = Mixed(norm, self.mixed_3b.channels, MIXED["3c"])
-        self.pool_4a = MaxPool3dSame((3, 3, 3), (2, 2, 2))
-        self.mixed_4b = Mixed(norm, self.mixed_3c.channels, MIXED["4b"])
-        self.mixed_4c = Mixed(norm, self.mixed_4b.channels, MIXED["4c"])
-        self.mixed_4d = Mixed(norm, self.mixed_4c.channels, MIXED["4d"])
-        self.mixed_4e = Mixed(norm, self.mixed_4d.channels, MIXED["4e"])
-        self.mixed_4f = Mixed(norm, self.mixed_4e.channels, MIXED["4f"])
-        self.pool_5a = MaxPool3dSame((2, 2, 2), (2, 2, 2))
-        self.mixed_5b = Mixed(norm, self.mixed_4f.channels, MIXED["5b"])
-        self.mixed_5c = Mixed(norm, self.mixed_5b.channels, MIXED["5c"])
+        layers = dict(inception_v1(norm, in_channels, (7, 7, 7), (2, 2, 2), time=True))
+        self.layers = tuple(layers)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
         self.dropout = Dropout(dropout)
-        self.logits = nn.Conv3d(self.mixed_5c.channels, num_classes, 1)
+        self.logits = nn.Conv3d(CHANNELS, num_classes, 1)
         self.apply(initialise)
 
     def pooled(self, x: Tensor) -> Tensor:
         """The last average pool: (N, C, T, H, W) -> (N, 1024, S, h, w), S = ceil(T / 8) - 1, 1x1 at 224."""
         if x.shape[2] < SHORTEST:
             raise ValueError(f"I3D needs at least {SHORTEST} frames, not {x.shape[2]}")
-        x = self.conv_2c(self.conv_2b(self.pool_2a(self.conv_1a(x))))
-        x = self.mixed_3c(self.mixed_3b(self.pool_3a(x)))
-        x = self.mixed_4d(self.mixed_4c(self.mixed_4b(self.pool_4a(x))))
-        x = self.mixed_4f(self.mixed_4e(x))
-        x = self.mixed_5c(self.mixed_5b(self.pool_5a(x)))
+        for name in self.layers:
+            x = self.get_submodule(name)(x)
         return F.avg_pool3d(x, (2, min(7, x.shape[3]), min(7, x.shape[4])), stride=1)
 
     def logits_over_time(self, x: Tensor) -> Tensor:
@@ -147,10 +145,10 @@ class I3D(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Sonnet 1's default: a normal of deviation 1/sqrt(fan in), cut at two deviations; biases zero."""
+    """Initialise by Sonnet 1's default: a normal of std 1/sqrt(fan in), cut at two std; biases zero."""
     if isinstance(module, nn.Conv3d):
-        deviation = module.weight[0].numel() ** -0.5
-        nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        std = module.weight[0].numel() ** -0.5
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -46,14 +46,14 @@ class ProgressLine(tqdm):
             file=out,
             position=0,
             smoothing=smoothing,
-            mininterval=LIVE_SECONDS if out.isatty() else every,
+            mininterval=LIVE_SECONDS if out.live else every,
             miniters=0,
             dynamic_ncols=True,
-            bar_format=f"{line} {{bar}}" if out.isatty() else line,
+            bar_format=f"{line} {{bar}}" if out.live else line,
         )
 
     def show(self, done: int, *facts: str) -> None:
-        """Note that `done` is done, with `facts` to tell, and draw the line if it is time."""
+        """Set the number done and the `facts` beside it; draw the line if it is time."""
         self.set_postfix_str(", ".join(facts), refresh=False)
         self.update(done - self.n)
 
@@ -78,27 +78,18 @@ class _Output:
     """
 
     def __init__(self, stream: TextIO | None):
-        self._stream = stream
-        self._live = self.isatty()
+        self.stream = stream
+        self.live = self.isatty()
 
     def write(self, text: str) -> None:
-        if self._live:
-            self._target.write(text)
+        stream = self.stream or sys.stderr
+        if self.live:
+            stream.write(text)
         elif text.strip():
-            self._target.write(f"{text.strip()}\n")
+            stream.write(f"{text.strip()}\n")
 
-    def flush(self) -> None:
-        self._target.flush()
-
-    def fileno(self) -> int:
-        return self._target.fileno()
-
-    def isatty(self) -> bool:
-        return self._target.isatty()
-
-    @property
-    def _target(self) -> TextIO:
-        return self._stream or sys.stderr
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream or sys.stderr, name)
 
 
 def duration(seconds: float) -> str:

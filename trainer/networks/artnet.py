@@ -10,17 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.networks.layers import Conv3d, Dropout, Norm, Triple
+from trainer.networks.layers import Dropout, Norm
 from trainer.networks.registry import register
-from trainer.networks.residual import WIDTHS, activated, initialise
+from trainer.networks.residual import WIDTHS, activated, convolution, initialise
 
 SOURCE = "Wang et al., CVPR 2018, arXiv:1711.09125; github.com/wanglimin/ARTNet"
-
-
-def convolution(in_channels: int, out_channels: int, kernel: Triple, stride: int, bias: bool) -> Conv3d:
-    """A 3D convolution, padded by half of its kernel; the published one has a bias from res3 on."""
-    t, h, w = kernel
-    return Conv3d(in_channels, out_channels, kernel, stride, (t // 2, h // 2, w // 2), bias=bias)
 
 
 class Smart(nn.Module):
@@ -33,12 +27,12 @@ class Smart(nn.Module):
 
     def __init__(self, norm: Norm, in_channels: int, channels: int, size: int, stride: int, bias: bool):
         super().__init__()
-        self.appearance = convolution(in_channels, channels, (1, size, size), stride, bias)
+        self.appearance = convolution(in_channels, channels, (1, size, size), stride, bias=bias)
         self.appearance_norm = norm(channels)
-        self.relation = convolution(in_channels, channels, (3, size, size), stride, bias)
+        self.relation = convolution(in_channels, channels, (3, size, size), stride, bias=bias)
         self.relation_norm = norm(channels)
         self.pool_norm = norm(channels // 2)
-        self.reduction = convolution(channels + channels // 2, channels, (1, 1, 1), 1, bias)
+        self.reduction = convolution(channels + channels // 2, channels, (1, 1, 1), 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         appearance = self.appearance_norm(self.appearance(x))
@@ -56,10 +50,14 @@ class SmartBlock(nn.Module):
     def __init__(self, norm: Norm, in_channels: int, channels: int, stride: int, smart: bool, bias: bool):
         super().__init__()
         self.before = norm(in_channels)
-        self.first = activated(convolution(in_channels, channels, (3, 3, 3), stride, bias), norm(channels))
-        plain = (channels, channels, (3, 3, 3), 1, bias)
-        self.second = Smart(norm, channels, channels, 3, 1, bias) if smart else convolution(*plain)
-        self.down = convolution(in_channels, channels, (3, 3, 3), stride, bias) if stride > 1 else None
+        self.first = activated(
+            convolution(in_channels, channels, (3, 3, 3), stride, bias=bias), norm(channels)
+        )
+        if smart:
+            self.second: nn.Module = Smart(norm, channels, channels, 3, 1, bias)
+        else:
+            self.second = convolution(channels, channels, (3, 3, 3), bias=bias)
+        self.down = convolution(in_channels, channels, (3, 3, 3), stride, bias=bias) if stride > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.before(x))

@@ -11,19 +11,18 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.networks.layers import Norm, Triple
+from trainer.networks.layers import Norm
 from trainer.networks.registry import register
 from trainer.networks.residual import (
     WIDTHS,
-    BasicBlock,
     Block,
     ResidualNetwork,
     activated,
     bottleneck,
     convolution,
-    projection,
     stages,
 )
+from trainer.networks.resnet3d import basic
 
 SOURCE = "Hara et al., CVPR 2018, arXiv:1711.09577; github.com/kenshohara/3D-ResNets-PyTorch"
 
@@ -38,18 +37,6 @@ class Padded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         s = self.stride
         return F.pad(x[:, :, ::s, ::s, ::s], (0, 0, 0, 0, 0, 0, 0, self.channels - x.shape[1]))
-
-
-def basic(norm: Norm, channels: int) -> Block:
-    """Basic blocks of 3x3x3 convolutions."""
-
-    def block(in_channels: int, stride: int, number: int) -> BasicBlock:
-        strides: Triple = (stride, stride, stride)
-        first = convolution(in_channels, channels, (3, 3, 3), strides)
-        second = convolution(channels, channels, (3, 3, 3))
-        return BasicBlock(norm, channels, first, second, projection(norm, in_channels, channels, strides))
-
-    return block
 
 
 def padded(block: Block, out_channels: int) -> Block:
@@ -93,7 +80,7 @@ class HaraResNet(ResidualNetwork):
             *activated(convolution(in_channels, 64, (7, 7, 7), (1, 2, 2)), norm(64)),
             nn.MaxPool3d(3, 2, padding=1),
         )
-        blocks = [bottleneck(norm, w, (3, 3, 3)) if layers >= 50 else basic(norm, w) for w in WIDTHS]
+        blocks = [bottleneck(norm, w, (3, 3, 3)) if layers >= 50 else basic(norm, "3d", w) for w in WIDTHS]
         if shortcut == "A":
             blocks = [padded(block, expansion * w) for block, w in zip(blocks, WIDTHS, strict=True)]
         super().__init__(stem, stages(blocks, layers, expansion), num_classes, dropout, expansion)

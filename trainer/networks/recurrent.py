@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 GAIN = 0.1
-"""What a normalised sum is multiplied by: the paper's start, at which gates do not saturate (section 4)."""
+"""The scale of a normalised sum: the paper's initial one, at which gates do not saturate (section 4)."""
 
 
 class StepNorm(nn.BatchNorm1d):
-    """The normalisation of one step: (N, C) -> (N, C) of deviation `GAIN`, with nothing learned."""
+    """The normalisation of one step: (N, C) -> (N, C) with std `GAIN`; it learns nothing."""
 
     def __init__(self, channels: int, momentum: float, frozen: bool):
         super().__init__(channels, momentum=momentum, affine=False)
@@ -48,9 +48,10 @@ class BatchNormLSTM(nn.Module):
         self.from_input = nn.Linear(in_channels, 4 * channels, bias=False)
         self.from_hidden = nn.Linear(channels, 4 * channels, bias=False)
         self.bias = nn.Parameter(torch.zeros(4 * channels))  # forget, input and output gate, candidate
-        for name, width in (("input", 4 * channels), ("hidden", 4 * channels), ("cell", channels)):
-            norms = nn.ModuleList(StepNorm(width, momentum, frozen) for _ in range(longest))
-            self.add_module(f"{name}_norms", norms)
+        self.input_norms, self.hidden_norms, self.cell_norms = (
+            nn.ModuleList(StepNorm(width, momentum, frozen) for _ in range(longest))
+            for width in (4 * channels, 4 * channels, channels)
+        )
         nn.init.orthogonal_(self.from_input.weight)
         with torch.no_grad():
             self.from_hidden.weight.copy_(torch.eye(channels).repeat(4, 1))
@@ -61,20 +62,19 @@ class BatchNormLSTM(nn.Module):
         hidden = cell = x.new_zeros(x.shape[0], self.channels)
         out = []
         for number, given in enumerate(inputs):
-            step = str(min(number, self.longest - 1))
-            given = self.get_submodule("input_norms").get_submodule(step)(given)
-            recalled = self.get_submodule("hidden_norms").get_submodule(step)(self.from_hidden(hidden))
+            step = min(number, self.longest - 1)
+            given = self.input_norms[step](given)
+            recalled = self.hidden_norms[step](self.from_hidden(hidden))
             forget, write, read, candidate = (given + recalled + self.bias).chunk(4, dim=1)
             cell = forget.sigmoid() * cell + write.sigmoid() * candidate.tanh()
-            hidden = read.sigmoid() * self.get_submodule("cell_norms").get_submodule(step)(cell).tanh()
+            hidden = read.sigmoid() * self.cell_norms[step](cell).tanh()
             out.append(hidden)
-        if self.get_submodule("input_norms").get_submodule("0").training:  # not where statistics stay
+        if self.input_norms[0].training:  # not where statistics stay
             self._extend(len(inputs))
         return torch.stack(out, dim=1)
 
     def _extend(self, steps: int) -> None:
-        """Gives the steps from number `steps` on the running statistics of the one before."""
-        for norms in (self.get_submodule(f"{name}_norms") for name in ("input", "hidden", "cell")):
-            each = list(norms.children())
-            for later in each[steps:]:
-                later.load_state_dict(each[steps - 1].state_dict())
+        """Copy the running statistics of the last of so many `steps` to the steps after it."""
+        for norms in (self.input_norms, self.hidden_norms, self.cell_norms):
+            for later in norms[steps:]:
+                later.load_state_dict(norms[steps - 1].state_dict())

@@ -30,12 +30,17 @@ Block = Callable[[int, int, int], nn.Module]
 
 
 def convolution(
-    in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1), groups: int = 1
+    in_channels: int,
+    out_channels: int,
+    kernel: Triple,
+    stride: int | Triple = 1,
+    groups: int = 1,
+    bias: bool = False,
 ) -> Conv3d:
-    """A 3D convolution without bias, padded on both sides by half of its kernel."""
+    """A 3D convolution, padded on both sides by half of its kernel."""
     t, h, w = kernel
     padding = (t // 2, h // 2, w // 2)
-    return Conv3d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+    return Conv3d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
 
 
 def activated(layer: nn.Module, norm: nn.Module) -> nn.Sequential:

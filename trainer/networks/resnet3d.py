@@ -48,7 +48,7 @@ def convolve(
     return convolution(in_channels, out_channels, (3 if kind == "3d" else 1, 3, 3), stride)
 
 
-def basic(norm: Norm, kind: str, channels: int, width: str) -> Block:
+def basic(norm: Norm, kind: str, channels: int, width: str = "torchvision") -> Block:
     """Blocks of `channels` whose convolutions are of `kind`; 2D ones do not stride time."""
 
     def block(in_channels: int, stride: int, number: int) -> BasicBlock:

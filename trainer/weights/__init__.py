@@ -1,4 +1,4 @@
-"""Readers of others' checkpoints and inflation of 2D weights, one file a format."""
+"""Reads checkpoints of other implementations, one file a format, and inflates 2D weights."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _READERS: dict[str, ModuleType] = {
 def load(
     path: str | Path, format: str = "auto", network: str | None = None
 ) -> tuple[dict[str, Tensor], Description]:
-    """The weights in a file as a state dict of our network, and what they are.
+    """Read the weights in a file as a state dict of our network, and their description.
 
-    Nothing in the file is run. Scales of batch normalisation that it has are kept.
+    Nothing in the file is run. Scales of batch normalisation are kept.
 
     Args:
-        path: a file of torch, or a TensorFlow checkpoint: what its files' names begin with, one of them, or
-            their folder.
-        format: one of `trainer.choices.FORMATS`, or "auto" for the one whose names the file's are.
-        network: ours that they are of, where several of a format come into question.
+        path: a file of torch, or a TensorFlow checkpoint: the prefix of its files, one of them, or their
+            folder.
+        format: one of `trainer.choices.FORMATS`, or "auto" to tell it by the names of the weights.
+        network: our network, where a format has several.
 
-    Raises WeightsError for a damaged file, one of no known format, and a key that is missing, unknown
-    or of another shape.
+    Raises WeightsError for a damaged file, an unknown format, and a key that is missing, unknown or of
+    another shape.
     """
     path = Path(path)
     try:

@@ -1,9 +1,9 @@
-"""BN-Inception as github.com/yjxiong/tsn-pytorch has it: TSN's weights, and the image network it begins with.
+"""Reads BN-Inception of github.com/yjxiong/tsn-pytorch: TSN, and the image network that it starts from.
 
 TSN's are below `base_model`, the last layer `new_fc`; the image network, also in
 github.com/Cadene/pretrained-models.pytorch (bn_inception-52deb4733.pth), becomes a TSN of ImageNet's classes
 for `train --init`. Both are fed with 0 to 255 in the order BGR less a mean, flow with 0 to 255 less 128, u
-and v of each frame in turn (transforms.py, dataset.py); here the first kernel takes that on.
+and v of each frame in turn (transforms.py, dataset.py); our first kernel is scaled and ordered for our input.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _FIRST = "conv1_7x7_s2.weight"
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of one of those networks."""
+    """Whether the names are this format's."""
     return _FIRST in state or f"base_model.{_FIRST}" in state
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """Their state dict as that of our TSN. Raises WeightsError for a key that is missing or unknown."""
+    """Rename to our TSN's. Raises WeightsError for a key that is missing or unknown."""
     trained = f"base_model.{_FIRST}" in state
     prefix = "base_model." if trained else ""
     head = "new_fc" if trained else "last_linear" if "last_linear.weight" in state else "fc"

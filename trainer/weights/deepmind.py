@@ -1,4 +1,4 @@
-"""DeepMind's I3D: the TensorFlow checkpoints of github.com/google-deepmind/kinetics-i3d.
+"""Reads DeepMind's I3D: the TensorFlow checkpoints of github.com/google-deepmind/kinetics-i3d.
 
 rgb_scratch, rgb_imagenet, flow_scratch and flow_imagenet have 230 variables below RGB/inception_i3d or
 Flow/inception_i3d; rgb_scratch_kin600 has no such prefix, its normalisation is shaped (1, 1, 1, 1, C), and it
@@ -45,12 +45,12 @@ def unit(ours: str) -> str:
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are variables of DeepMind's I3D."""
+    """Whether the names are this format's."""
     return _prefix(state) is not None
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """The variables as our I3D's state dict: kernels from (T, H, W, in, out), vectors from (1, 1, 1, 1, C).
+    """Rename to our I3D's, and transpose kernels from (T, H, W, in, out), vectors from (1, 1, 1, 1, C).
 
     Raises WeightsError for a variable that is missing, unknown, or of another shape.
     """
@@ -61,7 +61,7 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
     if len(below) != len(state):
         raise WeightsError("it has variables twice, with and without a prefix: take another copy")
     slots = frozenset(f"{name}/Momentum" for name in below)
-    converted, description = i3d.convert(below, unit, _PARTS, _HEAD, "deepmind", slots)
+    converted, description = i3d.convert(below, unit, _PARTS, _HEAD, "deepmind", ignored=slots)
     stream = PREFIXES[prefix]
     if stream not in (None, stream_of(converted["conv_1a.conv.weight"].shape[1])):
         raise WeightsError(f"it is called {prefix} and has another stream's channels: take another copy")

@@ -1,4 +1,4 @@
-"""Files that torch wrote: their tensors by name, without running anything in them."""
+"""Reads the tensors in files that torch wrote, without running anything in them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from torch import Tensor
 from trainer.weights.keys import AbsentError, WeightsError
 
 _INSIDE = ("state_dict", "model_state")
-"""Under which a training program's file has its weights."""
+"""Keys under which a training program's file has its weights."""
 
 _PARALLEL = "module."
-"""What torch's DataParallel puts in front of each name."""
+"""The prefix that torch's DataParallel adds to each name."""
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """The state dict in `path`, also inside a training program's file and of a DataParallel, on the CPU.
+    """Read the state dict in `path` to the CPU, also from inside a training program's file or DataParallel.
 
-    Raises AbsentError where there is none, WeightsError for what is damaged or more than tensors and plain
-    values, and for a tensor that is sparse, quantised or without values.
+    Raises:
+        AbsentError: there is no such file.
+        WeightsError: the file is damaged or holds more than tensors and plain values, or a tensor is sparse,
+            quantised or without values.
     """
     if path.is_dir() or not path.exists():
         raise AbsentError(f"{path} is no file: name one of weights")
@@ -32,7 +34,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever a damaged or hostile file makes torch raise
         said = str(error).strip().split("\n")[0][:120]
         raise WeightsError(
-            f"{path} is damaged or holds more than weights ({type(error).__name__}: {said}): copy it anew"
+            f"{path} is damaged or holds more than weights ({type(error).__name__}: {said}): copy it again"
         ) from None
     for name in _INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):

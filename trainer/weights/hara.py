@@ -1,8 +1,8 @@
-"""3D-ResNets as github.com/kenshohara/3D-ResNets-PyTorch has them (models/resnet.py).
+"""Reads 3D-ResNets of github.com/kenshohara/3D-ResNets-PyTorch (models/resnet.py).
 
-Read are those of 2018 (resnet-18-kinetics.pth and the like: 400 classes, and 101 or 51 after fine-tuning),
+Those of 2018 (resnet-18-kinetics.pth and the like: 400 classes, and 101 or 51 after fine-tuning),
 which are fed with 0 to 255 less ActivityNet's mean, and those of 2020 (r3d18_K_200ep.pth), with Kinetics'
-mean and deviation. Of 18 and 34 layers the former have shortcut A, which has no weights.
+mean and std. The former, of 18 and 34 layers, have shortcut A, which has no weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from trainer.weights.keys import Description, WeightsError, fitted, stream_of
+from trainer.weights.keys import Description, ends, fitted
 
 OLD = {"mean": (114.7748 / 255, 107.7354 / 255, 99.4750 / 255), "std": (1 / 255,) * 3}
 NEW = {"mean": (0.4345, 0.4051, 0.3775), "std": (0.2768, 0.2713, 0.2737)}
@@ -19,24 +19,22 @@ NEW = {"mean": (0.4345, 0.4051, 0.3775), "std": (0.2768, 0.2713, 0.2737)}
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of that implementation, and not of a 2D network of the same names."""
+    """Whether the names are this format's; a 2D network has the same ones."""
     first = state.get("conv1.weight")
     return first is not None and first.ndim == 5 and "layer1.0.conv1.weight" in state
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """Their state dict as that of our 3D-ResNet. Raises WeightsError for a key that is missing or unknown."""
-    first, last = state.get("conv1.weight"), state.get("fc.weight")
-    if first is None or last is None or first.ndim != 5 or last.ndim != 2:
-        raise WeightsError("its first or its last layer is missing: take the whole file")
+    """Rename to our 3D-ResNet's. Raises WeightsError for a key that is missing or unknown."""
+    stream, classes = ends(state, "conv1.weight", "fc.weight")
     padded = not any(".downsample." in name for name in state)
     shortcut = {"shortcut": "A"} if padded else {}
-    pixels = OLD if padded or last.shape[0] in (400, 101, 51) else NEW
+    pixels = OLD if padded or classes in (400, 101, 51) else NEW
     depths: list[tuple[str, dict]] = [("hara-r3d-18", {}), ("hara-r3d-34", {})]
     if "layer1.0.conv3.weight" in state:
         depths = [("hara-r3d-34", {"layers": layers}) for layers in (50, 101, 152)]
     described = [
-        Description("hara", name, {**options, **shortcut}, stream_of(first.shape[1]), last.shape[0], pixels)
+        Description("hara", name, {**options, **shortcut}, stream, classes, pixels)
         for name, options in depths
     ]
     return fitted(state, described, _theirs)

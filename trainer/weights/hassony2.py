@@ -1,7 +1,7 @@
-"""I3D as github.com/hassony2/kinetics_i3d_pytorch (src/i3dpt.py) has it: model_rgb.pth and model_flow.pth.
+"""Reads I3D of github.com/hassony2/kinetics_i3d_pytorch (src/i3dpt.py): model_rgb.pth and model_flow.pth.
 
-They were made of DeepMind's, with scales of batch normalisation of one. That implementation pads in space as
-if height and width were even, so that its logits are those of the others for even pictures such as 224x224.
+They were converted from DeepMind's, with scales of batch normalisation of one. That implementation pads in
+space as if height and width were even: its logits equal the others' for even sizes such as 224x224.
 """
 
 from __future__ import annotations
@@ -14,13 +14,7 @@ from trainer.weights import i3d
 from trainer.weights.keys import Description
 
 _STEM = {"conv_1a": "conv3d_1a_7x7", "conv_2b": "conv3d_2b_1x1", "conv_2c": "conv3d_2c_3x3"}
-_PARTS = {
-    "conv.weight": ".conv3d.weight",
-    "norm.weight": ".batch3d.weight",
-    "norm.bias": ".batch3d.bias",
-    "norm.running_mean": ".batch3d.running_mean",
-    "norm.running_var": ".batch3d.running_var",
-}
+_PARTS = i3d.torch_parts(".conv3d", ".batch3d")
 _HEAD = {"conv3d_0c_1x1.conv3d.weight": "logits.weight", "conv3d_0c_1x1.conv3d.bias": "logits.bias"}
 
 
@@ -30,11 +24,10 @@ def unit(ours: str) -> str:
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of that implementation."""
+    """Whether the names are this format's."""
     return "conv3d_1a_7x7.conv3d.weight" in state
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """Their state dict as our I3D's. Raises WeightsError for a key that is missing or unknown."""
-    ignored = i3d.counters(unit, ".batch3d.num_batches_tracked")
-    return i3d.convert(state, unit, _PARTS, _HEAD, "hassony2", ignored)
+    """Rename to our I3D's. Raises WeightsError for a key that is missing or unknown."""
+    return i3d.convert(state, unit, _PARTS, _HEAD, "hassony2", ".batch3d.num_batches_tracked")

@@ -1,4 +1,4 @@
-"""What the readers of I3D's weights share: our names of its units, and the state that they make of a file."""
+"""Shared by the readers of I3D's weights: our names of its units, and the conversion of a file."""
 
 from __future__ import annotations
 
@@ -28,31 +28,40 @@ PARTS = ("conv.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 """Weights of a unit that every file has."""
 
 
+def torch_parts(conv: str, norm: str) -> dict[str, str]:
+    """Our names of a unit's weights -> those of an implementation in torch, by its names of both layers."""
+    norms = {f"norm.{part}": f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
+    return {"conv.weight": f"{conv}.weight", **norms}
+
+
 def convert(
     state: Mapping[str, Tensor],
     unit: Callable[[str], str],
     parts: Mapping[str, str],
     head: Mapping[str, str],
     format: str,
+    counter: str = "",
     ignored: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Tensor], Description]:
-    """A state dict of another I3D as ours.
+    """Rename the weights of another I3D to ours.
 
-    Scales of batch normalisation that a file has are kept, which takes the option `bn_scale`; where all of
-    them are one, they are left out, as the published network has it.
+    Scales of batch normalisation are kept, which takes the option `bn_scale`; where all of them are one, they
+    are left out, as in the published network.
 
     Args:
         unit: our name of a unit -> theirs.
         parts: our name of a unit's weight, of `PARTS` and "norm.weight" -> theirs.
         head: theirs -> our names of the last layer's weights.
-        ignored: their names that stand for nothing of ours.
+        counter: the end of their names of torch's counters of batches, which newer versions write.
+        ignored: their names of weights that we do not use.
 
     Raises WeightsError for a key that is missing, unknown, or of another shape.
     """
     keys = {unit(u) + parts[part]: f"{u}.{part}" for u in UNITS for part in PARTS} | dict(head)
     scales = {unit(u) + parts["norm.weight"]: f"{u}.norm.weight" for u in UNITS}
     scaled = any(name in state for name in scales)
-    renamed = rename(state, keys | scales if scaled else keys, ignored)
+    counted = {unit(u) + counter for u in UNITS} if counter else set()
+    renamed = rename(state, keys | scales if scaled else keys, ignored | counted)
     if scaled and all(bool((renamed[ours] == 1).all()) for ours in scales.values()):
         renamed = {name: value for name, value in renamed.items() if name not in scales.values()}
         scaled = False
@@ -67,8 +76,3 @@ def convert(
         stream=stream_of(first.shape[1]),
         classes=last.shape[0],
     )
-
-
-def counters(unit: Callable[[str], str], suffix: str) -> frozenset[str]:
-    """Their names of torch's counters of batches, which a newer torch writes and nothing reads."""
-    return frozenset(unit(u) + suffix for u in UNITS)

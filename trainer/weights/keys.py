@@ -1,4 +1,4 @@
-"""Explicit maps from others' names of weights to ours, of which every key is consumed."""
+"""Renames the weights of other implementations to ours; every key must be accounted for."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from trainer import networks
 
 
 class WeightsError(RuntimeError):
-    """A file of weights that cannot be read, or not into this network; one sentence with the remedy."""
+    """A file of weights cannot be read, or does not fit this network: one sentence with the remedy."""
 
 
 class AbsentError(WeightsError, CallError):
-    """The file that was named is not there."""
+    """The named file does not exist."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a file of weights holds.
+    """Describes the weights in a file.
 
     Attributes:
-        format: whose, one of `trainer.choices.FORMATS`.
-        network, options: ours that they are of, and its builder's options.
+        format: one of `trainer.choices.FORMATS`.
+        network, options: our network that they fit, and its options.
         stream: "rgb" or "flow".
         classes: number of logits.
-        input: settings of `Input` in which they want another than the network's default.
+        input: settings of `Input` that differ from the network's default.
     """
 
     format: str
@@ -44,13 +44,13 @@ class Description:
 def rename(
     state: Mapping[str, Tensor], keys: Mapping[str, str], ignored: frozenset[str] = frozenset()
 ) -> dict[str, Tensor]:
-    """`state` under our names.
+    """Rename the weights in `state`.
 
     Args:
-        keys: their name -> ours, for all that there must be.
-        ignored: their names of what we have no use for; each may be there or not.
+        keys: their name -> ours, for all that are needed.
+        ignored: their names of weights that we do not use, which may be absent.
 
-    Raises WeightsError where a key is missing, or none of those.
+    Raises WeightsError for a key that is missing or unknown.
     """
     if missing := [name for name in keys if name not in state]:
         raise WeightsError(
@@ -64,6 +64,16 @@ def rename(
     return {ours: state[theirs] for theirs, ours in keys.items()}
 
 
+def ends(state: Mapping[str, Tensor], first: str, last: str, ndim: int = 5) -> tuple[str, int]:
+    """The stream and the number of classes, by the weights of the first and the last layer.
+
+    Raises WeightsError where one is missing, or the first has not `ndim` dimensions.
+    """
+    if first not in state or last not in state or state[first].ndim != ndim or state[last].ndim < 2:
+        raise WeightsError("its first or its last layer is missing: take the whole file")
+    return stream_of(state[first].shape[1]), state[last].shape[0]
+
+
 def stream_of(channels: int) -> str:
     """The stream whose frames have so many channels. Raises WeightsError."""
     for stream, count in networks.CHANNELS.items():
@@ -73,20 +83,18 @@ def stream_of(channels: int) -> str:
 
 
 def shapes(description: Description) -> dict[str, torch.Size]:
-    """Names and shapes of the weights of the network that is described. Raises WeightsError."""
+    """The names and shapes of the weights of the described network. Raises WeightsError."""
     channels = networks.CHANNELS[description.stream]
     try:
         with torch.device("meta"):
-            built = networks.build(
-                description.network, description.classes, in_channels=channels, **description.options
-            )
+            built = networks.build(description.network, description.classes, channels, **description.options)
     except (KeyError, ValueError) as error:
         raise WeightsError(str(error.args[0])) from None
     return {name: value.shape for name, value in built.state_dict().items()}
 
 
 def check(state: Mapping[str, Tensor], description: Description) -> None:
-    """Raises WeightsError unless the network that is described takes `state` as it is, and all is numbers."""
+    """Raise WeightsError unless `state` fits the described network and holds finite numbers only."""
     name = description.network
     for weight, shape in shapes(description).items():
         if state[weight].shape != shape:
@@ -98,20 +106,18 @@ def check(state: Mapping[str, Tensor], description: Description) -> None:
 def fitted(
     state: Mapping[str, Tensor], candidates: Sequence[Description], theirs: Callable[[str], str]
 ) -> tuple[dict[str, Tensor], Description]:
-    """`state` as that of the candidate that it fits best.
+    """Rename `state` to the weights of the candidate that it fits best.
 
-    `theirs` gives their name of each of our weights. Counters of batches may be absent. Raises WeightsError
-    where a key is missing or unknown.
+    `theirs` maps our name of a weight to theirs. Counters of batches may be absent. Raises WeightsError for a
+    key that is missing or unknown.
     """
-    best: tuple[int, Description, dict[str, str]] | None = None
-    for description in candidates:
-        own = shapes(description)
-        keys = {theirs(name): name for name in own}
-        fits = sum(key in state and state[key].shape == own[ours] for key, ours in keys.items())
-        if best is None or fits - len(own) > best[0]:
-            best = fits - len(own), description, keys
-    assert best is not None
-    _, description, keys = best
+    known = [(description, shapes(description)) for description in candidates]
+    misfits = [
+        sum(theirs(name) not in state or state[theirs(name)].shape != shape for name, shape in own.items())
+        for _, own in known
+    ]
+    description, own = known[misfits.index(min(misfits))]
+    keys = {theirs(name): name for name in own}
     counters = {key: ours for key, ours in keys.items() if ours.endswith(".num_batches_tracked")}
     needed = {key: ours for key, ours in keys.items() if key not in counters}
     renamed = rename(state, needed, frozenset(counters))

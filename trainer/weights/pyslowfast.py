@@ -1,8 +1,8 @@
-"""SlowFast and I3D on ResNet-50 as github.com/facebookresearch/SlowFast has them.
+"""Reads SlowFast and I3D on ResNet-50 of github.com/facebookresearch/SlowFast.
 
 Its training writes files of torch (checkpoint_epoch_00196.pyth), by the names of its modules
-(slowfast/models). Those of its model zoo are pickles of Caffe2's and are not opened: pytorchvideo's has files
-of torch. Read are SLOWFAST_4x16_R50, SLOWFAST_8x8_R50, I3D_8x8_R50 and I3D_NLN_8x8_R50.
+(slowfast/models). Its model zoo has pickles of Caffe2, which are not read; pytorchvideo's has files of torch.
+The networks are SLOWFAST_4x16_R50, SLOWFAST_8x8_R50, I3D_8x8_R50 and I3D_NLN_8x8_R50.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def theirs(place: Place) -> str:
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of that program."""
+    """Whether the names are this format's."""
     return "s1.pathway0_stem.conv.weight" in state
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """Their state dict as that of our network. Raises WeightsError for a key that is missing or unknown."""
+    """Rename to our network's. Raises WeightsError for a key that is missing or unknown."""
     nonlocals = 5 if any("_nonlocal" in name for name in state) else 0
     return pathways.convert("pyslowfast", state, theirs, "s1.pathway1_stem.conv.weight" in state, nonlocals)

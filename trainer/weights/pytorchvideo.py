@@ -1,7 +1,7 @@
-"""SlowFast and I3D on ResNet-50 as github.com/facebookresearch/pytorchvideo has them.
+"""Reads SlowFast and I3D on ResNet-50 of github.com/facebookresearch/pytorchvideo.
 
 Its model zoo's SLOWFAST_4x16_R50.pyth, SLOWFAST_8x8_R50.pyth and I3D_8x8_R50.pyth (75.34, 76.94 and 73.27 %
-on Kinetics-400) were trained by PySlowFast and call weights by pytorchvideo/models.
+on Kinetics-400) were trained by PySlowFast; their names are those of pytorchvideo/models.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ def _inside(place: Place) -> str:
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of one of those networks."""
-    return (
-        _two(state) or {"blocks.0.conv.weight", "blocks.1.res_blocks.0.branch2.conv_a.weight"} <= state.keys()
-    )
+    """Whether the names are this format's."""
+    one = {"blocks.0.conv.weight", "blocks.1.res_blocks.0.branch2.conv_a.weight"}
+    return _two(state) or one <= state.keys()
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """Their state dict as that of our network. Raises WeightsError for a key that is missing or unknown."""
+    """Rename to our network's. Raises WeightsError for a key that is missing or unknown."""
     two = _two(state)
     return pathways.convert("pytorchvideo", state, _of_two if two else _of_one, two)
 

@@ -1,8 +1,8 @@
-"""State dicts of torchvision.models.video, and of VMZ's networks, which are made of its parts.
+"""Reads networks of torchvision.models.video, and VMZ's, which are made of their parts.
 
 torchvision's r3d_18, mc3_18, r2plus1d_18 and s3d are published for Kinetics-400 at 15 frames a second: of
 ours at 25, every second comes nearest. VMZ (github.com/facebookresearch/VMZ, pt/vmz/models) publishes
-r2plus1d_34, ir_csn_152 and ip_csn_152. Both are fed with pictures normalised by Kinetics' mean and deviation.
+r2plus1d_34, ir_csn_152 and ip_csn_152. Both are fed with pictures normalised by Kinetics' mean and std.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from trainer.weights.keys import Description, WeightsError, fitted, stream_of
+from trainer.weights.keys import Description, WeightsError, ends, fitted
 
 NAMES = {"r3d-18": "r3d_18", "mc3-18": "mc3_18", "r2plus1d-18": "r2plus1d_18", "s3d": "s3d"}
 """Our networks that torchvision has, and what it calls them."""
@@ -24,16 +24,13 @@ PIXELS = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.2169
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of one of those networks."""
-    return (
-        "features.0.0.0.weight" in state
-        or {"stem.0.weight", "layer1.0.conv1.0.weight"} <= state.keys()
-        or ({"stem.0.weight", "layer1.0.conv1.0.0.weight"} <= state.keys())
-    )
+    """Whether the names are this format's."""
+    residual = "layer1.0.conv1.0.weight" in state or "layer1.0.conv1.0.0.weight" in state
+    return "features.0.0.0.weight" in state or ("stem.0.weight" in state and residual)
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """Their state dict as ours: the residual networks' keys are the same, S3D's layers are renamed.
+    """Rename to our networks': the residual networks' names are the same, S3D's layers differ.
 
     Args:
         network: one of `NAMES` and `VMZ`, or None for the one whose names and shapes are those of `state`.
@@ -44,10 +41,8 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
     if network is not None and network not in known:
         raise WeightsError(f"torchvision and VMZ have no {network}: name one of {', '.join(known)}")
     separable = "features.0.0.0.weight" in state
-    first = state.get("features.0.0.0.weight" if separable else "stem.0.weight")
-    last = state.get("classifier.1.weight" if separable else "fc.weight")
-    if first is None or last is None or first.ndim != 5 or last.ndim < 2:
-        raise WeightsError("its first or its last layer is missing: take the whole file")
+    names = ("features.0.0.0.weight", "classifier.1.weight") if separable else ("stem.0.weight", "fc.weight")
+    stream, classes = ends(state, *names)
     bottlenecks = "layer1.0.conv3.0.weight" in state
     alike = [n for n in known if n != "s3d" and n.endswith("csn-152") == bottlenecks]
     described = [
@@ -55,8 +50,8 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
             format="vmz" if name in VMZ else "torchvision",
             network=name,
             options={},
-            stream=stream_of(first.shape[1]),
-            classes=last.shape[0],
+            stream=stream,
+            classes=classes,
             input={**PIXELS, "stride": 2} if name in NAMES else PIXELS,
         )
         for name in ([network] if network else ["s3d"] if separable else alike)

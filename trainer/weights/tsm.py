@@ -1,6 +1,6 @@
-"""TSM as github.com/mit-han-lab/temporal-shift-module has it: ResNet-50, shifted on its residual branches.
+"""Reads TSM of github.com/mit-han-lab/temporal-shift-module: ResNet-50, shifted on its residual branches.
 
-Of its file TSM_kinetics_RGB_resnet50_shift8_blockres_avg_segment8_e50.pth the weights are torchvision's
+In its file TSM_kinetics_RGB_resnet50_shift8_blockres_avg_segment8_e50.pth the weights are torchvision's
 ResNet-50's, the first convolution of each block below `net`, the last layer `new_fc` (ops/models.py,
 ops/temporal_shift.py), trained with ImageNet's mean and deviation on one frame from each eighth of a clip
 (71.2 % on Kinetics-400). ..._e100_dense.pth has the same names and was trained on 8 frames, 8 apart (74.1 %):
@@ -13,23 +13,21 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from trainer.weights.keys import Description, WeightsError, fitted, stream_of
+from trainer.weights.keys import Description, ends, fitted
 
 PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are weights of that implementation."""
+    """Whether the names are this format's."""
     return "base_model.layer1.0.conv1.net.weight" in state
 
 
 def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
-    """Its state dict as that of our tsm-r50. Raises WeightsError for a key that is missing or unknown."""
-    first, last = state.get("base_model.conv1.weight"), state.get("new_fc.weight")
-    if first is None or last is None or first.ndim != 4 or last.ndim != 2:
-        raise WeightsError("its first or its last layer is missing: take the whole file")
+    """Rename to our tsm-r50's. Raises WeightsError for a key that is missing or unknown."""
+    stream, classes = ends(state, "base_model.conv1.weight", "new_fc.weight", ndim=4)
     flat = {name: value[:, :, None] if value.ndim == 4 else value for name, value in state.items()}
-    described = Description("tsm", "tsm-r50", {}, stream_of(first.shape[1]), last.shape[0], PIXELS)
+    described = Description("tsm", "tsm-r50", {}, stream, classes, PIXELS)
     return fitted(flat, [described], _theirs)
 
 

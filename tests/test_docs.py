@@ -6,6 +6,8 @@ import re
 from html import unescape
 from pathlib import Path
 
+from test_floors import FLOORS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,6 +32,14 @@ def test_files_that_the_picture_and_the_rooms_name_are_there():
     folders += [p for p in (ROOT / "trainer").iterdir() if p.is_dir()]
     named = set(re.findall(r"[\w./]+\.py\b|\b[\w/]+/(?=[`\"<\s])", page))
     assert {name for name in named if not any((folder / name).exists() for folder in folders)} == set()
+
+
+def test_the_page_s_floors_are_those_of_the_test():
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    block = re.search(r"```\n(__main__\n.*?)```", page, re.DOTALL)
+    assert block is not None
+    shown = [{f"pipeline.{name}" for name in line.split()} for line in block[1].splitlines()]
+    assert shown == [set(floor) for floor in reversed(FLOORS)]
 
 
 def test_every_benchmark_stands_on_its_page():

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from webdataset import TarWriter
 
 _INFO = b"quovadis.shard"
+_FROM_SAMPLE = ("key", "split", "label", "class_index", "youtube_id", "time_start", "time_end")
 
 
 @dataclass(frozen=True)
@@ -144,23 +145,10 @@ def _add(tar: TarWriter, sample: PackedSample, work: Storage, path: str) -> dict
         offsets[suffix] = tar.tarstream.offset + tarfile.BLOCKSIZE
         tar.write({"__key__": sample.key, suffix: contents[suffix]})
     flow = sample.meta.get("flow")
-    row = {
-        "key": sample.key,
-        "split": sample.split,
-        "label": sample.label,
-        "class_index": sample.class_index,
-        "youtube_id": sample.youtube_id,
-        "time_start": sample.time_start,
-        "time_end": sample.time_end,
-        "shard": path,
-        "sample_offset": start,
-        "sample_size": tar.tarstream.offset - start,
-        "frames": sample.meta["frames"],
-        "width": sample.meta["width"],
-        "height": sample.meta["height"],
-        "flow_saturation": flow["saturation"] if flow else None,
-        "removed": False,
-    }
+    row = {name: getattr(sample, name) for name in _FROM_SAMPLE}
+    row |= {name: sample.meta[name] for name in ("frames", "width", "height")}
+    row |= {"shard": path, "sample_offset": start, "sample_size": tar.tarstream.offset - start}
+    row |= {"flow_saturation": flow["saturation"] if flow else None, "removed": False}
     for name, suffix in MEDIA.items():
         stored = sample.members.get(suffix)
         row[f"{name}_offset"] = offsets.get(suffix)

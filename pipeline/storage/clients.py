@@ -25,12 +25,9 @@ _CREDENTIALS = {
     "gcp": "run gcloud auth application-default login, or name a key file in GOOGLE_APPLICATION_CREDENTIALS",
 }
 _NO_CREDENTIALS = (
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ProfileNotFound",
-    "CredentialRetrievalError",
-    "DefaultCredentialsError",
-)
+    "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound",
+    "CredentialRetrievalError", "DefaultCredentialsError",
+)  # fmt: skip
 _kept: dict[int, Any] = {}
 """Every file system used here. A forked child must not collect an inherited one: that would take its sockets
 out of the poll set shared with the parent, which would then wait for ever."""

@@ -25,19 +25,9 @@ _STAGE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,12}){1,3}")
 _RECORD = ".record.json"
 _FOLDERS = (
-    "archive",
-    "canary",
-    "clip",
-    "encode",
-    "flow",
-    "lanes",
-    "log",
-    "packed",
-    "plan",
-    "progress",
-    "source",
-    "stop",
-)
+    "archive", "canary", "clip", "encode", "flow", "lanes",
+    "log", "packed", "plan", "progress", "source", "stop",
+)  # fmt: skip
 _MAX_RECORD = 1 << 24  # bytes
 
 

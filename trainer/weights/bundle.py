@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints of version 2 ("tensor bundles"), read without TensorFlow.
+"""Reads TensorFlow's checkpoints of version 2 ("tensor bundles") without TensorFlow.
 
 Owns the format: the index, a sorted table as LevelDB writes it, and the shards of data that it points into
 (tensorflow/core/util/tensor_bundle, tensorflow/core/lib/io/table_format.txt, tensor_bundle.proto). Every byte
@@ -59,7 +59,7 @@ class Entry:
 
 
 def prefix(path: Path) -> Path | None:
-    """What the names of a checkpoint's files begin with: of the prefix, one of its files, or their folder.
+    """Find the prefix of a checkpoint's file names, from the prefix, one of its files, or their folder.
 
     `checkpoint`, the file in which TensorFlow notes what it wrote last, stands for the folder that it is in.
     """
@@ -77,9 +77,9 @@ def prefix(path: Path) -> Path | None:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """All variables of the checkpoint at `path`, as `prefix` takes it, by name.
+    """Read all variables of the checkpoint at `path`, as `prefix` takes it, by name.
 
-    Raises WeightsError for what is absent, cut short, damaged in any byte, or not understood.
+    Raises WeightsError for files that are absent, cut short, damaged in any byte, or of another format.
     """
     start = prefix(path)
     if start is None:

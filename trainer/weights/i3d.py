@@ -69,10 +69,6 @@ def convert(
     first, last = renamed["conv_1a.conv.weight"], renamed["logits.weight"]
     if first.ndim != 5 or last.ndim != 5:
         raise WeightsError("its convolutions are not three-dimensional: name the network it is of")
-    return renamed | counters, Description(
-        format=format,
-        network="i3d",
-        options={"bn_scale": True} if scaled else {},
-        stream=stream_of(first.shape[1]),
-        classes=last.shape[0],
-    )
+    options = {"bn_scale": True} if scaled else {}
+    stream = stream_of(first.shape[1])
+    return renamed | counters, Description(format, "i3d", options, stream, last.shape[0])

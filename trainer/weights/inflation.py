@@ -1,6 +1,6 @@
 """Inflation: an image network as the start of a video network (Carreira, Zisserman, CVPR 2017, section 2.4).
 
-Owns what becomes of the weights, and torchvision's GoogLeNet and ResNet-50, the two that are inflated.
+The image networks are torchvision's GoogLeNet and ResNet-50.
 """
 
 from __future__ import annotations
@@ -41,22 +41,20 @@ _COUNTER = "num_batches_tracked"
 def inflate(state_dict_2d: Mapping[str, Tensor], module_3d: nn.Module) -> dict[str, Tensor]:
     """The state dict of `module_3d` with the weights of an image network in it.
 
-    Each 2D kernel is repeated over the frames that the 3D one spans and divided by their number, so that a
-    video of one frame gives inside, where no kernel reaches beyond the first or last frame, what the frame
-    gives in 2D. I3D pads time with zeros: at its ends a kernel sees less, and the maps differ there from
-    those of the image; padded with the frame itself they would not. Where the input has other channels than
-    three, as flow has, the first kernel is the mean of RGB's for each of them.
+    Each 2D kernel is repeated over the frames that the 3D one spans and divided by their number: a video that
+    repeats one frame gives the same maps as the image, except at its ends, where I3D pads time with zeros.
+    Where the input has not three channels, as flow, the first kernel is the mean of RGB's for each of them.
 
     GoogLeNet's normalisation has scales. A module with scales (I3D's option `bn_scale`) keeps them; for one
-    without they go into kernel and running mean, which is the same by running statistics only: statistics
-    of the batch take it back. torchvision's first convolution pads three pixels in front, I3D at 224x224
-    two, so that I3D sees what GoogLeNet sees of the picture moved up and left by one.
+    without they go into kernel and running mean, which is the same with running statistics only: batch
+    statistics undo it. torchvision's first convolution pads three pixels in front, I3D at 224x224 two, so
+    that I3D sees what GoogLeNet sees of the picture moved up and left by one.
 
     Args:
         state_dict_2d: of torchvision's googlenet (for what is made of Inception-v1) or resnet50 (for I3D on
             ResNet-50, TSM, SmallBigNet), fed in [-1, 1] or by ImageNet's mean and deviation as they were.
-        module_3d: what it leaves as it is: whatever the image network has not, and a last layer of another
-            number of classes.
+        module_3d: keeps its own weights where the image network has none, and a last layer of another number
+            of classes.
 
     Raises WeightsError for a module that no image network is known for, and a key missing or unknown.
     """
@@ -65,7 +63,7 @@ def inflate(state_dict_2d: Mapping[str, Tensor], module_3d: nn.Module) -> dict[s
 
 
 def initialise(networks: Iterable[nn.Module], path: str | Path) -> list[str]:
-    """Starts `networks` from the image network in the file `path`; returns sentences that are to be told.
+    """Start `networks` from the image network in the file `path`; return sentences to show to the user.
 
     Raises WeightsError.
     """
@@ -91,7 +89,7 @@ def initialise(networks: Iterable[nn.Module], path: str | Path) -> list[str]:
 
 
 def _inflated(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """What `module` gets, by our names."""
+    """The weights that `module` gets, by our names."""
     pairs = _pairs(module)
     own = module.state_dict()
     wanted = {f"{layer.conv}.weight" for layer in pairs} | {
@@ -133,7 +131,7 @@ class _Layer:
 
 
 def _pairs(module: nn.Module) -> list[_Layer]:
-    """The layers of the image network that `module` starts from; again for each tower that is made of it."""
+    """The layers of the image network that `module` starts from, once for each stream made of it."""
     units = [name for name, unit in module.named_modules() if isinstance(unit, Unit)]
     if units and len(units) % len(GOOGLENET) == 0:
         theirs = GOOGLENET * (len(units) // len(GOOGLENET))
@@ -151,7 +149,7 @@ def _pairs(module: nn.Module) -> list[_Layer]:
 
 
 def _resnet50(module: ResidualNetwork) -> list[_Layer]:
-    """Layers of torchvision's resnet50: a stage's n-th block is our n-th, whatever stands between ours."""
+    """Layers of torchvision's resnet50: the n-th block of a stage is our n-th residual block."""
     layers = [_Layer("conv1", "bn1", "stem.0", "stem.1")]
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         inside = module.get_submodule(stage).named_children()
@@ -170,7 +168,7 @@ def _resnet50(module: ResidualNetwork) -> list[_Layer]:
 
 
 def _unused(layers: Iterable[_Layer]) -> frozenset[str]:
-    """What there may be besides: the last layer, GoogLeNet's auxiliary ones, counters of batches."""
+    """Weights that are not used: the last layer, GoogLeNet's auxiliary ones, counters of batches."""
     auxiliary = {
         f"{aux}.{name}"
         for aux in ("aux1", "aux2")

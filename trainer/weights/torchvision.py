@@ -46,14 +46,9 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
     bottlenecks = "layer1.0.conv3.0.weight" in state
     alike = [n for n in known if n != "s3d" and n.endswith("csn-152") == bottlenecks]
     described = [
-        Description(
-            format="vmz" if name in VMZ else "torchvision",
-            network=name,
-            options={},
-            stream=stream,
-            classes=classes,
-            input={**PIXELS, "stride": 2} if name in NAMES else PIXELS,
-        )
+        Description("vmz", name, {}, stream, classes, PIXELS)
+        if name in VMZ
+        else Description("torchvision", name, {}, stream, classes, {**PIXELS, "stride": 2})
         for name in ([network] if network else ["s3d"] if separable else alike)
     ]
     return fitted(

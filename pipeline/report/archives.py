@@ -20,24 +20,17 @@ _MAX_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of difference; `examples` are the first of `count`."""
-
-    name: str
-    meaning: str
-    count: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Archives:
-    """The page's section on archives; each of `archives` has path, videos and problem."""
+    """The page's section on archives.
+
+    Each of `archives` has path, videos and problem; each of `kinds` name, meaning, count and examples.
+    """
 
     archives: list[dict[str, Any]]
     videos: int
     clips: int
     found: int
-    kinds: tuple[Kind, ...]
+    kinds: list[dict[str, Any]]
 
 
 def read(storage: Storage) -> Archives | None:
@@ -46,15 +39,18 @@ def read(storage: Storage) -> Archives | None:
         found = json.loads(storage.read_bytes(FILE, _MAX_BYTES))
         archives = [{name: a[name] for name in ("path", "videos", "problem")} for a in found["archives"]]
         videos = sum(int(a["videos"]) for a in archives)
-        kinds = tuple(_kind(name, found[name]) for name in _MEANINGS)
+        kinds = [
+            {
+                "name": name.replace("_", " "),
+                "meaning": meaning,
+                "count": int(found[name]["count"]),
+                "examples": [_example(item) for item in found[name]["examples"]],
+            }
+            for name, meaning in _MEANINGS.items()
+        ]
         return Archives(archives, videos, int(found["clips"]), int(found["found"]), kinds)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _kind(name: str, found: dict[str, Any]) -> Kind:
-    examples = tuple(map(_example, found["examples"]))
-    return Kind(name.replace("_", " "), _MEANINGS[name], int(found["count"]), examples)
 
 
 def _example(item: Any) -> str:

@@ -8,6 +8,8 @@ it runs on CPU tensors in the tests, its speed on a GPU is unmeasured.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -73,7 +75,7 @@ def _solve_level(first: Tensor, second: Tensor, flow: Tensor, params: TVL1) -> T
     return flow
 
 
-def _relax(flow, dual, normal, rho, limit, params: TVL1) -> tuple[Tensor, Tensor]:
+def _relax(flow: Any, dual: Any, normal: Any, rho: Any, limit: Any, params: TVL1) -> tuple[Tensor, Tensor]:
     """Rounds of median filter and iterations; a pair takes part until it changes by less than epsilon.
 
     The pairs still at it are gathered into a smaller batch at every round, and held by a mask within.
@@ -100,14 +102,14 @@ def _relax(flow, dual, normal, rho, limit, params: TVL1) -> tuple[Tensor, Tensor
     return flow, dual
 
 
-def iteration(u: Tensor, q: Tensor, normal: Tensor, rho: Tensor, limit: Tensor, params: TVL1):
+def iteration(u: Tensor, q: Tensor, normal: Tensor, rho: Tensor, limit: Tensor, params: TVL1) -> Any:
     """One iteration of every pair, in the variables of `pipeline.flow.iterations`.
 
     Args:
         u, normal: (n, 2, H, W); q: (n, 2, 2, H, W), component, then direction; rho, limit: (n, H, W).
 
     Returns:
-        u and q anew, and the sum over pixels of |u' - u|^2, (n,).
+        the next u and q, and the sum over pixels of |u' - u|^2, (n,).
     """
     residual = (normal * u).sum(1) + rho
     residual = torch.minimum(torch.maximum(residual, -limit), limit)

@@ -45,7 +45,7 @@ def entry(function: Callable) -> Any:
 
 @functools.cache
 def _digest() -> str:
-    """What machine code depends on, as 16 hex digits: the name of its folder."""
+    """16 hex digits over all that machine code depends on: the name of its folder."""
     codegen = cpu_target.target_context.codegen()
     parts = [numba.__version__, llvmlite.__version__, sys.version, repr(codegen.magic_tuple())]
     sources = sorted(Path(__file__).parent.glob("*.py"))
@@ -89,12 +89,12 @@ def _is_private(folder: Path) -> bool:
 
 
 class _Locator(caching._CacheLocator):
-    def __init__(self, function: Callable, file: str):
+    def __init__(self, function: Callable, file: str) -> None:
         self._py_file = file
         self._function = function
 
     @classmethod
-    def from_function(cls, py_func, py_file):
+    def from_function(cls, py_func: Any, py_file: Any) -> Any:
         return cls(py_func, py_file)
 
     def get_cache_path(self) -> str:

@@ -21,6 +21,8 @@ entered row y + 1.)
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pipeline.flow.compilation import kernel
@@ -56,7 +58,7 @@ TINY = np.float32(1e-30)  # keeps |grad u| off zero, where the root's speed and 
 
 
 @kernel
-def _primal(fields, here, div1, div2, tau, errors, counted):
+def _primal(fields: Any, here: Any, div1: Any, div2: Any, tau: Any, errors: Any, counted: Any) -> Any:
     """u' of one block, stored; returns it with the block's squared updates added to `errors` if counted."""
     nx, ny = load(fields, here + NX), load(fields, here + NY)
     u1, u2 = load(fields, here + U1), load(fields, here + U2)
@@ -74,7 +76,7 @@ def _primal(fields, here, div1, div2, tau, errors, counted):
 
 
 @kernel
-def _dual(fields, block, first, second, dx, dy, tau_over_theta):
+def _dual(fields: Any, block: Any, first: Any, second: Any, dx: Any, dy: Any, tau_over_theta: Any) -> None:
     """q' of one block for one of the flow's components, whose q lies at `first` and `second`."""
     one = broadcast(np.float32(1))
     norm = sqrt(fma(dx, dx, fma(dy, dy, broadcast(TINY))))
@@ -84,7 +86,7 @@ def _dual(fields, block, first, second, dx, dy, tau_over_theta):
 
 
 @kernel
-def _first_row(fields, here, blocks, tau, errors):
+def _first_row(fields: Any, here: Any, blocks: Any, tau: Any, errors: Any) -> Any:
     """Primal step of row 0, above which q is zero."""
     left11 = left21 = broadcast(np.float32(0))
     for _ in range(blocks):
@@ -98,7 +100,17 @@ def _first_row(fields, here, blocks, tau, errors):
 
 
 @kernel
-def _middle_row(fields, here, above, blocks, tau, tau_over_theta, inside, errors, counted):
+def _middle_row(
+    fields: Any,
+    here: Any,
+    above: Any,
+    blocks: Any,
+    tau: Any,
+    tau_over_theta: Any,
+    inside: Any,
+    errors: Any,
+    counted: Any,
+) -> Any:
     """Primal step of one row and dual step of the row above it.
 
     The dual step runs a block behind the primal one, so that neither waits for the other's results:
@@ -127,7 +139,7 @@ def _middle_row(fields, here, above, blocks, tau, tau_over_theta, inside, errors
 
 
 @kernel
-def _last_row(fields, above, blocks, tau_over_theta, inside):
+def _last_row(fields: Any, above: Any, blocks: Any, tau_over_theta: Any, inside: Any) -> None:
     """Dual step of the last row, where the vertical derivative is zero."""
     zero = broadcast(np.float32(0))
     for block in range(blocks):
@@ -143,7 +155,9 @@ def _last_row(fields, above, blocks, tau_over_theta, inside):
 
 
 @kernel
-def iterate(fields, width, height, count, tau, tau_over_theta, inside, partial):
+def iterate(
+    fields: Any, width: int, height: int, count: Any, tau: Any, tau_over_theta: Any, inside: Any, partial: Any
+) -> Any:
     """Run `count` iterations over a level.
 
     Args:
@@ -186,7 +200,7 @@ def iterate(fields, width, height, count, tau, tau_over_theta, inside, partial):
 
 
 @kernel
-def clear_dual(fields, width, height):
+def clear_dual(fields: Any, width: int, height: int) -> None:
     """Set q to zero."""
     stride, blocks = row_stride(width), vectors_across(width)
     zero = broadcast(np.float32(0))

@@ -66,14 +66,14 @@ def middle(long: list, short: list, order: Order) -> Any:
     return median
 
 
-def _network(outputs: int, wire: Callable[[list, Order], list]):
+def _network(outputs: int, wire: Callable[[list, Order], list]) -> Any:
     """A compiled function from a tuple of vectors to a tuple of vectors: what `wire` connects."""
 
     @intrinsic
-    def network(typing_context, inputs):
+    def network(typing_context: Any, inputs: Any) -> Any:
         result = types.UniTuple(vector, outputs)
 
-        def generate(context, builder, sig, args):
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             def order(a: ir.Value, b: ir.Value) -> tuple[ir.Value, ir.Value]:
                 low = builder.select(builder.fcmp_ordered("<", a, b), a, b)
                 high = builder.select(builder.fcmp_ordered(">", a, b), a, b)
@@ -93,7 +93,7 @@ _window_median = _network(1, lambda v, order: [middle(merge(v[:10], v[10:20], or
 
 
 @kernel
-def _pad(fields, width, height, plane, padded):
+def _pad(fields: Any, width: int, height: int, plane: Any, padded: Any) -> None:
     """Copy a field into rows of their own, two pixels of each edge repeated around it."""
     stride, blocks = row_stride(width), vectors_across(width)
     row = blocks * LANES + MARGIN
@@ -114,7 +114,7 @@ def _pad(fields, width, height, plane, padded):
 
 
 @kernel
-def _sort_columns(padded, row, y, scratch):
+def _sort_columns(padded: Any, row: Any, y: Any, scratch: Any) -> None:
     """Sorted columns of the window rows y - 2 .. y + 2, and their merged pairs."""
     for x in range(0, row, LANES):
         at = y * row + x
@@ -149,7 +149,7 @@ def _sort_columns(padded, row, y, scratch):
 
 
 @kernel
-def _pair(scratch, row, x):
+def _pair(scratch: Any, row: Any, x: Any) -> Any:
     """The sorted ten of columns x and x + 1, sixteen x at once."""
     at = x + 5 * row
     return (
@@ -167,7 +167,9 @@ def _pair(scratch, row, x):
 
 
 @kernel
-def median_filter(fields, width, height, plane, padded, scratch, valid):
+def median_filter(
+    fields: Any, width: int, height: int, plane: Any, padded: Any, scratch: Any, valid: Any
+) -> None:
     """Replace the field at offset `plane` by its 5x5 median.
 
     Args:

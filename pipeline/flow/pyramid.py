@@ -13,7 +13,7 @@ INTER_LINEAR up to rounding, in an order of our own, first down the columns, the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.extending import register_jitable
@@ -89,7 +89,7 @@ def plane_origin(width: int) -> int:
 
 
 @entry
-def fill_first(gray, level):
+def fill_first(gray: Any, level: Any) -> None:
     """The full picture's level from a uint8 (height, width) frame."""
     width, height, image = level.width, level.height, pointer(level.image)
     stride, origin = plane_stride(width), plane_origin(width)
@@ -100,7 +100,7 @@ def fill_first(gray, level):
 
 
 @entry
-def fill_next(larger, level, tables, line):
+def fill_next(larger: Any, level: Any, tables: Any, line: Any) -> None:
     """A level's image from the next larger one's, then its gradient; `line` is one row of scratch."""
     width, height, image = level.width, level.height, pointer(level.image)
     source, source_stride, line = pointer(larger.image), plane_stride(larger.width), pointer(line)
@@ -117,7 +117,7 @@ def fill_next(larger, level, tables, line):
 
 
 @kernel
-def _blend(plane, first, second, weight, width, line):
+def _blend(plane: Any, first: Any, second: Any, weight: Any, width: int, line: Any) -> None:
     """line = (1 - weight) * row at `first` + weight * row at `second`, with one value repeated at its end."""
     w = broadcast(weight)
     for x in range(0, width, LANES):
@@ -127,13 +127,13 @@ def _blend(plane, first, second, weight, width, line):
 
 
 @kernel
-def _between(line, start, weight):
+def _between(line: Any, start: Any, weight: Any) -> Any:
     left = line[start]
     return left + weight * (line[start + 1] - left)
 
 
 @kernel
-def _gradient(width, height, image, gx, gy):
+def _gradient(width: int, height: int, image: Any, gx: Any, gy: Any) -> None:
     """Half the difference of the two neighbours; at an edge the pixel itself stands in for one."""
     stride, origin = plane_stride(width), plane_origin(width)
     half = broadcast(np.float32(0.5))
@@ -154,9 +154,9 @@ def _gradient(width, height, image, gx, gy):
 
 @kernel
 def enlarge_flow(
-    fields, width, height, u1, u2, old_width, old_height,
-    columns, column_weights, rows, row_weights, factor, line,
-):  # fmt: skip
+    fields: Any, width: int, height: int, u1: Any, u2: Any, old_width: Any, old_height: Any,
+    columns: Any, column_weights: Any, rows: Any, row_weights: Any, factor: Any, line: Any,
+) -> None:  # fmt: skip
     """Flow of the next smaller level, two padded planes, into a level's U1 and U2.
 
     `columns` to `row_weights` are a `Resizing`; `factor` multiplies the flow; `line` is a row of scratch.
@@ -173,7 +173,9 @@ def enlarge_flow(
 
 
 @kernel
-def _put_line(fields, at, width, columns, column_weights, factor, line):
+def _put_line(
+    fields: Any, at: Any, width: int, columns: Any, column_weights: Any, factor: Any, line: Any
+) -> None:
     """One row of one component, from `line` to its blocks; zero right of the picture."""
     for first in range(0, width, LANES):
         for lane in range(LANES):

@@ -6,7 +6,7 @@ kernel computes stands in its own file. A solver serves one thread.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Solver:
         parameters: see `TVL1`.
     """
 
-    def __init__(self, width: int, height: int, parameters: TVL1):
+    def __init__(self, width: int, height: int, parameters: TVL1) -> None:
         self.sizes = level_sizes(width, height, parameters.scales, parameters.scale_step)
         step = parameters.scale_step
         self._shrinking = [
@@ -173,7 +173,7 @@ SHARES = (0.25, 0.41, 0.61, 0.65, 0.73, 0.79, 0.79, 0.83, 0.85)
 
 
 @kernel
-def _iterations_until(error, target, done, most):
+def _iterations_until(error: Any, target: Any, done: Any, most: Any) -> Any:
     """A lower bound on how many more iterations bring the error to the target.
 
     Checking only then stops at the very iteration at which checking each would stop, but for 3 of the
@@ -187,7 +187,17 @@ def _iterations_until(error, target, done, most):
 
 
 @kernel
-def _relax(fields, width, height, inside, valid, constants, padded, ranks, partial):
+def _relax(
+    fields: Any,
+    width: int,
+    height: int,
+    inside: Any,
+    valid: Any,
+    constants: Any,
+    padded: Any,
+    ranks: Any,
+    partial: Any,
+) -> None:
     """Rounds of median filter and iterations, until an iteration changes u by less than epsilon."""
     target = constants.epsilon * constants.epsilon * width * height
     error = np.inf
@@ -210,7 +220,9 @@ def _relax(fields, width, height, inside, valid, constants, padded, ranks, parti
 
 
 @entry
-def solve_level(first, second, smaller, tables, factor, masks, constants, buffers):
+def solve_level(
+    first: Any, second: Any, smaller: Any, tables: Any, factor: Any, masks: Any, constants: Any, buffers: Any
+) -> None:
     """One level: enlarge the flow found so far, then warp and relax `constants.warps` times.
 
     Args:
@@ -240,7 +252,7 @@ def solve_level(first, second, smaller, tables, factor, masks, constants, buffer
 
 
 @kernel
-def _take_flow(fields, width, height, u1, u2):
+def _take_flow(fields: Any, width: int, height: int, u1: Any, u2: Any) -> None:
     """Copy u1 and u2 from their blocks to padded planes."""
     vectors = vectors_across(width)
     for y in range(height):
@@ -252,7 +264,7 @@ def _take_flow(fields, width, height, u1, u2):
 
 
 @entry
-def write_flow(u1, u2, flow):
+def write_flow(u1: Any, u2: Any, flow: Any) -> None:
     """Interleave two padded planes into (height, width, 2)."""
     height, width, _ = flow.shape
     row = vectors_across(width) * LANES

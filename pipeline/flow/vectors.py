@@ -42,7 +42,7 @@ def intrinsic(function: Callable) -> Any:
 
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager, frontend_type):
+    def __init__(self, manager: Any, frontend_type: Any) -> None:
         super().__init__(manager, frontend_type, _FLOATS)
 
 
@@ -51,11 +51,11 @@ def _operator(function: Callable, instruction: str) -> None:
 
     @infer_global(function)
     class _Template(AbstractTemplate):
-        def generic(self, args, kws):
+        def generic(self, args: Any, kws: Any) -> Any:
             return signature(vector, vector, vector) if args == (vector, vector) else None
 
     @lower_builtin(function, vector, vector)
-    def _lower(context, builder, sig, args):
+    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return getattr(builder, instruction)(*args)
 
 
@@ -71,30 +71,30 @@ for _function, _instruction in (
 # Memory
 
 
-def _pointer(context, builder, memory_type, memory, index, vector_type):
+def _pointer(context: Any, builder: Any, memory_type: Any, memory: Any, index: Any, vector_type: Any) -> Any:
     if isinstance(memory_type, types.Array):
         memory = arrayobj.make_array(memory_type)(context, builder, memory).data
     return builder.bitcast(builder.gep(memory, [index]), vector_type.as_pointer())
 
 
 @intrinsic
-def pointer(typing_context, array):
+def pointer(typing_context: Any, array: Any) -> Any:
     """Where a contiguous array's values begin; indexed like the array, which must outlive it.
 
     Passing an array to a function that is not inlined counts references, one atomic operation each
     way; for what is called once a vector that costs more than the work.
     """
 
-    def generate(context, builder, sig, args):
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return arrayobj.make_array(sig.args[0])(context, builder, args[0]).data
 
     return types.CPointer(array.dtype)(array), generate
 
 
-def _make_load(alignment: int):
+def _make_load(alignment: int) -> Any:
     @intrinsic
-    def load(typing_context, array, index):
-        def generate(context, builder, sig, args):
+    def load(typing_context: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return builder.load(
                 _pointer(context, builder, sig.args[0], args[0], args[1], _FLOATS), align=alignment
             )
@@ -111,10 +111,10 @@ load_unaligned = _make_load(4)
 """load_unaligned(array, index): the 16 values from `index` on, wherever that is."""
 
 
-def _make_store(alignment: int):
+def _make_store(alignment: int) -> Any:
     @intrinsic
-    def store(typing_context, array, index, value):
-        def generate(context, builder, sig, args):
+    def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _FLOATS)
             builder.store(args[2], pointer, align=alignment)
             return context.get_dummy_value()
@@ -129,10 +129,10 @@ store = _make_store(4 * LANES)
 
 
 @intrinsic
-def load_fours(typing_context, array, first, second, third, fourth):
+def load_fours(typing_context: Any, array: Any, first: Any, second: Any, third: Any, fourth: Any) -> Any:
     """Four values from each of four indices, one group after the other."""
 
-    def generate(context, builder, sig, args):
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         four = ir.VectorType(_FLOAT, 4)
         groups = [
             builder.load(_pointer(context, builder, sig.args[0], args[0], index, four), align=4)
@@ -151,10 +151,10 @@ def load_fours(typing_context, array, first, second, third, fourth):
 # Arithmetic
 
 
-def _make_call(name: str, operands: int):
+def _make_call(name: str, operands: int) -> Any:
     """An LLVM intrinsic such as llvm.fma on vectors."""
 
-    def generate(context, builder, sig, args):
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         function_type = ir.FunctionType(_FLOATS, [_FLOATS] * operands)
         function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.v{LANES}f32")
         return builder.call(function, args)
@@ -162,12 +162,12 @@ def _make_call(name: str, operands: int):
     if operands == 1:
 
         @intrinsic
-        def call(typing_context, a):
+        def call(typing_context: Any, a: Any) -> Any:
             return vector(vector), generate
     else:
 
         @intrinsic
-        def call(typing_context, a, b, c):
+        def call(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
             return vector(vector, vector, vector), generate
 
     return call
@@ -181,13 +181,15 @@ floor = _make_call("floor", 1)
 
 
 @intrinsic
-def weighted_taps(typing_context, array, index, stride, weights_x, weights_y):
+def weighted_taps(
+    typing_context: Any, array: Any, index: Any, stride: Any, weights_x: Any, weights_y: Any
+) -> Any:
     """Sum over i and j of weights_x[i] * weights_y[j] * the 16 values from index + j * stride + i on.
 
     The weights are tuples of vectors, and as many steps as they have are written out, rows first.
     """
 
-    def generate(context, builder, sig, args):
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array, index, stride = args[:3]
         across = cgutils.unpack_tuple(builder, args[3], len(sig.args[3]))
         down = cgutils.unpack_tuple(builder, args[4], len(sig.args[4]))
@@ -215,12 +217,12 @@ def weighted_taps(typing_context, array, index, stride, weights_x, weights_y):
     return vector(array, types.intp, types.intp, weights_x, weights_y), generate
 
 
-def _make_choice(comparison: str):
+def _make_choice(comparison: str) -> Any:
     """min and max as x86 has them: the second operand where neither is smaller."""
 
     @intrinsic
-    def choose(typing_context, a, b):
-        def generate(context, builder, sig, args):
+    def choose(typing_context: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return builder.select(builder.fcmp_ordered(comparison, *args), *args)
 
         return vector(vector, vector), generate
@@ -233,10 +235,10 @@ maximum = _make_choice(">")
 
 
 @intrinsic
-def broadcast(typing_context, scalar):
+def broadcast(typing_context: Any, scalar: Any) -> Any:
     """A float32 in all lanes."""
 
-    def generate(context, builder, sig, args):
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         undefined = ir.Constant(_FLOATS, ir.Undefined)
         first = builder.insert_element(undefined, args[0], _INT(0))
         return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * LANES))
@@ -245,21 +247,21 @@ def broadcast(typing_context, scalar):
 
 
 @intrinsic
-def where_equal(typing_context, a, b, if_equal, otherwise):
+def where_equal(typing_context: Any, a: Any, b: Any, if_equal: Any, otherwise: Any) -> Any:
     """Lane by lane, `if_equal` where a == b and `otherwise` elsewhere."""
 
-    def generate(context, builder, sig, args):
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
 
     return vector(vector, vector, vector, vector), generate
 
 
-def _make_reduction(make: Callable):
+def _make_reduction(make: Callable) -> Any:
     """A scalar from 16 lanes, halving: lane i with lane i + 8, then + 4, + 2, + 1."""
 
     @intrinsic
-    def reduce(typing_context, a):
-        def generate(context, builder, sig, args):
+    def reduce(typing_context: Any, a: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             value, width = args[0], LANES
             while width > 1:
                 width //= 2
@@ -285,12 +287,12 @@ largest = _make_reduction(lambda builder, a, b: builder.select(builder.fcmp_orde
 # Order of lanes
 
 
-def _make_shuffle(lanes: Sequence[int]):
+def _make_shuffle(lanes: Sequence[int]) -> Any:
     """Lanes 0..15 are the first operand's, 16..31 the second's."""
 
     @intrinsic
-    def shuffle(typing_context, a, b):
-        def generate(context, builder, sig, args):
+    def shuffle(typing_context: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return builder.shuffle_vector(args[0], args[1], ir.Constant(_INTS, list(lanes)))
 
         return vector(vector, vector), generate
@@ -317,7 +319,7 @@ interleave_high = _make_shuffle([8 + k // 2 + LANES * (k % 2) for k in range(LAN
 """interleave_high(a, b): a[8], b[8], a[9], ..., b[15]."""
 
 
-def _make_spread(group: int):
+def _make_spread(group: int) -> Any:
     """Lane 4 i + j gets what lane 4 * group + i has: four values, each four times."""
     return _make_shuffle([4 * group + k // 4 for k in range(LANES)])
 

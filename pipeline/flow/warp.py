@@ -22,6 +22,8 @@ Elsewhere each pixel's four rows of four are read on their own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pipeline.flow.compilation import inlined, kernel
@@ -69,7 +71,7 @@ def sources(width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @kernel
-def _cubic(t):
+def _cubic(t: Any) -> Any:
     """Weights of the pixels at -1, 0, 1 and 2 from the one whose distance is t, 0 <= t < 1."""
     one, a = broadcast(_f(1)), broadcast(_f(-0.75))
     s, r = one - t, t + one
@@ -80,7 +82,7 @@ def _cubic(t):
 
 
 @kernel
-def _five(weights, offset):
+def _five(weights: Any, offset: Any) -> Any:
     """Weights of five taps, for pixels that start at the first (offset 0) or the second of them (1)."""
     zero = broadcast(_f(0))
     c0, c1, c2, c3 = weights
@@ -94,7 +96,7 @@ def _five(weights, offset):
 
 
 @inlined
-def _read_together(image, gx, gy, at, stride, weights_x, weights_y):
+def _read_together(image: Any, gx: Any, gy: Any, at: Any, stride: Any, weights_x: Any, weights_y: Any) -> Any:
     """Image and gradient of sixteen pixels whose taps are rows of the picture."""
     return (
         weighted_taps(image, at, stride, weights_x, weights_y),
@@ -104,7 +106,9 @@ def _read_together(image, gx, gy, at, stride, weights_x, weights_y):
 
 
 @kernel
-def _four_pixels(plane, firsts, start, stride, weights_x, y0, y1, y2, y3):
+def _four_pixels(
+    plane: Any, firsts: Any, start: Any, stride: Any, weights_x: Any, y0: Any, y1: Any, y2: Any, y3: Any
+) -> Any:
     """Four pixels' taps, weighted and summed down the columns: four columns for each pixel."""
     a, b, c, d = firsts[start], firsts[start + 1], firsts[start + 2], firsts[start + 3]
     columns = y0 * load_fours(plane, a, b, c, d)
@@ -116,7 +120,7 @@ def _four_pixels(plane, firsts, start, stride, weights_x, y0, y1, y2, y3):
 
 
 @kernel
-def _read_apart(plane, firsts, start, stride, weights_x, weights_y):
+def _read_apart(plane: Any, firsts: Any, start: Any, stride: Any, weights_x: Any, weights_y: Any) -> Any:
     """One plane's values of sixteen pixels that have nothing in common."""
     x0, x1, x2, x3 = weights_x
     y0, y1, y2, y3 = weights_y
@@ -145,7 +149,7 @@ def _read_apart(plane, firsts, start, stride, weights_x, weights_y):
 
 
 @kernel
-def _find_sources(fields, width, height, y, values, firsts):
+def _find_sources(fields: Any, width: int, height: int, y: Any, values: Any, firsts: Any) -> None:
     """Where the pixels of row y are read; no branch here, so that vectors overlap in the processor."""
     stride, origin = plane_stride(width), plane_origin(width)
     vectors = vectors_across(width)
@@ -172,7 +176,9 @@ def _find_sources(fields, width, height, y, values, firsts):
 
 
 @inlined
-def _read(image, gx, gy, stride, block, vectors, values, firsts):
+def _read(
+    image: Any, gx: Any, gy: Any, stride: Any, block: Any, vectors: Any, values: Any, firsts: Any
+) -> Any:
     """Image and gradient of the sixteen pixels of one block."""
     row_floats = vectors * LANES
     x, first = block * LANES, firsts[block]
@@ -196,7 +202,18 @@ def _read(image, gx, gy, stride, block, vectors, values, firsts):
 
 
 @kernel
-def warp(fields, width, height, first_image, image, gx, gy, limit, values, firsts):
+def warp(
+    fields: Any,
+    width: int,
+    height: int,
+    first_image: Any,
+    image: Any,
+    gx: Any,
+    gy: Any,
+    limit: Any,
+    values: Any,
+    firsts: Any,
+) -> None:
     """Fill NX, NY, RHO and LIMIT of a level's fields from its U1 and U2.
 
     Args:

@@ -1,4 +1,4 @@
-"""Tells a source that ends early from one that is damaged, by what ffmpeg gave and what it said.
+"""Tells a source that ends early from one that is damaged, by ffmpeg's frames and its log.
 
 ffmpeg's exit status says nothing (a damaged file exits 0), and its fps filter fills a lost picture by
 repeating the last: so frames are held against the length that the header promises, and where the

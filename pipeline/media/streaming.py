@@ -1,7 +1,7 @@
-"""One run of ffmpeg over a whole video, whose two outputs are read side by side in bounded memory.
+"""Runs ffmpeg once over a whole video and reads its two outputs side by side in bounded memory.
 
-The encoder holds pictures back, so a plane comes before the picture it belongs to and waits here. What waits
-is bounded: ffmpeg is left to wait when enough planes are there, unless it is a picture that is asked for.
+The encoder delays pictures, so a plane comes before its picture and is queued here. When the queue is full,
+ffmpeg is blocked, unless the reader waits for a picture.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.outcome import Failed, FailureClass
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-_PLANES = 64  # that wait at most, while no picture is asked for
+_PLANES = 64  # in the queue at most, unless the reader waits for a picture
 _COMPLAINTS = 100  # lines of ffmpeg's log that are kept
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Pass:
 
     Args:
         start: seconds, by the clip's clock; wanted: frames at the recipe's rate.
-        patience: seconds without anything from ffmpeg after which it is given up.
+        patience: seconds without output after which ffmpeg is killed.
 
     Raises:
         Failed: ENVIRONMENT where ffmpeg does not run.

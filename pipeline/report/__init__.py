@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.report.limits import Limits
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage
 
 __all__ = ["Limits", "write"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits how much is shown: contact sheets and playing clips (classes take turns)."""
-
-    classes: int = 1000
-    frames_a_class: int = 6
-    clips_a_class: int = 3
-    clips: int = 48
 
 
 def write(root: str | os.PathLike[str] | Storage, limits: Limits | None = None) -> str:

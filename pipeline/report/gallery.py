@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -22,9 +22,7 @@ from pipeline.flow import coding
 from pipeline.media import clip, subprocesses
 from pipeline.outcome import Failed, FailureClass
 from pipeline.report.colours import code_table, colour, legend
-
-if TYPE_CHECKING:
-    from pipeline.report import Limits
+from pipeline.report.limits import Limits
 
 TILE = 128  # pixels a side, on a contact sheet
 LEGEND = "wheel.jpg"

@@ -25,8 +25,8 @@ def media_for(specs: Sequence[str]) -> MediaStages | Rehearsal:
 
 
 def timeout_for(seconds: float) -> float:
-    """Seconds of work that a clip of so many seconds is given: many times what it takes on one slow core, so
-    that only a hang meets the limit."""
+    """The most seconds that a stage may work on a clip of `seconds`: far more than a slow core needs, so that
+    only a hang reaches it."""
     return 300.0 + 30.0 * seconds
 
 

@@ -35,7 +35,7 @@ def choose(
 ) -> pa.Table | None:
     """The rows that the next generation decides, with their shards; None where no row is pending.
 
-    A generation that was begun and not published continues with its rows. Rows that failed in a generation
+    A generation that was begun but not published keeps its rows. Rows that failed in a generation
     of this run (`made`) wait for another run: else they would come first in each wave.
 
     Args:

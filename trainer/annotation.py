@@ -39,7 +39,7 @@ def label(size: tuple[int, int], seconds: tuple[float, float], classes: Sequence
     return picture.tobytes()
 
 
-def _fitting(text: str, font, width: int) -> str:
+def _fitting(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     """`text`, or as much of it as has room."""
     if font.getlength(text) <= width:
         return text

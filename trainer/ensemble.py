@@ -16,7 +16,7 @@ from trainer import checkpoint as checkpoints
 from trainer import networks
 from trainer.checkpoint import Checkpoint, UnfitError
 from trainer.configuration import ConfigurationError
-from trainer.data.batches import STREAMS, Batch, Input
+from trainer.data.batches import STREAMS, Input, as_inputs
 from trainer.frame_stream import numbers
 from trainer.stream_models import Pictures, StreamModel, autocast, build, restore
 
@@ -77,7 +77,7 @@ class Ensemble:
         """Penultimate features of equally long clips, float32 (n, sum of the models' widths), RGB first.
 
         Args:
-            scale: float32 (n, 2), what each clip's u and v are multiplied by.
+            scale: float32 (n, 2), factors of each clip's u and v.
         """
         pictures = as_pictures(clips, scale, device)
         with torch.inference_mode(), autocast(device, precision):
@@ -155,16 +155,4 @@ def require(ensemble: Ensemble, frames: int, remedy: str) -> None:
 def as_pictures(clips: Sequence[Clip], scale: np.ndarray, device: torch.device) -> Pictures:
     """Clips of bytes as the models take them, float32 in [-1, 1] on `device`."""
     stacked = {s: torch.from_numpy(np.stack([clip[s] for clip in clips])) for s in STREAMS if s in clips[0]}
-    none = torch.empty(0)
-    batch = Batch(
-        epoch=0,
-        step=0,
-        keys=(),
-        rgb=stacked.get("rgb"),
-        flow=stacked.get("flow"),
-        flow_scale=torch.from_numpy(scale),
-        target=none,
-        weight=none,
-        total_weight=0.0,
-    )
-    return batch.inputs(device)
+    return as_inputs(stacked.get("rgb"), stacked.get("flow"), torch.from_numpy(scale), device)

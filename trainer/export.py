@@ -211,7 +211,7 @@ def _widened(module: Joint, shapes: Shapes) -> Joint:
     for name, layer in empty.named_modules():
         if isinstance(layer, nn.Conv3d):
 
-            def note(_, __, out: Tensor, name=name) -> None:
+            def note(_: nn.Module, __: Any, out: Tensor, name: str = name) -> None:
                 if out.shape[3:] == (1, 1):
                     found.append(name)
 

@@ -9,10 +9,11 @@ import io
 import json
 import os
 import queue
+import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +28,7 @@ from pipeline.sources.directory import VIDEO_SUFFIXES, walk
 from pipeline.storage import Storage, open_storage
 from trainer import ensemble, frame_stream
 from trainer.configuration import ConfigurationError
+from trainer.data.batches import Input
 from trainer.data.decoding import Undecodable
 from trainer.data.reading import Reader, SampleError
 from trainer.data.rows import Rows, RowsError, input_for, open_rows
@@ -95,7 +97,7 @@ def extract(options: FeaturesOptions) -> Outcome:
     sources = find(options.inputs, models)
     storage = open_storage(options.output)
     _settle(storage, options, models)
-    missing = [source for source in sources if not _done(storage, source.name)]
+    missing = [source for source in sources if not storage.exists(f"{source.name}.npy")]
     precision = precision_for(device, options.precision)
     writing = _Writing(storage, options, models.rate)
     for batch in _batches(_windows(missing, options, models), options.batch_size, writing):
@@ -178,10 +180,11 @@ def _in_root(root: str, models: Ensemble) -> Iterator[Source]:
             yield Source(f"{split}/{key}", f"{root}: {key}", _opener(rows, int(row), reader, inputs, step))
 
 
-def _opener(rows: Rows, row: int, reader: Reader, inputs, step: int) -> Callable[[Path, int], FrameStream]:
-    size = int(rows.width[row]), int(rows.height[row])
+def _opener(
+    rows: Rows, row: int, reader: Reader, inputs: Mapping[str, Input], step: int
+) -> Callable[[Path, int], FrameStream]:
     return lambda folder, threads: frame_stream.of_sample(
-        reader.read(row), range(0, int(rows.frames[row]), step), size, rows.rate, inputs
+        reader.read(row), range(0, int(rows.frames[row]), step), rows.size(row), rows.rate, inputs
     )
 
 
@@ -296,39 +299,25 @@ class _Writing:
     def finish(self, source: Source, failure: str | None) -> None:
         """Publishes the video's files, the times first, or notes why there are none."""
         file, count = self._rows.pop(source.name, (None, 0))
-        if failure is None and file is None:
-            failure = "there is no frame in it"
-        if failure is not None or file is None:
+        if failure or file is None:
             if file is not None:
                 file.close()
-            self.failed[source.shown] = failure or ""
+            self.failed[source.shown] = failure = failure or "there is no frame in it"
             print(f"{source.shown}: {failure}", file=sys.stderr)
             return
         with file:
             width = file.tell() // (4 * count)
             times = (np.arange(count) * self.options.stride + self.options.window / 2) / self.rate
-            self.storage.write(f"{source.name}.times.npy", _npy(times))
+            buffer = io.BytesIO()
+            np.save(buffer, times.astype("<f8"))
+            self.storage.write(f"{source.name}.times.npy", buffer.getvalue())
             file.seek(0)
             with self.storage.writer(f"{source.name}.npy") as out:
-                out.write(_header((count, width), "<f4"))
-                while chunk := file.read(1 << 20):
-                    out.write(chunk)
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+                np.lib.format.write_array_header_1_0(out, header)
+                shutil.copyfileobj(file, out, 1 << 20)
         self.written += 1
         print(f"{source.shown}: {count} windows", file=sys.stderr)
-
-
-def _header(shape: tuple[int, ...], kind: str) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, {"descr": kind, "fortran_order": False, "shape": shape})
-    return out.getvalue()
-
-
-def _npy(values: np.ndarray) -> bytes:
-    return _header(values.shape, "<f8") + values.astype("<f8").tobytes()
-
-
-def _done(storage: Storage, name: str) -> bool:
-    return storage.exists(f"{name}.npy")
 
 
 def _settle(storage: Storage, options: FeaturesOptions, models: Ensemble) -> None:

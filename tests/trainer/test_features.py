@@ -88,7 +88,7 @@ def test_a_raw_video_is_the_prepared_clip_and_its_flow_but_for_the_coding(tmp_pa
     coding.encode(flow, tmp_path / "f.mp4", FlowCoding(), ffmpeg=clip.ffmpeg_binary(), timeout=60)
     members = {"rgb": (tmp_path / "a.mp4").read_bytes(), "flow": (tmp_path / "f.mp4").read_bytes()}
     raw = frame_stream.of_file(source, BOTH)
-    prepared = frame_stream.of_sample(members, cut.frames, (cut.width, cut.height), 25, BOTH)
+    prepared = frame_stream.of_sample(members, range(cut.frames), (cut.width, cut.height), 25, BOTH)
     assert raw.scale == prepared.scale
     one, two = list(raw.frames), list(prepared.frames)
     assert len(one) == len(two) == 50

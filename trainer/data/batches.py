@@ -128,18 +128,24 @@ class Batch:
 
     def inputs(self, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
         """(rgb, flow) for the network: float32 on `device`, both in [-1, 1]; None for an absent stream."""
-        rgb = flow = None
-        if self.rgb is not None:
-            rgb = self.rgb.to(device, non_blocking=True).float().div_(127.5).sub_(1)
-        if self.flow is not None and self.flow_scale is not None:
-            scale = self.flow_scale.to(device, non_blocking=True)[:, :, None, None, None]
-            flow = self.flow.to(device, non_blocking=True).float().sub_(128).mul_(scale / 127).clamp_(-1, 1)
-        return rgb, flow
+        return as_inputs(self.rgb, self.flow, self.flow_scale, device)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
         pinned: dict[str, Any] = {n: v.pin_memory() for n, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **pinned)
+
+
+def as_inputs(
+    rgb: Tensor | None, flow: Tensor | None, flow_scale: Tensor | None, device: torch.device | str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Bytes as in `Batch` -> (rgb, flow) as in `Batch.inputs`."""
+    if rgb is not None:
+        rgb = rgb.to(device, non_blocking=True).float().div_(127.5).sub_(1)
+    if flow is not None and flow_scale is not None:
+        scale = flow_scale.to(device, non_blocking=True)[:, :, None, None, None]
+        flow = flow.to(device, non_blocking=True).float().sub_(128).mul_(scale / 127).clamp_(-1, 1)
+    return rgb, flow
 
 
 def by_step(batches: Iterable[Batch]) -> Iterator[Iterator[Batch]]:

@@ -1,12 +1,13 @@
 """Packaging of Quovadis; also what Beam's ``--setup_file`` builds on Dataflow workers."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 setup(
     name="quovadis",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', Path("pipeline/__init__.py").read_text("utf-8"))[1],
     description="From the Kinetics lists to a trained two-stream I3D",
     long_description=Path("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
@@ -15,7 +16,7 @@ setup(
     packages=find_packages(include=["pipeline*", "trainer*"]),
     package_data={
         "pipeline": ["py.typed", "report/page.*"],
-        "trainer": ["py.typed", "configurations/*.toml", "weights/*.txt"],
+        "trainer": ["py.typed", "configurations/*.toml", "networks/table.json", "weights/*.txt"],
     },
     # Lower bounds only, for those who install beside their own packages; constraints.txt has one exact
     # version of everything, and is what the README's commands, the containers and CI install from.
@@ -66,8 +67,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "quovadis-prepare=pipeline.__main__:main",
-            "quovadis-train=trainer.__main__:main",
+            "quovadis=trainer.quovadis:main",
         ],
     },
 )

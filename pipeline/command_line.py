@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import json
 import os
 import select
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pipeline import __version__
 
@@ -50,6 +51,7 @@ class _Option:
     flag: str | None
     parse: Callable[[str], Any] | None
     complete: Callable[[], Iterable[str]] | None
+    choices: tuple[str, ...]
 
 
 def option(
@@ -62,6 +64,7 @@ def option(
     flag: str | None = None,
     parse: Callable[[str], Any] | None = None,
     complete: Callable[[], Iterable[str]] | None = None,
+    choices: Iterable[str] = (),
 ) -> Any:
     """A field that is an option on the command line; required if it has no `default`.
 
@@ -75,18 +78,19 @@ def option(
         flag: else ``--name-of-the-field``; a flag without dashes is a positional argument.
         parse: makes one value of one word; raises `argparse.ArgumentTypeError`.
         complete: words that a shell offers.
+        choices: the words that it takes, where the annotation does not say so.
     """
-    metadata = {"option": _Option(help, unit, group, shown, flag, parse, complete)}
+    metadata = {"option": _Option(help, unit, group, shown, flag, parse, complete, tuple(choices))}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def section(part: type, default: str) -> Any:
-    """A field for the options of the dataclass `part`: a dict of their names, None for those not given.
+def section(part: type, default: str | None = None) -> Any:
+    """A field for the options of the dataclass `part`: a dict of those that were given.
 
     Args:
-        default: what decides where an option is not given, as help says it: "the network's".
+        default: what decides where an option is not given, as help says it ("the network's"); None: `part`.
     """
     return field(metadata={"part": part, "default": default})
 
@@ -187,20 +191,32 @@ def _nobody_reads() -> bool:
 
 def build(options: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     """An object of the dataclass `options` from parsed `values`; what is not among them has its default."""
+    return options(**_given(options, values, prefix))
+
+
+def _given(options: Any, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    hints = get_type_hints(options)
     for each in fields(options):
-        name, hint = prefix + each.name, hints[each.name]
+        name, hint = prefix + each.name, _hint(options, each)
         if part := each.metadata.get("part"):
-            made[each.name] = {f.name: values.get(f"{name}.{f.name}") for f in _fields(part)}
+            made[each.name] = _given(part, values, f"{name}.")
+        elif name in values:
+            kind = {tuple: tuple, Mapping: dict}.get(get_origin(hint))
+            made[each.name] = kind(values[name]) if kind else values[name]
         elif is_dataclass(hint) and list(_entries(hint)):
             made[each.name] = build(hint, values, f"{name}.")
-        elif name in values:
-            kind = get_origin(hint)
-            made[each.name] = kind(values[name]) if kind is tuple else values[name]
-            if kind is Mapping:
-                made[each.name] = dict(values[name])
-    return options(**made)
+    return made
+
+
+def _hint(options: type, each: Field[Any]) -> Any:
+    """The annotation of a field; None where it names what is imported for type checking only."""
+    owner = next(c for c in options.__mro__ if each.name in inspect.get_annotations(c))
+    if not isinstance(each.type, str):
+        return each.type
+    try:
+        return eval(each.type, vars(sys.modules[owner.__module__]))
+    except NameError:
+        return None
 
 
 def missing_package(error: ImportError) -> str | None:
@@ -239,21 +255,19 @@ class _Entry:
     required: bool
 
 
-def _fields(part: type) -> list[Field[Any]]:
-    return [each for each in fields(part) if "option" in each.metadata]
-
-
 def _entries(options: Any, prefix: str = "", default: str | None = None) -> Iterator[_Entry]:
-    """The options of a dataclass and of those in its fields; `default`: in words, if one holds for all."""
-    hints = get_type_hints(options)
+    """The options of a dataclass and of those in its fields; `default` decides before those of the fields."""
     for each in fields(options):
-        name, hint = prefix + each.name, hints[each.name]
+        name, hint = prefix + each.name, _hint(options, each)
         if part := each.metadata.get("part"):
             yield from _entries(part, f"{name}.", each.metadata["default"])
         elif about := each.metadata.get("option"):
             flag = about.flag or f"--{each.name.replace('_', '-')}"
             required = default is None and each.default is MISSING and each.default_factory is MISSING
-            yield _Entry(name, about, hint, flag, default or _default(about, each), required)
+            shown = _default(about, each)
+            if default:
+                shown = default if each.default is None else f"{default}, else {shown}"
+            yield _Entry(name, about, hint, flag, shown, required)
         elif is_dataclass(hint):
             yield from _entries(hint, f"{name}.")
 
@@ -342,8 +356,8 @@ class _Parser(argparse.ArgumentParser):
                 if _several(entry.hint):
                     settings |= {"nargs": "+", "action": "extend"}
                     hint = get_args(hint)[0]
-                if get_origin(hint) is Literal:
-                    settings["choices"] = get_args(hint)
+                if choices := get_args(hint) if get_origin(hint) is Literal else about.choices:
+                    settings |= {"choices": choices, "metavar": None}
                 else:
                     settings["type"] = about.parse or hint
             names = [entry.name] if positional else [entry.flag]

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from pipeline import command_line
+from pipeline.command_line import Command, Group
 from trainer import launch
 from trainer.commands import evaluate, export, features, import_weights, networks, predict, train
 
-COMMANDS = (train, evaluate, features, predict, networks, import_weights, export)
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    about = "Train and use video networks on a data set that the pipeline has published."
+    return command_line.main("python -m trainer", about, GROUPS, words)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns its exit code."""
-    options = _parser().parse_args(arguments)
+def _guard(command: Command, debug: bool, run: Callable[[], int]) -> int:
+    """Calls `run`; an exception becomes one sentence and an exit code."""
     try:
-        with _ended_like_by_ctrl_c():
-            return options.command(options)
+        with _sigterm_as_ctrl_c():
+            return run()
     except KeyboardInterrupt:
-        print(f"Interrupted: {options.ended or 'the same command begins anew'}", file=sys.stderr)
+        print(f"Interrupted: {command.interrupted or 'the same command starts again'}", file=sys.stderr)
         return 1
     except Exception as error:
-        if options.debug:
+        if debug:
             raise
         rank = f"rank {os.environ.get('RANK', 0)}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        if isinstance(error, ImportError) and (missing := command_line.missing_package(error)):
+            print(f"{rank}{missing}", file=sys.stderr)
+            return 1
         print(f"{rank}{_sentence(error)}", file=sys.stderr)
         if _fails_again(error):
             launch.end()
         return 2 if _is_wrong_call(error) else 1
 
 
+GROUPS = (
+    Group("Train", (train.COMMAND, evaluate.COMMAND, networks.COMMAND, import_weights.COMMAND), _guard),
+    Group("Use", (features.COMMAND, predict.COMMAND, export.COMMAND), _guard),
+)
+
+
 @contextlib.contextmanager
-def _ended_like_by_ctrl_c() -> Iterator[None]:
+def _sigterm_as_ctrl_c() -> Iterator[None]:
     """SIGTERM raises KeyboardInterrupt for the length of the block; ``train`` has a handler of its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -46,16 +59,6 @@ def _ended_like_by_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m trainer", description="Train and use video networks on a data set that pipeline published."
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        module.add(commands)
-    return parser
 
 
 def _sentence(error: Exception) -> str:

@@ -1,7 +1,16 @@
-"""Choices of the command line. Imports nothing, so that --help answers at once."""
+"""Words that the command line offers, and heavy modules obey. Imports nothing heavy itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-"""In which a network computes."""
+"""Number formats of a network."""
 
 FORMATS = {
     "deepmind": "deepmind",
@@ -15,4 +24,31 @@ FORMATS = {
     "hara": "hara",
     "bninception": "bninception",
 }
-"""Formats of published weights, and the module of `trainer.weights` that reads each."""
+"""Publishers of weights, and the module of `trainer.weights` that reads theirs."""
+
+
+def networks() -> list[str]:
+    """The names of all networks."""
+    return list(dict.fromkeys(row["name"] for row in network_table()))
+
+
+def network_table() -> list[dict[str, Any]]:
+    """The rows that `trainer.networks.describe` makes; a test compares them."""
+    return json.loads((FOLDER / "networks" / "table.json").read_text(encoding="utf-8"))
+
+
+def configurations() -> list[str]:
+    """The names of the configurations that come with the trainer."""
+    return sorted(path.stem for path in (FOLDER / "configurations").glob("*.toml"))
+
+
+def views(text: str) -> tuple[int, ...]:
+    """Clips and crops of CLIPSxCROPS; () of "whole"."""
+    if text == "whole":
+        return ()
+    clips, _, crops = text.partition("x")
+    if not (clips.isdigit() and crops.isdigit() and int(clips) > 0 and crops in ("1", "3")):
+        raise argparse.ArgumentTypeError(
+            f"{text} is neither whole nor CLIPSxCROPS such as 10x3 (crops: 1 or 3)"
+        )
+    return int(clips), int(crops)

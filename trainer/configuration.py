@@ -14,11 +14,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pipeline.outcome import CallError
+from pipeline.command_line import nearest
 from trainer import networks
-from trainer.choices import PRECISIONS
+from trainer.choices import configurations
 from trainer.data.batches import Input, current_names
 from trainer.optimisation import Optimisation
+from trainer.run_options import ConfigurationError, Run
 
 FOLDER = Path(__file__).parent / "configurations"
 FREE = {f"run.{n}" for n in ("workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures")}
@@ -31,55 +32,12 @@ FED = ("mean", "std", "rate", "stride")
 """Input settings that belong to weights and are taken from them, unless the call names others."""
 
 
-class ConfigurationError(CallError, ValueError):
-    """The settings cannot be run: one sentence with the remedy; the program ends with 2."""
-
-
 @dataclass(frozen=True)
 class Network:
     """A network's name and the options of its builder (dropout, bn_momentum, ...)."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Length, batch, hardware and how often something is saved."""
-
-    batch_size: int = 8  # clips over all ranks
-    micro_batch: int = 0  # most clips that a rank loads and takes at a time, gradients added up; 0: its share
-    epochs: int | None = None  # exactly one of epochs and steps
-    steps: int | None = None
-    seed: int = 0
-    workers: int = 2  # loader processes a rank
-    precision: str = "fp32"  # auto: bf16 where the processor computes in it, else fp32
-    checkpoint_every: int = 500  # steps; also at the end of each epoch
-    evaluate_every: int = 0  # epochs; 0 never
-    reestimate: int = 0  # steps over which batch norm statistics are recomputed before an evaluation
-    balanced: bool = False  # every class comes equally often
-    max_failures: float = 0.01  # share of clips that may be undecodable (and replaced) before the run stops
-
-    def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give the run one length: --epochs N or --steps N")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"there is no precision {self.precision!r}: choose fp32, bf16 or fp16")
-        for name, least in (
-            ("batch_size", 1),
-            ("micro_batch", 0),
-            ("workers", 0),
-            ("checkpoint_every", 1),
-            ("evaluate_every", 0),
-            ("reestimate", 0),
-            ("max_failures", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: at least {least}")
-        if self.max_failures > 1:
-            raise ValueError(f"--max-failures is {self.max_failures}: a share of the clips is at most 1")
-        if min(n for n in (self.epochs, self.steps) if n is not None) < 1:
-            raise ValueError("a run takes at least one step: give --epochs or --steps 1 or more")
 
 
 @dataclass(frozen=True)
@@ -161,7 +119,10 @@ def read(file: str) -> dict[str, dict[str, Any]]:
         with path.open("rb") as stream:
             sections = tomllib.load(stream)
     except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read ({error.strerror}): name a TOML file") from None
+        near = nearest(file, configurations())
+        raise ConfigurationError(
+            f"{file} cannot be read ({error.strerror}): name a TOML file{near}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} is no TOML file: {error}") from None
     for section, values in sections.items():

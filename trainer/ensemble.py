@@ -18,10 +18,8 @@ from trainer.checkpoint import Checkpoint, UnfitError
 from trainer.configuration import ConfigurationError
 from trainer.data.batches import STREAMS, Input, as_inputs
 from trainer.frame_stream import numbers
+from trainer.options import Named
 from trainer.stream_models import Pictures, StreamModel, autocast, build, restore
-
-Named = Sequence[tuple[str, str | None]]
-"""Checkpoints by path, each with the stream whose model is wanted, or None for all it has."""
 
 Clip = Mapping[str, np.ndarray]
 """A clip as the networks see it: "rgb" uint8 (3, T, side, side), "flow" uint8 (2, T, side, side)."""

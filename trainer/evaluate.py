@@ -13,12 +13,11 @@ from torch import Tensor
 from trainer import checkpoint as checkpoints
 from trainer import distributed, run_log
 from trainer.checkpoint import Checkpoint, CheckpointError, UnfitError
-from trainer.configuration import ConfigurationError
-from trainer.data.cache import Cache
-from trainer.data.lists import Lists
 from trainer.data.loader import EvaluationBatches
 from trainer.data.rows import Rows, input_for, open_rows
 from trainer.ensemble import refusal
+from trainer.options import EvaluateOptions
+from trainer.run_options import ConfigurationError
 from trainer.stream_models import Pictures, StreamModel, autocast, precision_for, restore
 
 STREAMS = ("rgb", "flow", "joint")
@@ -38,24 +37,6 @@ class Predictions:
     target: Tensor  # int64 (n,)
     logits: Mapping[str, Tensor]
     failures: tuple[str, ...]  # a sentence for each clip that could not be decoded
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """One call of ``evaluate``: which checkpoints (with a stream, or None for all it has), which clips.
-
-    `main` takes RUN folders too; `evaluate` names in its scores what stands here.
-    """
-
-    checkpoints: tuple[tuple[str, str | None], ...]
-    data: tuple[str, ...]
-    split: str = "val"
-    views: tuple[int, ...] | None = None  # as `Input.test_views`, which None leaves to each checkpoint
-    repeat_frame: bool = False
-    workers: int = 2
-    precision: str = "fp32"
-    cache: Cache | None = None
-    lists: Lists | None = None  # whose test part is taken instead of a split
 
 
 def evaluate(options: EvaluateOptions, group: distributed.Group) -> dict[str, Any]:

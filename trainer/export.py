@@ -24,10 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from pipeline.command_line import install
 from trainer import ensemble, networks
 from trainer.configuration import ConfigurationError
-from trainer.ensemble import Ensemble, Named
+from trainer.ensemble import Ensemble
 from trainer.frame_stream import numbers
+from trainer.options import Named
 from trainer.stream_models import StreamModel
 
 METADATA = "metadata.json"
@@ -119,7 +121,7 @@ def export(checkpoints: Named, output: Path) -> Exported:
     if output.suffix not in (".pt2", ".onnx"):
         raise ConfigurationError(f"--output {output} has no known suffix: name it .pt2 or .onnx")
     if output.suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))):
-        raise ConfigurationError("ONNX is not installed: pip install 'quovadis[onnx]', or write a .pt2")
+        raise ConfigurationError(f"ONNX is not installed: {install('onnx')}; or write a .pt2")
     models = ensemble.load(checkpoints)
     module = Joint(models).eval()
     output.parent.mkdir(parents=True, exist_ok=True)

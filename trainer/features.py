@@ -27,13 +27,14 @@ from pipeline.sources import named_video
 from pipeline.sources.directory import VIDEO_SUFFIXES, walk
 from pipeline.storage import Storage, open_storage
 from trainer import ensemble, frame_stream
-from trainer.configuration import ConfigurationError
 from trainer.data.batches import Input
 from trainer.data.decoding import Undecodable
 from trainer.data.reading import Reader, SampleError
 from trainer.data.rows import Rows, RowsError, input_for, open_rows
-from trainer.ensemble import Clip, Ensemble, Named
+from trainer.ensemble import Clip, Ensemble
 from trainer.frame_stream import FrameStream
+from trainer.options import FeaturesOptions
+from trainer.run_options import ConfigurationError
 from trainer.stream_models import precision_for
 
 SETTINGS, FAILED = "features.json", "failed.jsonl"
@@ -41,25 +42,6 @@ SETTINGS, FAILED = "features.json", "failed.jsonl"
 
 _READERS = 8
 _MACHINE = ("environment", "storage")  # classes of failures that are not the video's
-
-
-@dataclass(frozen=True)
-class FeaturesOptions:
-    """One call of ``features``: which models, over which inputs, how, into which folder."""
-
-    checkpoints: Named
-    inputs: tuple[str, ...]
-    output: str
-    window: int = 16  # frames
-    stride: int = 8  # frames
-    batch_size: int = 8  # windows
-    workers: int = 0  # videos that are read at once; 0: one a core, up to `_READERS`
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("stride", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least {least}")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from pipeline.command_line import option
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 SCHEDULES = ("step", "plateau", "cosine", "one-cycle", "constant")
 _BETTER = 1e-4  # share by which a validation loss must fall to count as lower, as in torch
@@ -17,17 +21,22 @@ _BETTER = 1e-4  # share by which a validation loss must fall to count as lower, 
 class Optimisation:
     """The optimiser's part of a configuration. Raises ValueError for what is no training."""
 
-    lr: float = 0.1  # the peak
+    lr: float = option("peak of the learning rate", 0.1, unit="RATE", group="optimisation")
     momentum: float = 0.9
     weight_decay: float = 1e-7  # of weights, not of biases and normalisation
-    schedule: str = "step"
+    schedule: str = option("course of the learning rate", "step", group="optimisation", choices=SCHEDULES)
     milestones: tuple[int, ...] = ()  # steps after which the rate is multiplied by `factor` ("step")
     patience: int = 10  # evaluations without a lower loss after which it is ("plateau")
     factor: float = 0.1
     rise: float = 0.3  # share of the run in which the rate rises ("one-cycle")
-    warmup: int = 0  # steps over which the rate of any schedule rises from none, in a line
+    warmup: int = option(
+        "steps over which the rate of any schedule rises from 0, in a line",
+        0,
+        unit="steps",
+        group="optimisation",
+    )
     clip_gradient: float = 0.0  # a model's gradient is shortened to this norm where it is longer; 0: never
-    freeze: bool = False  # only the last layer learns, on features that stay as they are
+    freeze: bool = option("only the last layer learns", False, group="optimisation")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -99,6 +108,8 @@ def plateau_count(losses: Sequence[float], patience: int) -> int:
 
 def sgd(modules: Iterable[nn.Module], settings: Optimisation) -> torch.optim.SGD:
     """SGD over the modules' parameters that learn; only weights (two dimensions or more) decay."""
+    import torch  # here, for the command line is made of the settings above
+
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return torch.optim.SGD(
         [

@@ -19,9 +19,10 @@ from pipeline.media import whole_video
 from pipeline.outcome import Failed
 from pipeline.sources import named_video
 from trainer import annotation, ensemble, frame_stream
-from trainer.configuration import ConfigurationError
-from trainer.ensemble import Clip, Ensemble, Named
+from trainer.ensemble import Clip, Ensemble
 from trainer.frame_stream import Frame
+from trainer.options import PredictOptions
+from trainer.run_options import ConfigurationError
 from trainer.stream_models import precision_for
 
 PIECE, LEAST = 10, 1
@@ -29,24 +30,6 @@ PIECE, LEAST = 10, 1
 
 The logits of a longer video's pieces are averaged; of a shorter video the last frame is repeated.
 """
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """One call of ``predict``."""
-
-    checkpoints: Named
-    videos: tuple[str, ...]
-    top: int = 5
-    annotate: Path | None = None
-    threads: int = 1  # that share the computing of the flow
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ConfigurationError("--top must be at least 1")
-        if self.annotate and len(self.videos) > 1:
-            raise ConfigurationError("--annotate writes one video: name one VIDEO")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,11 +28,9 @@ from trainer.data import sampler
 from trainer.data.rows import Rows, input_for, open_rows
 from trainer.initial_weights import InitialWeights
 from trainer.networks import CHANNELS
+from trainer.options import TrainOptions
 from trainer.stream_models import StreamModel
 from trainer.train_state import RanksDiffer, TrainState
-
-if TYPE_CHECKING:
-    from trainer.train import TrainOptions
 
 Generations = tuple[tuple[str, ...], ...]
 """Names of generations, of each data set."""

@@ -7,16 +7,15 @@ torchrun --nproc-per-node 8 -m trainer train --data ROOT --network i3d --output 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from trainer import checkpoint as checkpoints
 from trainer import distributed, run_log
-from trainer.configuration import Configuration, ConfigurationError
+from trainer.configuration import ConfigurationError
 from trainer.data.batches import by_step
-from trainer.data.cache import Cache
-from trainer.data.lists import Lists
 from trainer.evaluate import Stopped
+from trainer.options import TrainOptions
 from trainer.run_setup import newer_generations, set_up
 from trainer.train_state import RanksDiffer, TrainingError, TrainState
 
@@ -25,20 +24,6 @@ __all__ = ["Interrupted", "RanksDiffer", "TrainOptions", "TrainState", "Training
 
 class Interrupted(TrainingError):
     """SIGTERM or Ctrl-C; the run was saved first."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """One call of ``train``: what, on which data sets, into which folder, from where."""
-
-    configuration: Configuration
-    data: tuple[str, ...]
-    output: Path
-    resume: str = "auto"  # auto | none
-    init: str | None = None  # a checkpoint to start from, or imagenet:FILE
-    cache: Cache | None = None  # of what is read from elsewhere
-    lists: Lists | None = None  # published lists of what trains and what tests, instead of the splits
-    generations: str = "kept"  # kept: those that the run began with | latest: new ones join as epochs begin
 
 
 def train(options: TrainOptions) -> Path:

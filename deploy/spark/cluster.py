@@ -71,7 +71,7 @@ def require() -> None:
 def _pyspark() -> Path:
     found = find_spec("pyspark")
     if found is None or not found.submodule_search_locations:
-        raise Missing("no pyspark, which brings Spark itself: pip install 'quovadis[spark]'.")
+        raise Missing("no pyspark, which brings Spark itself: in a checkout, pip install '.[spark]'.")
     return Path(found.submodule_search_locations[0])
 
 

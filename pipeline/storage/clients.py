@@ -13,6 +13,7 @@ import secrets
 from typing import Any
 from urllib.parse import quote
 
+from pipeline.command_line import install
 from pipeline.outcome import Failed, FailureClass, Misplaced
 
 ATTEMPTS = 6
@@ -49,7 +50,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
         found, root = fsspec.core.url_to_fs(url, **_options(protocol))
     except ImportError as error:
-        remedy = f"pip install 'quovadis[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else str(error)
+        remedy = install(_EXTRAS[protocol]) if protocol in _EXTRAS else str(error)
         raise _storage(f"{url} needs a package that is not installed; {remedy}") from None
     except ValueError as error:
         known = "not known" not in str(error)

@@ -88,7 +88,7 @@ def test_without_onnx_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     rgb = small_network.checkpoint(tmp_path / "rgb.pt", streams=("rgb",))
     assert main(["export", str(rgb), "--output", str(tmp_path / "m.onnx")]) == 2
-    assert "pip install 'quovadis[onnx]'" in capsys.readouterr().err
+    assert "pip install '.[onnx]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,64 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainer.choices import PRECISIONS
-from trainer.commands import add_checkpoints, add_data, cache, checkpoints, command, lists
-
-
-def add(commands) -> None:
-    """Enters the command."""
-    evaluate = command(commands, "evaluate", _run, "top-1 and top-5 of a split, by stream and joint")
-    add_data(evaluate)
-    evaluate.add_argument("--split", choices=("train", "val", "test"), help="default val")
-    add_checkpoints(evaluate)
-    evaluate.add_argument("--output", type=Path, metavar="FILE", help="default RUN/evaluate-<split>.json")
-    evaluate.add_argument(
-        "--views", type=_views, metavar="CLIPSxCROPS|whole", help="default: as the network was published"
-    )
-    evaluate.add_argument(
-        "--repeat-frame",
-        action="store_true",
-        help="show one frame of each clip, repeated: what motion is worth",
-    )
-    evaluate.add_argument("--workers", type=int, default=2, metavar="N", help="loader processes a rank")
-    evaluate.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    evaluate.add_argument("--json", action="store_true", help="print the scores as JSON")
+from pipeline.command_line import Answer, Command, option, section
+from trainer.options import Checkpoints, Data, EvaluateOptions
+from trainer.run_options import ConfigurationError
 
 
-def _run(options: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Answer):
+    """Options of evaluate."""
+
+    data: Data
+    models: Checkpoints
+    options: dict[str, Any] = section(EvaluateOptions)
+    output: Path | None = option("scores as JSON", None, unit="FILE", shown="RUN/evaluate-<split>.json")
+
+
+def _run(call: Evaluate) -> int:
     from trainer import evaluate
-    from trainer.configuration import ConfigurationError
 
-    if options.split and options.split_file:
+    if "split" in call.options and call.data.split_file:
         raise ConfigurationError("--split-file says by itself which clips test: leave out --split")
-    job = evaluate.EvaluateOptions(
-        checkpoints=checkpoints(options),
-        data=tuple(options.data),
-        split=options.split or "val",
-        views=options.views,
-        repeat_frame=options.repeat_frame,
-        workers=options.workers,
-        precision=options.precision,
-        cache=cache(options),
-        lists=lists(options),
+    options = EvaluateOptions(
+        checkpoints=call.models.named(),
+        data=call.data.data,
+        cache=call.data.open_cache(),
+        lists=call.data.read_lists(),
+        **call.options,
     )
-    scores = evaluate.main(job, options.output)
+    scores = evaluate.main(options, call.output)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(json.dumps(scores, indent=2) if options.json else evaluate.table(scores))
+        print(json.dumps(scores, indent=2) if call.json else evaluate.table(scores))
     return 0
 
 
-def _views(text: str) -> tuple[int, ...]:
-    if text == "whole":
-        return ()
-    clips, _, crops = text.partition("x")
-    if not (clips.isdigit() and crops.isdigit() and int(clips) > 0 and crops in ("1", "3")):
-        raise argparse.ArgumentTypeError(
-            f"{text} is neither whole nor CLIPSxCROPS such as 10x3 (crops: 1 or 3)"
-        )
-    return int(clips), int(crops)
+COMMAND = Command("evaluate", "top-1 and top-5 of a split, by stream and joint", Evaluate, _run)

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 
-from trainer.choices import FORMATS
-from trainer.commands import command
-
-
-def add(commands) -> None:
-    """Enters the command."""
-    others = command(commands, "import", _run, "make a checkpoint of weights that others have published")
-    others.add_argument(
-        "files", nargs="+", metavar="FILE", help="of weights, one for each tower; of TensorFlow's any part"
-    )
-    others.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT", help="file to write")
-    others.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: recognised")
-    others.add_argument("--network", metavar="NAME", help="default: the one whose weights they are")
-    others.add_argument("--stream", choices=("rgb", "flow"), help="refuse weights of another")
-    others.add_argument("--config", metavar="FILE", help="settings over the network's own, such as tsm-dense")
-    others.add_argument("--classes", metavar="FILE", help="their names, one a line, in the logits' order")
+from pipeline.command_line import Command, Common
+from trainer.options import ImportOptions
 
 
-def _run(options: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Import(Common):
+    """Options of import."""
+
+    options: ImportOptions
+
+
+def _run(call: Import) -> int:
     from trainer.weights import importing
 
-    job = importing.ImportOptions(
-        files=tuple(options.files),
-        output=options.output,
-        format=options.format,
-        network=options.network,
-        stream=options.stream,
-        classes=options.classes,
-        config=options.config,
-    )
-    print(importing.run(job), file=sys.stderr)
+    print(importing.run(call.options), file=sys.stderr)
     return 0
+
+
+COMMAND = Command("import", "make a checkpoint of weights that others have published", Import, _run)

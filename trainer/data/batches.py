@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from pipeline.command_line import option
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 from pipeline.media.recipe import EncodeRecipe
 
@@ -22,11 +25,11 @@ class Input:
     Raises ValueError for a setting that no clip can satisfy.
     """
 
-    stream: str = "rgb"  # rgb | flow | both
-    frames: int = 64
+    stream: str = option("what it sees", "rgb", group="network", choices=(*STREAMS, "both"))
+    frames: int = option("length of a training clip", 64, unit="frames", group="input")
     stride: int = 1  # from one frame to the next, in frames at `rate`
-    short_side: int = 256  # pixels; the resize before the crop
-    crop: int = 224  # pixels, square
+    short_side: int = option("resize of the clip, before the crop", 256, unit="pixels", group="input")
+    crop: int = option("square that is cut from every frame", 224, unit="pixels", group="input")
     segments: int = 0  # snippets, from all over the clip, that the frames come in; 0: one window
     test_segments: int = 0  # snippets in evaluation; 0: as in training
     test_views: tuple[int, ...] = ()  # clips and crops (1 or 3) in evaluation; (): the whole clip, its centre

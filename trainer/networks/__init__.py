@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,6 +87,12 @@ def describe(name: str, num_classes: int = 400) -> list[Description]:
         both = (sum(r.parameters for r in rows), sum(r.gmacs for r in rows), known.accuracy.get("both"))
         rows.append(Description(name, "both", _shown(known.inputs("both")), *both, known.source))
     return rows
+
+
+def write_table(path: Path) -> None:
+    """Write the descriptions of all networks, from which the command ``networks`` reads."""
+    rows = [json.dumps(asdict(row)) for name in names() for row in describe(name)]
+    path.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
 
 
 def multiply_adds(network: nn.Module, *sizes: tuple[int, ...]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.command_line import nearest
 from trainer.networks.layers import Norm
 
 
@@ -64,5 +65,6 @@ def names() -> list[str]:
 def entry(name: str) -> Entry:
     """The entry called `name`. Raises KeyError with a sentence that names all there are."""
     if name not in _ENTRIES:
-        raise KeyError(f"There is no network {name!r}; there are: {', '.join(_ENTRIES)}")
+        near = nearest(name, _ENTRIES)
+        raise KeyError(f"There is no network {name!r}; there are: {', '.join(_ENTRIES)}{near}")
     return _ENTRIES[name]

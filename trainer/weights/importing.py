@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import checkpoint as checkpoints
 from trainer import configuration, networks
 from trainer.checkpoint import Checkpoint
-from trainer.configuration import ConfigurationError
+from trainer.options import ImportOptions
+from trainer.run_options import ConfigurationError
 from trainer.weights import Description, load
 
 LABEL_MAPS = {400: "kinetics-400.txt", 600: "kinetics-600.txt"}
 """Names of classes in the order of the published networks' logits, by their number."""
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """One call of ``import``: the files, one for each tower, and what is said of them."""
-
-    files: tuple[str, ...]
-    output: Path
-    format: str = "auto"
-    network: str | None = None
-    stream: str | None = None  # what the file must be of; None for what it is of
-    classes: str | None = None  # a file of names, one a line; None for those known
-    config: str | None = None  # settings over the network's own, as `configuration.resolve` takes them
 
 
 def run(options: ImportOptions) -> str:

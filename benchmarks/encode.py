@@ -30,7 +30,7 @@ def cpu_seconds() -> float:
 
 
 def bare(source: Path, seconds: float, size: tuple[int, int], out: Path, ffmpeg: str) -> None:
-    """What one would type: `seconds` from the start of `source` at 25 frames a second and `size`."""
+    """The bare ffmpeg command: `seconds` from the start of `source` at 25 frames a second and `size`."""
     recipe = EncodeRecipe()
     command = [ffmpeg, "-v", "error", "-nostdin", "-y", "-ss", "0", "-t", f"{seconds:g}", "-threads", "1"]
     command += ["-i", str(source), "-an", "-filter_threads", "1"]

@@ -94,7 +94,7 @@ INPUTS = {
     "tsm-r50": Reduced(stride=1, side=48, segments=8),
     "tsn-bninception": Reduced(frames=15, stride=1, side=64, segments=3),  # three snippets of five
 }
-"""What is not the default of `Reduced`, and why."""
+"""Rows that differ from the default of `Reduced`, and why."""
 
 RECIPE: Mapping[str, Mapping[str, Any]] = {
     "network": {"dropout": 0.0, "bn_momentum": 0.1},
@@ -133,7 +133,7 @@ def rows_to_measure() -> list[tuple[str, str]]:
 
 
 def settings(name: str, stream: str, times: int = 1) -> dict[str, dict[str, Any]]:
-    """What a row sets of the network's own configuration: the recipe, `times` as long, and the input."""
+    """Settings that a row takes from the network's configuration: the recipe, `times` as long, and the input."""
     chosen = {section: dict(values) for section, values in RECIPE.items()}
     chosen["run"]["epochs"] *= times
     chosen["network"]["name"] = name
@@ -215,7 +215,7 @@ def accuracy(
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What the row says of the expected physics.
+    """Judges a row by the expected physics.
 
     At chance: within what 99 of 100 guessers reach (a normal approximation); well above: three times chance.
     """
@@ -342,7 +342,7 @@ def main() -> int:
 
 
 def key_of(name: str, stream: str, times: int = 1) -> str:
-    """What a row is called in the results."""
+    """Name of a row in the results."""
     return f"{name} {stream}" + (f", {times} times as long" if times > 1 else "")
 
 

@@ -1,4 +1,4 @@
-"""What the job itself costs a clip: ``prepare --rehearse``, where nothing is fetched, encoded or solved.
+"""Measures the cost of the job itself a clip: ``prepare --rehearse``, where nothing is fetched, encoded or solved.
 
 python benchmarks/scale.py [--local 1000 10000 100000] [--spark 1000 10000] [--store 200 600]
                            [--ideal FOLDER --clips 24]
@@ -44,7 +44,7 @@ ROLES = (  # by what stands in the command line; the first that fits
 
 @dataclass
 class Usage:
-    """What one run took.
+    """Cost of one run.
 
     Attributes:
         seconds: from start to end.

@@ -36,7 +36,7 @@ COMPARED = 16
 
 
 def measure(mode: str, path: Path, frames: int) -> dict[str, Any]:
-    """What one mode ("online" or "offline") takes for each frame of the clip at `path`."""
+    """Time that one mode ("online" or "offline") takes for each frame of the clip at `path`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     seen = configuration.resolve(None, {"network": {"name": "tsm-r50"}}).input

@@ -1,4 +1,4 @@
-"""What a clip costs from its source to both videos, the job left out: for `flow.py` and `scale.py`."""
+"""Measures a clip from its source to both videos, without the job: for `flow.py` and `scale.py`."""
 
 from __future__ import annotations
 

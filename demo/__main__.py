@@ -53,7 +53,7 @@ class Places:
         return self.folder / "runs" / stream
 
     def scores(self, kind: str) -> Path:
-        """What an evaluation wrote: of ``val``, or of ``repeated-frame``."""
+        """File of an evaluation: of ``val``, or of ``repeated-frame``."""
         return self.folder / f"{kind}.json"
 
 

@@ -136,7 +136,7 @@ class Site:
             self._log.clear()
 
     def behaviour(self, path: str) -> Behaviour:
-        """What the next request to `path` meets; takes one step in its script."""
+        """Returns the fault for the next request to `path`; takes one step in its script."""
         script = self.behaviours.get(path, Behaviour())
         if isinstance(script, Behaviour):
             return script

@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Motion:
-    """What happens in one second; one of the four is not zero.
+    """Motion in one second; one of the four is not zero.
 
     `right` and `down` are in short sides, `zoom` in octaves (positive makes larger), `turn` in radians,
     positive clockwise on the screen.
@@ -79,7 +79,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Texture:
-    """What is seen: `lattice` float32 noise (n, n), `offsets` float64 (octaves, 2), `palette` float32 (4, 3).
+    """Appearance: `lattice` float32 noise (n, n), `offsets` float64 (octaves, 2), `palette` float32 (4, 3).
 
     `angle` in radians and `octave` in [0, 1) say how it lies on the screen at time 0.
     """

@@ -1,4 +1,4 @@
-"""What the tests of fetching share: clips by id, a fetch in a line, and what answers in YouTube's place."""
+"""Shared by the tests of fetching: clips by id, a fetch in a line, a stand-in for YouTube."""
 
 from __future__ import annotations
 

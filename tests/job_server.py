@@ -1,4 +1,4 @@
-"""What Beam takes for the Java process that submits jobs to Spark; it takes every job, and does none.
+"""Stands in for the Java process that submits jobs to Spark; it takes every job, and does none.
 
     python tests/job_server.py FOLDER ... --job-port N ...      (the rest is what Beam says to Java)
 

@@ -33,7 +33,7 @@ sys.stdin.read()  # until the tests end
 
 @dataclass(frozen=True)
 class Request:
-    """What the proxy saw; `status` is 0 where it gave no answer."""
+    """A request that the proxy saw; `status` is 0 where it gave no answer."""
 
     method: str
     key: str  # of the object, without the bucket
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass
 class Fault:
-    """What is to happen to the next `times` requests that match.
+    """Sets the fault of the next `times` requests that match.
 
     ``kind``: status (`status` instead of an answer), slow (`seconds` before it), drop (the connection,
     before the store hears of it), deaf (the store does it, the answer is lost), reset (in the middle of
@@ -72,7 +72,7 @@ class Store:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user would set, and nothing of the machine's own."""
+        """Variables that a user would set, and nothing of the machine's own."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "test",
@@ -99,7 +99,7 @@ class Store:
         return sum(r.method == (method or r.method) and key in r.key for r in self.requests)
 
     def names(self, prefix: str = "") -> list[str]:
-        """What lies in the bucket, asked of the server in other words than the project's."""
+        """Objects in the bucket, listed by another client than the project's."""
         import boto3
 
         client = boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **_KEYS)

@@ -103,7 +103,7 @@ def possible() -> bool:
 
 
 def _bridges(owner: int) -> str:
-    """What the names of an owner's bridges begin with; a name of a link has 15 letters at most."""
+    """Prefix of the names of an owner's bridges; a name of a link has 15 letters at most."""
     return f"qv{owner}c"
 
 

@@ -23,7 +23,7 @@ PROVISION_SECONDS = 60.0
 
 
 def provision(endpoint: str, worker: str) -> dict[str, str]:
-    """What Beam's Python worker wants to find in its environment, asked of its runner."""
+    """Asks the runner for the environment that Beam's Python worker needs."""
     with grpc.insecure_channel(endpoint) as channel:
         ask = services.ProvisionServiceStub(channel).GetProvisionInfo
         request = messages.GetProvisionInfoRequest()

@@ -1,4 +1,4 @@
-"""What no one should feed us comes back as a typed failure, and touches nothing else."""
+"""Hostile inputs come back as typed failures, and touch nothing else."""
 
 from __future__ import annotations
 

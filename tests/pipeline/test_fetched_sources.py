@@ -1,4 +1,4 @@
-"""What was fetched is on record with its tool, is not asked for twice, and is fetched again where damaged."""
+"""A fetched video is on record with its tool, is not asked for twice, and is fetched again where damaged."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ NEW_CLIPS = ("archery_bbb_000000_000002", "corrupt_aaa_000000_000002")
 
 
 def run(folder: Path, *arguments: object, program: str = "pipeline") -> str:
-    """What a command that succeeds in `folder` prints."""
+    """Runs a command that must succeed in `folder`; returns its output."""
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", program, *map(str, arguments)],

@@ -1,4 +1,4 @@
-"""What `pipeline.flow` promises: agreement with OpenCV, the same bytes everywhere, sense at the edges."""
+"""Promises of `pipeline.flow`: agreement with OpenCV, the same bytes everywhere, sense at the edges."""
 
 from __future__ import annotations
 

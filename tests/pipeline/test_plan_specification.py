@@ -14,7 +14,7 @@ RANK = {"val": 0, "test": 1, "train": 2}
 
 
 def specification(rows: list[dict], options: plan.PlanOptions, exclude: list[dict]) -> list[dict]:
-    """What must become of each row: decision, excluded_for, yielded_to, class and shard; slow and plain."""
+    """Decides each row by the rules, slow and plain: decision, excluded_for, yielded_to, class and shard."""
     for row in [*rows, *exclude]:
         if row["error"] is None:
             row["key"] = manifest.key_of(row["youtube_id"], row["time_start"], row["time_end"])

@@ -1,4 +1,4 @@
-"""What the launching process makes of a call, and tells of what is left."""
+"""A call becomes a run, which says what is left to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written appears whole or not at all, and a refusing disk gives one sentence."""
+"""A written file appears whole or not at all, and a refusing disk gives one sentence."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def command(list_file: Path, root: Path, workers: int = 2) -> list[str]:
 
 
 def there(root: Path, folder: str) -> set[str]:
-    """What lies in a folder now, half-written files among it."""
+    """Lists a folder, half-written files included."""
     return {str(path) for path in (root / folder).glob("*/*" if folder == "work/packed" else "*")}
 
 

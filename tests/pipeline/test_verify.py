@@ -320,7 +320,7 @@ def test_what_is_promised_of_a_video_is_seen_in_one(published):
 
 
 def _take_down(root: Path, split: str, number: int) -> str:
-    """What a takedown leaves: members of the same size named __removed__, zeroed; offsets as they were."""
+    """Bytes after a takedown: members of the same size named __removed__, zeroed; offsets as they were."""
     index = root / "index" / f"{split}-00000.parquet"
     row = pq.read_table(index).to_pylist()[number]
     path = root / row["shard"]

@@ -1,4 +1,4 @@
-"""What a call names and is not there is the call's fault: one sentence, exit 2, and nothing is written."""
+"""A call that names an absent file is a wrong call: one sentence, exit 2, and nothing is written."""
 
 from __future__ import annotations
 

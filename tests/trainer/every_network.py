@@ -83,7 +83,7 @@ def as_published(name: str, stream: str) -> nn.Module:
 
 
 def channels_of(name: str, stream: str) -> dict[str, int]:
-    """What `build` takes for one network, or one model, of `stream`."""
+    """Arguments of `build` for one network, or one model, of `stream`."""
     return {} if stream == "both" else {"in_channels": networks.CHANNELS[stream]}
 
 

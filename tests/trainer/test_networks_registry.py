@@ -117,7 +117,7 @@ def test_the_default_configuration_fits_the_network(name, device):
 
 @pytest.mark.parametrize("name", [*FAMILIES, "ip-csn-152", "r2plus1d-34", "r2plus1d-18", "hara-r3d-34"])
 def test_what_a_rank_takes_at_a_time_fits_into_a_gpu_of_16_gib(name):
-    """What autograd saves of a micro-batch in fp32, counted without computing."""
+    """Bytes that autograd saves of a micro-batch in fp32, counted without computing."""
     settings = configuration.resolve(None, {"network": {"name": name}})
     seen, stream, saved = settings.input, settings.model_streams[0], {}
     network = on_meta(name, **settings.network.options, **channels_of(name, stream)).train()

@@ -151,7 +151,7 @@ def test_a_file_that_is_not_there_is_refused_in_a_sentence():
 
 
 def before(network: str, *unknown: str) -> dict:
-    """What a version that did not know of these settings kept of a run of the network's default."""
+    """Record of a default run, kept by a version that did not know these settings."""
     sections = resolve(None, {"network": {"name": network}}).as_dict()
     for section, name in (setting.split(".") for setting in unknown):
         del sections[section][name]

@@ -149,7 +149,7 @@ def test_a_machine_that_joins_again_from_a_shared_home_is_not_taken_for_another(
 
 @pytest.mark.slow
 def test_the_ssh_loop_trains_on_two_nodes_stops_saved_and_goes_on(tmp_path):
-    """What stands for ssh runs the command here; both nodes are on loopback."""
+    """A stand-in for ssh runs the command here; both nodes are on loopback."""
     here = tmp_path / "ssh"
     here.write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
     here.chmod(here.stat().st_mode | stat.S_IXUSR)

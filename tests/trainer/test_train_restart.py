@@ -15,7 +15,7 @@ from trainer import checkpoint as checkpoints
 
 STEPS = 24
 EXACT = "[network]\nbn_frozen = true\ndropout = 0.0\n[optimisation]\nschedule = 'constant'\nlr = 0.05\n"
-"""What makes a training independent of the number of ranks but for rounding: no statistics of a part."""
+"""Makes a training independent of the number of ranks but for rounding: no statistics of a part."""
 
 
 @pytest.fixture(scope="module")

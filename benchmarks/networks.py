@@ -133,7 +133,7 @@ def rows_to_measure() -> list[tuple[str, str]]:
 
 
 def settings(name: str, stream: str, times: int = 1) -> dict[str, dict[str, Any]]:
-    """Settings that a row takes from the network's configuration: the recipe, `times` as long, and the input."""
+    """Settings of a row: the recipe, `times` as long, and the input."""
     chosen = {section: dict(values) for section, values in RECIPE.items()}
     chosen["run"]["epochs"] *= times
     chosen["network"]["name"] = name

@@ -1,4 +1,4 @@
-"""Measures the cost of the job itself a clip: ``prepare --rehearse``, where nothing is fetched, encoded or solved.
+"""Measures what the job itself costs a clip: ``prepare --rehearse`` fetches, encodes and solves nothing.
 
 python benchmarks/scale.py [--local 1000 10000 100000] [--spark 1000 10000] [--store 200 600]
                            [--ideal FOLDER --clips 24]

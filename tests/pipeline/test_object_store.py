@@ -305,7 +305,7 @@ def test_a_store_that_refuses_says_so(store, storage):
     ):
         storage.write("a", b"")
     store.fault("status", "PUT", status=501)
-    with pytest.raises(Failed, match="use one that knows conditional writes"):
+    with pytest.raises(Failed, match="use one that supports conditional writes"):
         storage.create("a", b"")
     with pytest.raises(ValueError, match="s3:// names no bucket; give s3://BUCKET/FOLDER"):
         open_storage("s3://")

@@ -18,7 +18,8 @@ from pipeline.maintenance.verify import verify
 def rehearse(root: Path, work: Path | None, rows: list[str]) -> tuple[Settings, list[str]]:
     """Settings of a run in waves of one video, of which the first is published; the ids left."""
     path = make_list(root.parent / "list.csv", rows)
-    settings = Settings((str(path),), str(root), ("rehearsal",), flow="none", wave=1, work=work and str(work))
+    where = {"work": work and str(work), "sources": ("rehearsal",)}
+    settings = Settings((str(path),), str(root), flow="none", wave=1, **where)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "remaining", broken_off)
         with pytest.raises(KeyboardInterrupt):

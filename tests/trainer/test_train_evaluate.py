@@ -228,7 +228,7 @@ def test_what_looks_at_a_run_that_goes_on_takes_one_checkpoint_of_it_and_names_t
     going.joinpath("checkpoint-000000002.pt").unlink()
     monkeypatch.setattr(ensemble, "restore", meanwhile)
     found = ensemble.load(((str(going), "rgb"), (str(going), "flow")))
-    assert set(found.digests.values()) == {digest}
+    assert {member.sha256 for member in found.members.values()} == {digest}
 
 
 def test_a_network_that_takes_no_whole_clips_says_so(tmp_path, capsys):

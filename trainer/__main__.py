@@ -62,7 +62,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str:
-    """What to tell: our own errors speak for themselves, others are named."""
+    """The sentence for a user: our own errors as they are, others with their type."""
     said = " ".join(str(error).split()) or "no further word"
     ours = type(error).__module__.split(".")[0] in ("trainer", "pipeline")
     return (

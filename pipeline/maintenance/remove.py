@@ -275,7 +275,10 @@ def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str) -> None:
     outcomes = opened.outcomes()
     after = {path: found.after for path, found in hashes.items() if _is_known(opened, path, found)}
     shards = [s | {"sha256": after.get(s["path"], s["sha256"])} for s in opened.meta["shards"]]
-    meta = opened.meta | {"shards": shards, "counts": consistency.counts(outcomes)}
+    rewritten = {s["generation"] for s in shards if s not in opened.meta["shards"]}
+    writers = opened.meta.get("pyarrow", {}) | dict.fromkeys(rewritten, pa.__version__)
+    changed = {"shards": shards, "counts": consistency.counts(outcomes)}
+    meta = opened.meta | changed | ({"pyarrow": writers} if writers else {})
     if meta != opened.meta:
         try:
             storage.replace(META_FILE, canonical_json(meta), version)

@@ -15,16 +15,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.dataset import Dataset
-from pipeline.outcome import READY
+from pipeline.outcome import DUPLICATE, LEAK, LISTED, READY, REMOVED
 from pipeline.report.archives import Archives
 from pipeline.report.counts import OUTCOMES, Counts
 from pipeline.report.gallery import LEGEND, Shown
 
 MEANINGS = {
-    "duplicate": "another row asks for the same clip or video",
-    "leak": "its video is also in an evaluation split",
-    "listed": "in a list given with --exclude",
-    "removed": "taken down",
+    DUPLICATE: "another row asks for the same clip or video",
+    LEAK: "its video is also in an evaluation split",
+    LISTED: "in a list given with --exclude",
+    REMOVED: "taken down",
     "gone": "the video is deleted, private or was never there",
     "unavailable": "the site says no more than that",
     "geo": "not shown in the country it was asked from",

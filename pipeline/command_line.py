@@ -157,7 +157,7 @@ def main(prog: str, about: str, groups: Sequence[Group], words: Sequence[str] | 
         try:
             return _run(top, words)
         finally:
-            sys.stdout.flush()
+            _flush()
     except (_ClosedPipe, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return EXIT_CLOSED_PIPE
@@ -173,7 +173,7 @@ def _run(top: _Parser, words: Sequence[str] | None) -> int:
         try:
             options = build(command.options, values)
             code = command.run(options, rest) if command.rest else command.run(options)
-            sys.stdout.flush()
+            _flush()
             return code
         except BrokenPipeError:
             if _nobody_reads():
@@ -183,7 +183,14 @@ def _run(top: _Parser, words: Sequence[str] | None) -> int:
     return guard(command, values.get("debug", False), run)
 
 
+def _flush() -> None:
+    if sys.stdout is not None:  # None where the caller has closed it
+        sys.stdout.flush()
+
+
 def _nobody_reads() -> bool:
+    if sys.stdout is None:
+        return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -50,7 +50,7 @@ def _as_before(parameter: Field, value: object) -> bool:
 def unknown(kind: type, values: Mapping[str, Any]) -> str | None:
     """Dotted name of the first value that the dataclass `kind` has no field for; None where it has all.
 
-    What has such a value was written by a newer version.
+    A newer version wrote such a value.
     """
     kinds = get_type_hints(kind)
     for name, value in values.items():

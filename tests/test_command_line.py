@@ -231,3 +231,9 @@ def test_a_shell_is_offered_commands_options_and_names(line, offered, tmp_path):
     subprocess.run(call, env={**os.environ, **environment}, capture_output=True, check=False)
     assert time.monotonic() - began < 10  # with a processor to itself, a fifth of a second
     assert {word.strip() for word in out.read_text().split("\n")} == {word.strip() for word in offered}
+
+
+def test_a_command_whose_output_is_closed_ends_as_always():
+    command = ["sh", "-c", 'exec "$0" -m trainer networks >&-', sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

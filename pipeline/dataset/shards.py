@@ -1,6 +1,6 @@
 """Packs the samples of a shard into a tar whose bytes depend on their content only.
 
-Members are checked against their hashes on the way; one sample at a time is in memory. The plan decides
+Members are checked against their hashes on the way; one member at a time is in memory. The plan decides
 which samples belong to a shard; `pipeline.dataset.publish` names the shard in dataset.json.
 """
 
@@ -136,14 +136,14 @@ class _Hashed:
 
 
 def _add(tar: TarWriter, sample: PackedSample, work: Storage, path: str) -> dict[str, Any]:
-    contents = {suffix: _read(work, stored) for suffix, stored in sample.members.items()}
-    contents["json"] = canonical_json(dict(sample.meta))
+    contents = {"json": canonical_json(dict(sample.meta))}
     if sample.class_index is not None:
         contents["cls"] = str(sample.class_index).encode()
     start, offsets = tar.tarstream.offset, {}
-    for suffix in sorted(contents):
+    for suffix in sorted([*contents, *sample.members]):
+        content = contents[suffix] if suffix in contents else _read(work, sample.members[suffix])
         offsets[suffix] = tar.tarstream.offset + tarfile.BLOCKSIZE
-        tar.write({"__key__": sample.key, suffix: contents[suffix]})
+        tar.write({"__key__": sample.key, suffix: content})
     flow = sample.meta.get("flow")
     row = {name: getattr(sample, name) for name in _FROM_SAMPLE}
     row |= {name: sample.meta[name] for name in ("frames", "width", "height")}

@@ -163,8 +163,8 @@ def _remove(storage: Storage, store: WorkStore, given: Sequence[str], reason: st
     done.warnings += _damaged(opened, hashes)
     if entries and not dry_run:
         removal_log.write(storage, REMOVING_LOG, entries)
-        _mark_removed(opened, {e.key: e.reason for e in entries if e.key})
-        _rewrite_meta(opened, hashes, version or "")
+        written = _mark_removed(opened, {e.key: e.reason for e in entries if e.key})
+        _rewrite_meta(opened, hashes, version or "", written)
         for path in done.shards:
             erase.erase(storage, path, spans[path], hashes[path].after)
     if keys:
@@ -248,8 +248,12 @@ def _begun(storage: Storage, store: WorkStore, given: Sequence[str]) -> list[str
     return planned.filter(pc.and_(meant, pc.is_valid(planned["key"])))["key"].to_pylist()
 
 
-def _mark_removed(opened: Dataset, reasons: dict[str, str]) -> None:
-    """Mark the clips as removed in index and outcomes; `reasons` by key."""
+def _mark_removed(opened: Dataset, reasons: dict[str, str]) -> set[str]:
+    """Mark the clips as removed in index and outcomes; `reasons` by key.
+
+    Returns the generations of which an index was written.
+    """
+    written = set()
     storage = opened.storage
     names = pa.array(list(reasons), pa.string())
     for generation in opened.generations:
@@ -261,21 +265,23 @@ def _mark_removed(opened: Dataset, reasons: dict[str, str]) -> None:
                 removed = pc.or_(table["removed"], gone)
                 table = table.set_column(place, table.schema.field("removed"), removed)
                 write_table(storage, index_path(split, generation), table)
+                written.add(generation)
         part = opened.outcome_part(generation)
         present = pc.is_in(part["outcome"], pa.array([READY, FAILED], pa.string()))
         gone = pc.and_(pc.is_in(part["key"], names), present)
         if pc.any(gone, min_count=0).as_py():
             part = removal_log.exclude(part, gone, pc.index_in(part["key"], names), reasons)
             write_table(storage, outcome_path(generation), part)
+    return written
 
 
-def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str) -> None:
+def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str, written: set[str]) -> None:
     """Rewrite dataset.json with the new counts and the hashes that the shards will have, then the card."""
     storage = opened.storage
     outcomes = opened.outcomes()
     after = {path: found.after for path, found in hashes.items() if _is_known(opened, path, found)}
     shards = [s | {"sha256": after.get(s["path"], s["sha256"])} for s in opened.meta["shards"]]
-    rewritten = {s["generation"] for s in shards if s not in opened.meta["shards"]}
+    rewritten = written | {s["generation"] for s in shards if s not in opened.meta["shards"]}
     writers = opened.meta.get("pyarrow", {}) | dict.fromkeys(rewritten, pa.__version__)
     changed = {"shards": shards, "counts": consistency.counts(outcomes)}
     meta = opened.meta | changed | ({"pyarrow": writers} if writers else {})

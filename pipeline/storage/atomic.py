@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from pipeline.storage.base import Sync
 from pipeline.storage.errors import Busy
 from pipeline.storage.locks import lock_file
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # network file systems without flock
 
 
 @contextlib.contextmanager
@@ -39,15 +42,22 @@ def temporary_file(target: Path) -> Iterator[Path]:
     process writes the target, the name is another one.
     """
     path = target.with_name(f".{target.name}.{os.uname().nodename}.tmp")
+    other = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        descriptor = lock_file(path, wait=False)
+        descriptor = lock_file(path, wait=False, mode=0o666)
         if os.fstat(descriptor).st_nlink > 1:  # killed after it was linked to the target, before the unlink
             path.unlink()
             os.close(descriptor)
-            descriptor = lock_file(path, wait=False)
+            descriptor = lock_file(path, wait=False, mode=0o666)
     except Busy:
-        path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        descriptor = lock_file(path, wait=False)
+        path = other
+        descriptor = lock_file(path, wait=False, mode=0o666)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        path.unlink(missing_ok=True)
+        path = other
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
         os.ftruncate(descriptor, 0)
         yield path

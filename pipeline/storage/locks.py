@@ -14,13 +14,13 @@ from pathlib import Path
 from pipeline.storage.errors import Busy
 
 
-def lock_file(path: Path, wait: bool) -> int:
-    """Lock a local file, made if absent; the kernel frees the lock when the returned descriptor is closed.
+def lock_file(path: Path, wait: bool, mode: int = 0o644) -> int:
+    """Lock a local file, made with `mode` if absent, until the descriptor is closed or the process ends.
 
     To release it, unlink the file first, then close the descriptor (see `holding`). Raises Busy.
     """
     while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # The former holder unlinks the file before it closes it: then this lock protects nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.outcome import Failed
-from pipeline.storage import AlreadyExists, Busy, Changed, Storage, open_storage
+from pipeline.storage import AlreadyExists, Busy, Changed, Storage, open_storage, replacing
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -257,3 +258,16 @@ def test_what_a_writer_killed_while_creating_left_is_no_way_into_what_it_publish
         storage.create("dataset.json", b"the loser's")
     assert storage.read_bytes("dataset.json") == b"published"
     assert os.listdir(tmp_path) == ["dataset.json"]
+
+
+def test_a_file_system_without_locks_is_written_as_safely(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a"):
+        raise KeyboardInterrupt
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"whole"

@@ -49,7 +49,7 @@ class Worker:
         self._held = b""
         self.asked = 0
         try:
-            self._read(START_TIMEOUT)  # it says that it is ready
+            self._read(START_TIMEOUT, "no answer")  # it says that it is ready
         except Failed as error:
             self.kill()
             raise Failed(
@@ -68,7 +68,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
-            return self._read(timeout)
+            return self._read(timeout, "The video did not come in time")
         except BrokenPipeError:
             raise self._died() from None
         except BaseException:
@@ -88,7 +88,7 @@ class Worker:
             subprocesses.kill_group(self._process.pid)
             self._process.wait()
 
-    def _read(self, timeout: float) -> dict[str, Any]:
+    def _read(self, timeout: float, late: str) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         stdout = self._process.stdout
         assert stdout is not None
@@ -97,8 +97,7 @@ class Worker:
             while b"\n" not in self._held:
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
-                    late = f"The video did not come in time: {timeout:.3g} s were left for it."
-                    raise Failed(FailureClass.NETWORK, late)
+                    raise Failed(FailureClass.NETWORK, f"{late}: {timeout:.3g} s were left for it.")
                 chunk = os.read(stdout.fileno(), 1 << 16)
                 if not chunk or len(self._held) > _ANSWER_LIMIT:
                     raise self._died()

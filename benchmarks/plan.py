@@ -93,7 +93,7 @@ def measure(paths: list[str]) -> dict:
     }
 
 
-def run(rows: int) -> dict:
+def run(rows: int = ROWS) -> dict:
     """Synthesises lists and measures in a fresh process, so that only planning counts."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(path) for path in synthesise(Path(folder), rows)]

@@ -325,7 +325,7 @@ def test_sigterm_ends_the_command_with_a_sentence(root, run, tmp_path):
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said.strip().splitlines()[-1] == "Interrupted: the same command begins anew"
+    assert said.strip().splitlines()[-1] == "Interrupted: the same command starts again"
     assert "Traceback" not in said
 
 

@@ -75,8 +75,8 @@ def measure(paths: list[str]) -> dict:
     made = time.perf_counter()
     plan.write(table, open_storage(Path(paths[0]).parent), "plan.parquet")
     digest = plan.digest(table)
+    costs = cost.estimate(table)  # as in a job: --plan estimates, and a run alone makes parts
     parts = plan.parts(table, 64)
-    costs = cost.estimate(table)
     done = time.perf_counter()
     return {
         "rows": table.num_rows,

@@ -41,16 +41,23 @@ def estimate(table: pa.Table, **choices: Any) -> dict[str, Any]:
         table: of `pipeline.lists.plan.SCHEMA`.
         choices: as `of` takes them.
     """
-    planned = table.select(["split", "shard", "video", "time_start", "time_end"])
-    planned = planned.filter(pc.equal(table["decision"], PROCESS))
-    footage = float(pc.sum(pc.subtract(planned["time_end"], planned["time_start"])).as_py() or 0.0)
+    planned = pc.equal(table["decision"], PROCESS)
+
+    def chosen(*names: str) -> pa.Table:  # few columns at a time: all of Kinetics in little memory
+        return table.select(names).filter(planned)
+
+    times = chosen("time_start", "time_end")
+    footage = float(pc.sum(pc.subtract(times["time_end"], times["time_start"])).as_py() or 0.0)
     return {
         "rows": table.num_rows,
-        "by_split": _counts(planned, "split"),
+        "by_split": _counts(chosen("split"), "split"),
         "excluded": _counts(table, "excluded_for"),
         "failed": sum(_counts(table, "failure_class").values()),
-        "shards": planned.group_by(["split", "shard"]).aggregate([]).num_rows,
-        **of(planned.num_rows, pc.count_distinct(planned["video"]).as_py(), footage, **choices),
+        "shards": chosen("split", "shard")
+        .group_by(["split", "shard"], use_threads=False)
+        .aggregate([])
+        .num_rows,
+        **of(times.num_rows, pc.count_distinct(chosen("video")["video"]).as_py(), footage, **choices),
     }
 
 

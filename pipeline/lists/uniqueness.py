@@ -135,5 +135,5 @@ def column(table: pa.Table, name: str) -> pa.Array:
 
 
 def _codes(values: pa.Array) -> np.ndarray:
-    """int64 (n,): equal strings have equal numbers, by first appearance; null is -1."""
-    return values.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
+    """int32 (n,): equal strings have equal numbers, by first appearance; null is -1."""
+    return values.dictionary_encode().indices.fill_null(-1).to_numpy()

@@ -6,6 +6,7 @@ Serves both halves, and runs their commands. Imports nothing heavy: --help and c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import inspect
 import json
@@ -13,7 +14,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -42,45 +43,41 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class _Option:
-    """Facts of one option; see `option`."""
+    """One option: the facts that `option` is given, and those that follow from its field."""
 
     help: str
-    unit: str
-    group: str
-    shown: str | None
-    flag: str | None
-    parse: Callable[[str], Any] | None
-    complete: Callable[[], Iterable[str]] | None
-    choices: tuple[str, ...]
+    unit: str = ""  # of the value: "seconds" in lower case also follows the default, "FILE" does not
+    group: str = ""  # heading of the options among which help lists it
+    shown: str | None = None  # the default in words, where the value itself does not say it
+    flag: str = ""  # else --name-of-the-field; a flag without dashes is a positional argument
+    parse: Callable[[str], Any] | None = None  # of one word; raises argparse.ArgumentTypeError
+    complete: Callable[[], Iterable[str]] | None = None  # words that a shell offers
+    choices: Sequence[str] = ()  # the words that it takes, where the annotation does not say so
+
+    name: str = field(default="", kw_only=True)  # of its value, with the names of the dataclasses round it
+    hint: Any = field(default=None, kw_only=True)
+    required: bool = field(default=False, kw_only=True)
+
+    @property
+    def positional(self) -> bool:
+        return not self.flag.startswith("-")
+
+    @property
+    def several(self) -> bool:
+        return get_origin(self.hint) in (tuple, Mapping)
+
+    @property
+    def metavar(self) -> str:
+        return self.unit.upper().replace(" ", "_") if self.unit.islower() else self.unit
 
 
-def option(
-    help: str,
-    default: Any = MISSING,
-    *,
-    unit: str = "",
-    group: str = "",
-    shown: str | None = None,
-    flag: str | None = None,
-    parse: Callable[[str], Any] | None = None,
-    complete: Callable[[], Iterable[str]] | None = None,
-    choices: Iterable[str] = (),
-) -> Any:
-    """A field that is an option on the command line; required if it has no `default`.
+def option(help: str, default: Any = MISSING, **facts: Any) -> Any:
+    """A field that is an option on the command line, with the `facts` of `_Option`.
 
-    The annotation decides what it takes: a bool is a switch, ``bool | None`` a pair of switches, a Literal
-    one of its words, a tuple or a Mapping one or more words.
-
-    Args:
-        unit: of the value: "seconds" in lower case also follows the default, "FILE" is only a placeholder.
-        group: heading of the options among which help lists it.
-        shown: the default in words, where the value itself does not say it.
-        flag: else ``--name-of-the-field``; a flag without dashes is a positional argument.
-        parse: makes one value of one word; raises `argparse.ArgumentTypeError`.
-        complete: words that a shell offers.
-        choices: the words that it takes, where the annotation does not say so.
+    Required if it has no `default`. The annotation decides what it takes: a bool is a switch,
+    ``bool | None`` a pair of switches, a Literal one of its words, a tuple or a Mapping one or more words.
     """
-    metadata = {"option": _Option(help, unit, group, shown, flag, parse, complete, tuple(choices))}
+    metadata = {"option": _Option(help, **facts)}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -210,7 +207,7 @@ def _given(options: Any, values: Mapping[str, Any], prefix: str) -> dict[str, An
         elif name in values:
             kind = {tuple: tuple, Mapping: dict}.get(get_origin(hint))
             made[each.name] = kind(values[name]) if kind else values[name]
-        elif is_dataclass(hint) and list(_entries(hint)):
+        elif is_dataclass(hint) and any(_options(hint)):
             made[each.name] = build(hint, values, f"{name}.")
     return made
 
@@ -229,9 +226,8 @@ def _hint(options: type, each: Field[Any]) -> Any:
 def missing_package(error: ImportError) -> str | None:
     """A sentence for an import of a package that only an extra brings, else None."""
     package = (error.name or "").partition(".")[0]
-    if package not in EXTRAS:
-        return None
-    return f"this needs the package {package}, which is not installed; {install(EXTRAS[package])}"
+    remedy = f"this needs the package {package}, which is not installed; "
+    return remedy + install(EXTRAS[package]) if package in EXTRAS else None
 
 
 def install(extra: str) -> str:
@@ -247,48 +243,33 @@ def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
 
 def flags(options: type) -> list[str]:
     """The flags of a dataclass of options."""
-    return [flag for entry in _entries(options) if (flag := entry.flag).startswith("-")]
+    return [each.flag for each in _options(options) if not each.positional]
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One option as a parser gets it: where its value goes, its annotation, and its default in words."""
-
-    name: str
-    about: _Option
-    hint: Any
-    flag: str
-    default: str
-    required: bool
-
-
-def _entries(options: Any, prefix: str = "", default: str | None = None) -> Iterator[_Entry]:
+def _options(options: Any, prefix: str = "", default: str | None = None) -> Iterator[_Option]:
     """The options of a dataclass and of those in its fields; `default` decides before those of the fields."""
     for each in fields(options):
         name, hint = prefix + each.name, _hint(options, each)
         if part := each.metadata.get("part"):
-            yield from _entries(part, f"{name}.", each.metadata["default"])
+            yield from _options(part, f"{name}.", each.metadata["default"])
         elif about := each.metadata.get("option"):
             flag = about.flag or f"--{each.name.replace('_', '-')}"
             required = default is None and each.default is MISSING and each.default_factory is MISSING
-            shown = _default(about, each)
+            shown = _in_words(each.default, about.unit) if about.shown is None else about.shown
             if default:
                 shown = default if each.default is None else f"{default}, else {shown}"
-            yield _Entry(name, about, hint, flag, shown, required)
+            yield replace(about, name=name, hint=hint, flag=flag, shown=shown, required=required)
         elif is_dataclass(hint):
-            yield from _entries(hint, f"{name}.")
+            yield from _options(hint, f"{name}.")
 
 
-def _default(about: _Option, each: Field[Any]) -> str:
-    if about.shown is not None:
-        return about.shown
-    value = each.default
+def _in_words(value: Any, unit: str) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if value is None or value is MISSING or value == ():
         return "none"
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{text} {about.unit}" if about.unit.islower() else text
+    return f"{text} {unit}" if unit.islower() else text
 
 
 def parser(prog: str, about: str, groups: Sequence[Group]) -> _Parser:
@@ -302,9 +283,11 @@ def parser(prog: str, about: str, groups: Sequence[Group]) -> _Parser:
     commands = top.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS)
     for group in groups:
         for command in group.commands:
-            entries = list(_entries(command.options))
-            entries.sort(key=lambda entry: entry.about.group == ANSWERS)
-            words = [_word(entry) for entry in entries if entry.required]
+            options = sorted(_options(command.options), key=lambda each: each.group == ANSWERS)
+            words = []
+            for each in filter(lambda each: each.required, options):
+                value = each.metavar + ("..." if each.several else "")
+                words.append(value if each.positional else f"{each.flag} {value}")
             sub = commands.add_parser(
                 command.name,
                 prog=f"{prog} {command.name}",
@@ -312,24 +295,9 @@ def parser(prog: str, about: str, groups: Sequence[Group]) -> _Parser:
                 usage=" ".join([f"{prog} {command.name}", *words, "[options]"]),
                 epilog=command.rest,
             )
-            sub.enter(entries)
+            sub.enter(options)
             sub.set_defaults(_command=command, _guard=group.guard, _parser=sub)
     return top
-
-
-def _word(entry: _Entry) -> str:
-    """A required option in a line of usage."""
-    value = _metavar(entry) + ("..." if _several(entry.hint) else "")
-    return f"{entry.flag} {value}" if entry.flag.startswith("-") else value
-
-
-def _metavar(entry: _Entry) -> str:
-    unit = entry.about.unit
-    return unit.upper().replace(" ", "_") if unit.islower() else unit
-
-
-def _several(hint: Any) -> bool:
-    return get_origin(hint) in (tuple, Mapping)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -338,45 +306,44 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**settings, allow_abbrev=False, formatter_class=formatter)
-        self.entries: list[_Entry] = []
+        self.options: list[_Option] = []
 
-    def enter(self, entries: list[_Entry]) -> None:
+    def enter(self, options: list[_Option]) -> None:
         """Adds the options of a command."""
-        self.entries = entries
+        self.options = options
         groups: dict[str, Any] = {"": self}
-        for entry in entries:
-            about, hint = entry.about, entry.hint
-            positional = not entry.flag.startswith("-")
-            group = "" if positional else about.group
-            if group not in groups:
-                groups[group] = self.add_argument_group(group)
-            default = "required" if entry.required else f"default: {entry.default}"
-            text = about.help if positional else f"{about.help} ({default})"
-            settings: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+        for each in options:
+            group, hint, text = each.group, each.hint, each.help
+            settings: dict[str, Any] = {"default": argparse.SUPPRESS}
+            if each.positional:
+                group = ""
+            else:
+                settings["dest"] = each.name
+                text += " (required)" if each.required else f" (default: {each.shown})"
             if get_origin(hint) in (UnionType, Union):
                 hint = next(kind for kind in get_args(hint) if kind is not type(None))
             if hint is bool:
-                pair = entry.hint is not bool
+                pair = each.hint is not bool
                 settings["action"] = argparse.BooleanOptionalAction if pair else "store_true"
             else:
-                settings["metavar"] = _metavar(entry) or None
-                if _several(entry.hint):
+                settings["metavar"] = each.metavar or None
+                if each.several:
                     settings |= {"nargs": "+", "action": "extend"}
                     hint = get_args(hint)[0]
-                if choices := get_args(hint) if get_origin(hint) is Literal else about.choices:
+                if choices := get_args(hint) if get_origin(hint) is Literal else each.choices:
                     settings |= {"choices": choices, "metavar": None}
                 else:
-                    settings["type"] = about.parse or hint
-            names = [entry.name] if positional else [entry.flag]
-            if not positional:
-                settings["dest"] = entry.name
-            action = groups[group].add_argument(*names, **settings)
-            if about.complete:
-                action.completer = _completer(about.complete)
+                    settings["type"] = each.parse or hint
+            if group not in groups:
+                groups[group] = self.add_argument_group(group)
+            name = each.name if each.positional else each.flag
+            action = groups[group].add_argument(name, help=text.replace("%", "%%"), **settings)
+            if each.complete:
+                action.completer = _completer(each.complete)
 
     def check(self, values: Mapping[str, Any], rest: Sequence[str], command: Command) -> None:
         """Ends the program with 2 where a word of `rest` is wrong or a required option is missing."""
-        missing = [entry.flag for entry in self.entries if entry.required and entry.name not in values]
+        missing = [each.flag for each in self.options if each.required and each.name not in values]
         if rest and not command.rest:
             self.refuse(rest[0])
         if missing:  # one of the words that go elsewhere may be a misspelt one of ours
@@ -417,19 +384,15 @@ def natural(text: str) -> int:
 
 def positive(text: str) -> float:
     """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
 
 
 def share(text: str) -> float:
     """A number above 0 and at most 1."""
-    value = positive(text)
-    if value > 1:
+    if (value := positive(text)) > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is more than 1")
     return value
 
@@ -437,11 +400,9 @@ def share(text: str) -> float:
 def key_and_value(text: str) -> tuple[str, Any]:
     """The name and the value of KEY=VALUE, whose value is JSON."""
     name, sign, value = text.partition("=")
-    try:
+    with contextlib.suppress(ValueError):
         if sign and name.isidentifier():
             return name, json.loads(value)
-    except ValueError:
-        pass
     raise argparse.ArgumentTypeError(
         f"{text!r} is not KEY=VALUE with a value in JSON, such as ratelimit=1000000"
     )

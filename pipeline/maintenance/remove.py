@@ -24,14 +24,7 @@ from pipeline import dataset
 from pipeline.dataset import Dataset, card, consistency, publish, removal_log
 from pipeline.dataset.publish import CARD_FILE, PUBLISH_LOCK
 from pipeline.dataset.removal_log import Entry
-from pipeline.dataset.schema import (
-    META_FILE,
-    REMOVED_LOG,
-    REMOVING_LOG,
-    SPLITS,
-    index_path,
-    outcome_path,
-)
+from pipeline.dataset.schema import META_FILE, REMOVED_LOG, REMOVING_LOG, SPLITS, index_path, outcome_path
 from pipeline.keys import KEY
 from pipeline.lists import plan
 from pipeline.maintenance import erase, purge
@@ -41,7 +34,7 @@ from pipeline.storage.tables import write_table
 from pipeline.storage.work_store import WorkStore, canonical_json
 
 _MAX_REASON = 500  # characters
-_Hashes = dict[str, erase.Digests]  # by shard
+_Rows = dict[str, list[dict[str, Any]]]
 
 
 class IdsError(CallError, ValueError):
@@ -56,25 +49,18 @@ class RemoveError(Exception):
 class Takedown:
     """The result of a removal; with `dry_run`, of one that was not made.
 
-    Attributes:
-        removed: keys of clips removed now.
-        completed: keys of an earlier removal that was interrupted.
-        already: keys that were removed before.
-        unknown: ids and keys without a ready, failed or removed clip: no row has them yet, or their rows are
-            excluded for another reason and their video may still come.
-        shards: those rewritten, as paths below ROOT.
-        files: those deleted from report and work store.
-        warnings: places that cannot be reached from here, and damage found.
+    `unknown` are ids and keys without a ready, failed or removed clip: no row has them yet, or their rows are
+    excluded for another reason and their video may still come.
     """
 
     dry_run: bool = False
-    removed: list[str] = field(default_factory=list)
-    completed: list[str] = field(default_factory=list)
-    already: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)  # keys
+    completed: list[str] = field(default_factory=list)  # keys of an earlier removal that was interrupted
+    already: list[str] = field(default_factory=list)  # keys that were removed before
     unknown: list[str] = field(default_factory=list)
-    shards: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)  # rewritten, as paths below ROOT
+    files: list[str] = field(default_factory=list)  # deleted from report and work store
+    warnings: list[str] = field(default_factory=list)  # places not reached from here, and damage found
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -124,11 +110,9 @@ def remove(
     """Remove clips from a published data set and from everything that belongs to it.
 
     Args:
-        root: the data set's folder or URL.
         given: video ids (all clips of the video) or keys.
         reason: stands in the outcomes and in the log.
         work: the work store; ROOT/work where None.
-        dry_run: report what would be removed, and change nothing.
 
     Raises:
         IdsError: no reason, or something that is no id or key.
@@ -144,34 +128,38 @@ def remove(
         raise IdsError(f"{wrong[0][:40]!r} is no id or key; nothing was removed.")
     dataset.open(storage)  # raises where there is none: the lock would make a folder there
     store = WorkStore(work or f"{storage.url}/work")
-    if dry_run:
-        return _remove(storage, store, given, reason, dry_run=True)
-    with _exclusively(storage, store):
-        return _remove(storage, store, given, reason, dry_run=False)
+    with contextlib.nullcontext() if dry_run else _exclusively(storage, store):
+        return _remove(storage, store, given, reason, dry_run)
 
 
 def _remove(storage: Storage, store: WorkStore, given: Sequence[str], reason: str, dry_run: bool) -> Takedown:
     version = storage.version(META_FILE)
     opened = dataset.open(storage)
+    rows = _rows_by_name(opened.outcomes(), given)
     pending = removal_log.read(storage, REMOVING_LOG)
     done = Takedown(dry_run, completed=[e.key for e in pending if e.key])
-    entries = [*pending, *_resolve(opened, given, reason, pending, removal_log.read(storage), done)]
+    entries = [*pending, *_resolve(rows, given, reason, pending, removal_log.read(storage), done)]
     keys = {e.key for e in entries if e.key}
     spans = _spans(opened, keys)
     hashes = {path: erase.digests(storage, path, places) for path, places in spans.items()}
     done.shards = [path for path, found in hashes.items() if found.before != found.after]
-    done.warnings += _damaged(opened, hashes)
+    damaged = [path for path, found in hashes.items() if opened.shards[path].sha256 not in found]
+    for path in damaged:
+        text = f"{path} was damaged or lost before; its hash in {META_FILE} stays, and verify reports it"
+        done.warnings.append(text)
     if entries and not dry_run:
         removal_log.write(storage, REMOVING_LOG, entries)
         written = _mark_removed(opened, {e.key: e.reason for e in entries if e.key})
-        _rewrite_meta(opened, hashes, version or "", written)
+        after = {path: found.after for path, found in hashes.items() if path not in damaged}
+        _rewrite_meta(opened, after, version or "", written)
         for path in done.shards:
             erase.erase(storage, path, spans[path], hashes[path].after)
     if keys:
         done.files += purge.report(storage, dry_run)
     if purge.exists(store):  # else a prepare with its work store elsewhere may be packing them
         done.files += purge.unpublished(storage, opened.shards, dry_run)
-    videos = {e.youtube_id for e in entries if e.youtube_id} | _videos(opened, given)
+    videos = {e.youtube_id for e in entries if e.youtube_id} | (set(given) - set(rows))
+    videos |= {row["youtube_id"] for found in rows.values() for row in found}
     keys |= {*done.already, *_begun(storage, store, given)}
     done.files += purge.work(store, keys, videos, dry_run)
     if entries and not dry_run:
@@ -184,58 +172,44 @@ def _remove(storage: Storage, store: WorkStore, given: Sequence[str], reason: st
 
 
 def _resolve(
-    opened: Dataset,
-    given: Sequence[str],
-    reason: str,
-    pending: Sequence[Entry],
-    log: Sequence[Entry],
-    done: Takedown,
+    rows: _Rows, given: Sequence[str], reason: str, pending: list[Entry], log: list[Entry], done: Takedown
 ) -> list[Entry]:
     """The new entries of the log that the ids ask for; fills in `done`."""
-    outcomes = opened.outcomes()
-    begun = {e.key for e in pending}
+    taken = {e.key for e in pending}
     on_record = {name for e in (*pending, *log) for name in (e.given, e.key)}
     time = datetime.now(UTC).isoformat(timespec="seconds")
     entries = []
-    by_name = _rows_by_name(outcomes, given)
-    taken: set[str] = set()
     for name in dict.fromkeys(given):
-        known = False
-        for row in by_name.get(name, []):
-            key, there = row["key"], row["outcome"] in (READY, FAILED)
-            gone = row["excluded_for"] == REMOVED
-            known = known or there or gone
-            if key in taken or key in begun:
-                continue
-            if there:
+        there = [row for row in rows.get(name, ()) if row["outcome"] in (READY, FAILED)]
+        gone = [row["key"] for row in rows.get(name, ()) if row["excluded_for"] == REMOVED]
+        for row in there:
+            if (key := row["key"]) not in taken:
                 taken.add(key)
-                on_record.update((name, key))
+                on_record |= {name, key}
                 done.removed.append(key)
                 entries.append(Entry(time, name, key, row["youtube_id"], reason))
-            elif gone and key not in done.already:
-                done.already.append(key)
-        if not known:
+        done.already += (key for key in dict.fromkeys(gone) if key not in taken)
+        taken.update(gone)
+        if not there and not gone:
             done.unknown.append(name)
         if name not in on_record:  # another of its clips may come in a later wave
             entries.append(Entry(time, name, None, None, reason))
     return entries
 
 
-def _rows_by_name(outcomes: pa.Table, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by key and by id, as far as `names` asks for them."""
+def _named(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The rows of outcomes or of a plan whose key or id is among `names`."""
     wanted = pa.array(list(names), pa.string())
-    found: dict[str, list[dict[str, Any]]] = {}
-    chosen = pc.or_(pc.is_in(outcomes["key"], wanted), pc.is_in(outcomes["youtube_id"], wanted))
-    for row in outcomes.filter(chosen).to_pylist():
+    return table.filter(pc.or_(pc.is_in(table["key"], wanted), pc.is_in(table["youtube_id"], wanted)))
+
+
+def _rows_by_name(outcomes: pa.Table, names: Sequence[str]) -> _Rows:
+    """Rows by key and by id, as far as `names` asks for them."""
+    found: _Rows = {}
+    for row in _named(outcomes, names).to_pylist():
         for name in {row["key"], row["youtube_id"]}:
             found.setdefault(name, []).append(row)
     return found
-
-
-def _videos(opened: Dataset, given: Sequence[str]) -> set[str]:
-    """The source videos of the ids or keys; the work store may have one that no row has."""
-    rows = _rows_by_name(opened.outcomes(), given)
-    return {row["youtube_id"] for name in given for row in rows.get(name, ())} | (set(given) - set(rows))
 
 
 def _begun(storage: Storage, store: WorkStore, given: Sequence[str]) -> list[str]:
@@ -243,18 +217,12 @@ def _begun(storage: Storage, store: WorkStore, given: Sequence[str]) -> list[str
     path = f"plan/{publish.next_generation(storage)}.parquet"
     if not purge.exists(store) or not store.storage.exists(path):
         return []
-    planned, names = plan.read(store.storage, path), pa.array(list(given), pa.string())
-    meant = pc.or_(pc.is_in(planned["key"], names), pc.is_in(planned["youtube_id"], names))
-    return planned.filter(pc.and_(meant, pc.is_valid(planned["key"])))["key"].to_pylist()
+    return _named(plan.read(store.storage, path), given)["key"].drop_null().to_pylist()
 
 
 def _mark_removed(opened: Dataset, reasons: dict[str, str]) -> set[str]:
-    """Mark the clips as removed in index and outcomes; `reasons` by key.
-
-    Returns the generations of which an index was written.
-    """
-    written = set()
-    storage = opened.storage
+    """Mark the clips as removed, with `reasons` by key; returns the generations whose index was written."""
+    storage, written = opened.storage, set()
     names = pa.array(list(reasons), pa.string())
     for generation in opened.generations:
         for split in SPLITS:
@@ -275,11 +243,9 @@ def _mark_removed(opened: Dataset, reasons: dict[str, str]) -> set[str]:
     return written
 
 
-def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str, written: set[str]) -> None:
+def _rewrite_meta(opened: Dataset, after: dict[str, str], version: str, written: set[str]) -> None:
     """Rewrite dataset.json with the new counts and the hashes that the shards will have, then the card."""
-    storage = opened.storage
-    outcomes = opened.outcomes()
-    after = {path: found.after for path, found in hashes.items() if _is_known(opened, path, found)}
+    storage, outcomes = opened.storage, opened.outcomes()
     shards = [s | {"sha256": after.get(s["path"], s["sha256"])} for s in opened.meta["shards"]]
     rewritten = written | {s["generation"] for s in shards if s not in opened.meta["shards"]}
     writers = opened.meta.get("pyarrow", {}) | dict.fromkeys(rewritten, pa.__version__)
@@ -293,17 +259,6 @@ def _rewrite_meta(opened: Dataset, hashes: _Hashes, version: str, written: set[s
         except Busy as busy:  # a killed run left this object in an object store
             raise RemoveError(f"{busy} is in the way; delete it and repeat the command.") from None
     storage.write(CARD_FILE, card.text(meta, outcomes).encode())
-
-
-def _is_known(opened: Dataset, path: str, found: erase.Digests) -> bool:
-    """Whether dataset.json has the hash of the shard as it is, or (removal begun before) as it will be."""
-    return opened.shards[path].sha256 in found
-
-
-def _damaged(opened: Dataset, hashes: _Hashes) -> Iterator[str]:
-    for path, found in hashes.items():
-        if not _is_known(opened, path, found):
-            yield f"{path} was damaged or lost before; its hash in {META_FILE} stays, and verify reports it"
 
 
 def _spans(opened: Dataset, names: Iterable[str | None]) -> dict[str, list[tuple[int, int]]]:
@@ -326,7 +281,7 @@ def _exclusively(storage: Storage, store: WorkStore) -> Iterator[None]:
             if purge.exists(store):
                 stack.enter_context(store.storage.lock(purge.WORK_LOCK))
         except Busy as busy:
-            hint = "" if storage.is_local else f" If none is, delete {busy}."
+            hint = "" if storage.is_local and store.storage.is_local else f" If none is, delete {busy}."
             raise RemoveError(
                 f"a prepare or another remove is at work on {storage.url}; stop it (nothing is lost), "
                 f"remove, and repeat its command.{hint}"

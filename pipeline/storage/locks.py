@@ -21,19 +21,17 @@ def lock_file(path: Path, wait: bool, mode: int = 0o644) -> int:
     """
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        with contextlib.ExitStack() as otherwise:
+            otherwise.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise Busy(str(path)) from None
             # The former holder unlinks the file before it closes it: then this lock protects nothing.
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                    otherwise.pop_all()
                     return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise Busy(str(path)) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -73,11 +71,8 @@ def describe(content: bytes) -> str:
 def is_dead(content: bytes) -> bool:
     """Whether the holder ran on this machine, in this container, and has ended; False for one elsewhere."""
     try:
-        about = json.loads(content)
-        here = _machine() is not None and (about["host"], about["machine"]) == (
-            os.uname().nodename,
-            _machine(),
-        )
+        about, machine = json.loads(content), _machine()
+        here = machine is not None and (about["host"], about["machine"]) == (os.uname().nodename, machine)
         return here and _started(int(about["pid"])) != about["started"]
     except (ValueError, KeyError, TypeError):
         return False

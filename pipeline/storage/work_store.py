@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,11 @@ class Stored:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a record; `Stored(**record)` reads them."""
-        return {"path": self.path, "size": self.size, "sha256": self.sha256}
+        return asdict(self)
 
 
 class WorkStore:
-    """Files and records of all stages under one root, shared by all workers.
-
-    Args:
-        root: a folder, a URL, or a `Storage`. Raises what `Storage` raises.
-    """
+    """Files and records of all stages under one root, shared by all workers. Raises what `Storage` raises."""
 
     def __init__(self, root: str | os.PathLike[str] | Storage):
         self.storage = root if isinstance(root, Storage) else open_storage(root)
@@ -58,24 +54,18 @@ class WorkStore:
         return f"WorkStore({self.storage.url!r})"
 
     def path(self, stage: str, stage_hash: str, key: str, suffix: str) -> str:
-        """``<stage>/<hash>/<hh>/<key><suffix>``; ValueError unless every part is a plain name.
+        """``<stage>/<hash>/<hh>/<key><suffix>`` of a clip's key or a video's id.
 
-        `key` is a clip's key or a video's id; `suffix` begins with a dot.
+        Raises ValueError unless every part is a plain name.
         """
-        if not _STAGE.fullmatch(stage) or not KEY.fullmatch(stage_hash):
-            raise ValueError(f"not a stage: {stage!r}, {stage_hash!r}")
-        if not KEY.fullmatch(key):
-            raise ValueError(f"not a plain name: {key[:100]!r}")
-        if not _SUFFIX.fullmatch(suffix):
-            raise ValueError(f"not a suffix: {suffix!r}")
+        for part, form in ((stage, _STAGE), (stage_hash, KEY), (key, KEY), (suffix, _SUFFIX)):
+            if not form.fullmatch(part):
+                raise ValueError(f"not a plain name: {part[:100]!r}")
         fan = hashlib.sha256(key.encode()).hexdigest()[:2]
         return f"{stage}/{stage_hash}/{fan}/{key}{suffix}"
 
     def put_file(self, stage: str, stage_hash: str, key: str, suffix: str, local: Path) -> Stored:
-        """Copy a local file into the store, whole or not at all, and hash it.
-
-        A power cut may remove the file: the work is then done again.
-        """
+        """Copy a local file into the store, whole or not at all. A power cut may remove it again."""
         path = self.path(stage, stage_hash, key, suffix)
         digest, size = hashlib.sha256(), 0
         with open(local, "rb") as source, self.storage.writer(path, Sync.CONTENT) as file:
@@ -103,10 +93,7 @@ class WorkStore:
         return target if digest.hexdigest() == stored.sha256 else None
 
     def write_record(self, stage: str, stage_hash: str, key: str, record: dict[str, Any]) -> None:
-        """Write a stage's record of a key as canonical JSON, after the files that it names.
-
-        Files are named under ``"files"``: name -> `Stored.as_dict()`.
-        """
+        """Write a stage's record of a key, after its files: ``"files"`` has name -> `Stored.as_dict()`."""
         self.storage.write(self.path(stage, stage_hash, key, _RECORD), canonical_json(record), Sync.NOTHING)
 
     def read_record(self, stage: str, stage_hash: str, key: str, whole: bool = True) -> dict[str, Any] | None:
@@ -120,13 +107,12 @@ class WorkStore:
         path = self.path(stage, stage_hash, key, _RECORD)
         try:
             record = json.loads(self.storage.read_bytes(path, _MAX_RECORD))
-            files = list(record.get("files", {}).values()) if isinstance(record, dict) else []
+            files = record.get("files", {}).values()
             for file in files:
                 refuse_newer(Stored, file, self.storage.where(path))
-            good = isinstance(record, dict) and (not whole or all(self.has(Stored(**f)) for f in files))
+            return record if not whole or all(self.has(Stored(**f)) for f in files) else None
         except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None
-        return record if good else None
 
     def clean(self) -> None:
         """Delete the files of all stages and runs; other files under the root stay."""
@@ -144,10 +130,8 @@ class WorkStore:
 def refuse_newer(kind: type, values: Mapping[str, Any], where: str) -> None:
     """Raise Failed(ENVIRONMENT) where the record at `where` has a value that the dataclass `kind` lacks."""
     if newer := unknown(kind, values):
-        raise Failed(
-            FailureClass.ENVIRONMENT,
-            f"{where} has {newer}, which this version does not know: upgrade quovadis",
-        )
+        reason = f"{where} has {newer}, which this version does not know: upgrade quovadis"
+        raise Failed(FailureClass.ENVIRONMENT, reason)
 
 
 def canonical_json(value: Any) -> bytes:

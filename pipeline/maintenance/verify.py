@@ -7,6 +7,7 @@ files, `pipeline.maintenance.verify_media` samples.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,18 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import dataset
-from pipeline.dataset import Dataset, DatasetError, consistency, removal_log
+from pipeline.dataset import INDEX_SCHEMA, SPLITS, Dataset, DatasetError, ShardInfo, consistency, removal_log
 from pipeline.dataset.publish import CARD_FILE
-from pipeline.dataset.schema import (
-    INDEX_SCHEMA,
-    META_FILE,
-    REMOVED_LOG,
-    REMOVING_LOG,
-    SPLITS,
-    ShardInfo,
-    index_path,
-    outcome_path,
-)
+from pipeline.dataset.schema import META_FILE, REMOVED_LOG, REMOVING_LOG, index_path, outcome_path
 from pipeline.dataset.shards import order
 from pipeline.maintenance.verify_media import Promised, sample_breaches
 from pipeline.maintenance.verify_shards import shard_breaches
@@ -53,6 +45,14 @@ class Report:
         """Whether no breach was found."""
         return not self.breaches
 
+    @contextlib.contextmanager
+    def catching(self, where: str = "") -> Iterator[None]:
+        """Errors of a data set are breaches `where` they are found."""
+        try:
+            yield
+        except (DatasetError, consistency.Inconsistent, removal_log.LogError) as error:
+            self.breaches.append(f"{where}{error}")
+
     def lines(self) -> list[str]:
         """For a person: a line for each breach and note, then what was checked."""
         checked = ", ".join(f"{number} {what}" for what, number in self.checked.items())
@@ -67,11 +67,10 @@ class Report:
 def verify(root: str | os.PathLike[str] | Storage, sample: float = 1.0, workers: int | None = None) -> Report:
     """Check a data set against the format's promises.
 
-    Always checks tables, counts and the hash of every byte; decodes every frame of a `sample` of the clips.
+    Always checks tables, counts and the hash of every byte.
 
     Args:
-        root: the data set's folder or URL.
-        sample: share of the clips to decode, 0 to 1; their keys decide which.
+        sample: share of the clips whose every frame is decoded, 0 to 1; their keys decide which.
         workers: processes, by default one a core; 1 works in this process.
 
     Raises:
@@ -102,65 +101,45 @@ def verify(root: str | os.PathLike[str] | Storage, sample: float = 1.0, workers:
 def _check_tables(opened: Dataset, report: Report) -> dict[str, pa.Table]:
     tables: dict[str, pa.Table] = {}
     for split in SPLITS:
-        try:
+        with report.catching():
             tables[split] = opened.index(split)
-        except DatasetError as error:
-            report.breaches.append(str(error))
     parts = []
     for generation in opened.generations:
-        try:
+        path = outcome_path(generation)
+        with report.catching():
             part = opened.outcome_part(generation)
-        except DatasetError as error:
-            report.breaches.append(str(error))
-            continue
-        parts.append(part)
-        named = pc.all(pc.equal(part["generation"], generation), min_count=0).as_py()
-        if not named or part["generation"].null_count:
-            report.breaches.append(f"{outcome_path(generation)} has rows of another generation")
-        _check(report, outcome_path(generation), consistency.check_outcomes, part)
+            parts.append(part)
+            if part["generation"].unique().to_pylist() not in ([], [generation]):
+                report.breaches.append(f"{path} has rows of another generation")
+            with report.catching(f"{path}: "):
+                consistency.check_outcomes(part)
     index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables.values()])
     outcomes = dataset.latest(parts)
     report.checked["outcomes"] = outcomes.num_rows
     report.checked["index rows"] = index.num_rows
     if len(tables) == len(SPLITS) and len(parts) == len(opened.generations):
-        shards = list(opened.shards.values())
-        _check(report, "index and outcomes", consistency.check_index, outcomes, index, shards)
-        _check(report, "index", consistency.check_classes, index, opened.classes)
+        with report.catching("index and outcomes: "):
+            consistency.check_index(outcomes, index, list(opened.shards.values()))
+        with report.catching("index: "):
+            consistency.check_classes(index, opened.classes)
         if (found := consistency.counts(outcomes)) != opened.meta["counts"]:
             report.breaches.append(f"{META_FILE} has counts {opened.meta['counts']}, the outcomes {found}")
-    _check_flow_columns(opened, index, report)
-    _check_removed(opened, outcomes, report)
-    if opened.classes != sorted(opened.classes):
-        report.notes.append("classes are not sorted: they come from --classes")
-    if not opened.storage.exists(CARD_FILE):
-        report.breaches.append(f"{CARD_FILE} is absent")
-    return tables
-
-
-def _check_flow_columns(opened: Dataset, index: pa.Table, report: Report) -> None:
     with_flow = opened.meta["recipe"].get("flow") is not None
     for name in ("flow_offset", "flow_size", "flow_sha256", "flow_saturation"):
         if index[name].null_count != (0 if with_flow else index.num_rows):
             promise = "in every row" if with_flow else "nowhere, as the recipe has no flow"
             report.breaches.append(f"index: {name} does not stand {promise}")
-
-
-def _check_removed(opened: Dataset, outcomes: pa.Table, report: Report) -> None:
     again = "repeat python -m pipeline remove"
     if opened.storage.exists(REMOVING_LOG):
         report.breaches.append(f"{REMOVING_LOG} is there: a takedown has not come to its end; {again}")
-    try:
+    with report.catching():
         for key in removal_log.not_gone(outcomes, opened.storage):
             report.breaches.append(f"{key} is there, but {REMOVED_LOG} says that it was removed; {again}")
-    except removal_log.LogError as error:
-        report.breaches.append(str(error))
-
-
-def _check(report: Report, what: str, rule: Callable[..., None], *arguments: Any) -> None:
-    try:
-        rule(*arguments)
-    except consistency.Inconsistent as error:
-        report.breaches.append(f"{what}: {error}")
+    if opened.classes != sorted(opened.classes):
+        report.notes.append("classes are not sorted: they come from --classes")
+    if not opened.storage.exists(CARD_FILE):
+        report.breaches.append(f"{CARD_FILE} is absent")
+    return tables
 
 
 def _leftovers(opened: Dataset) -> Iterator[str]:

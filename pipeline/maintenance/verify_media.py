@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.dataset.schema import FLOW_BOUND, FLOW_ZERO
 
-KEYFRAME_INTERVAL = 16  # frames
+_MAX_GAP = 16  # frames from one keyframe to the next
 _SOURCE_FIELDS = ("kind", "codec", "width", "height", "rate", "duration")
 _FULL = 2  # AVColorRange; 1 is limited, 0 unspecified, which for yuv420p means limited
 _MAX_PIXELS = 1 << 24  # of a picture: a hostile header must not fill the memory
@@ -50,14 +50,11 @@ class Promised:
 
 
 def sample_breaches(row: dict[str, Any], members: dict[str, bytes], promised: Promised) -> list[str]:
-    """Checks a sample: a sentence fragment for each breach, without the sample's name.
-
-    Args:
-        row: its row of the index.
-        members: its raw members by suffix.
-        promised: by the recipe.
-    """
-    found = [*_class_breaches(row, members), *_json_breaches(row, members["json"], promised)]
+    """Checks a sample's raw members by suffix: a sentence fragment for each breach, without its name."""
+    index = None if row["class_index"] is None else str(row["class_index"]).encode()
+    cls = members.get("cls")
+    found = [] if cls == index else [f"cls says {cls!r}, not {index!r}"]
+    found += _json_breaches(row, members["json"], promised)
     if promised.flow != ("flow.mp4" in members):
         found.append("its flow is missing" if promised.flow else "it has flow though the recipe has none")
     for suffix, breaches in (("mp4", rgb_breaches), ("flow.mp4", flow_breaches)):
@@ -71,32 +68,28 @@ def sample_breaches(row: dict[str, Any], members: dict[str, bytes], promised: Pr
 
 def rgb_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[str]:
     """Checks a clip against its row of the index."""
+    width, height, short = video.width, video.height, min(video.width, video.height)
+    same = (width, height) == (row["width"], row["height"])
     rules = {
-        f"mp4 has {video.width}x{video.height} pixels, the index says {row['width']}x{row['height']}": (
-            (video.width, video.height) == (row["width"], row["height"])
-        ),
-        f"mp4 has a short side of {min(video.width, video.height)}, not {promised.short_side}": (
-            min(video.width, video.height) == promised.short_side
-        ),
-        f"mp4 has an odd side: {video.width}x{video.height}": video.width % 2 == video.height % 2 == 0,
-        f"mp4 is {video.pixel_format}, not yuv420p": video.pixel_format == "yuv420p",
-        "mp4 is full range, not limited": not video.full_range,
+        f"has {width}x{height} pixels, the index says {row['width']}x{row['height']}": same,
+        f"has a short side of {short}, not {promised.short_side}": short == promised.short_side,
+        f"has an odd side: {width}x{height}": width % 2 == height % 2 == 0,
+        f"is {video.pixel_format}, not yuv420p": video.pixel_format == "yuv420p",
+        "is full range, not limited": not video.full_range,
     }
-    return _broken(rules) + _video_breaches(video, "mp4", row, promised.rate)
+    return _broken("mp4", rules, video, row, promised.rate)
 
 
 def flow_breaches(video: Video, row: dict[str, Any], promised: Promised) -> list[str]:
     """Checks a flow video against its row of the index."""
-    size = (row["width"], 2 * row["height"])
+    size, wanted = f"{video.width}x{video.height}", f"{row['width']}x{2 * row['height']}"
     rules = {
-        f"flow.mp4 has {video.width}x{video.height} pixels, not {size[0]}x{size[1]}": (
-            (video.width, video.height) == size
-        ),
-        f"flow.mp4 is {video.pixel_format}, not yuv420p": video.pixel_format in ("yuv420p", "yuvj420p"),
-        "flow.mp4 is limited range, not full": video.full_range,
-        f"flow.mp4 has chroma other than {FLOW_ZERO}": video.gray,
+        f"has {size} pixels, not {wanted}": size == wanted,
+        f"is {video.pixel_format}, not yuv420p": video.pixel_format in ("yuv420p", "yuvj420p"),
+        "is limited range, not full": video.full_range,
+        f"has chroma other than {FLOW_ZERO}": video.gray,
     }
-    return _broken(rules) + _video_breaches(video, "flow.mp4", row, promised.rate)
+    return _broken("flow.mp4", rules, video, row, promised.rate)
 
 
 def inspect(data: bytes, rate: int) -> Video:
@@ -107,12 +100,11 @@ def inspect(data: bytes, rate: int) -> Video:
             videos = container.streams.video
             if not videos:
                 raise ValueError("has no video stream")
-            declared = videos[0].codec_context
-            if declared.width * declared.height > _MAX_PIXELS:
-                raise ValueError(f"declares {declared.width}x{declared.height} pixels")
+            context = videos[0].codec_context
+            if context.width * context.height > _MAX_PIXELS:
+                raise ValueError(f"declares {context.width}x{context.height} pixels")
             frames, places = _decoded(container, videos[0])
             gaps = [b - a for a, b in zip(places, [*places[1:], len(frames)], strict=True)]
-            context = videos[0].codec_context
             steps = [f.time - frames[0].time for f in frames]
             return Video(
                 frames=len(frames),
@@ -145,15 +137,13 @@ class _Frame:
 def _decoded(container: av.container.InputContainer, stream: Any) -> tuple[list[_Frame], list[int]]:
     """All frames in display order, and the numbers of those that the container marks as keyframes."""
     stream.codec_context.thread_count = 1
-    frames: list[_Frame] = []
-    times: list[int] = []
-    keyframes: set[int] = set()
+    frames, times, keyframes = [], [], set()
     for packet in container.demux(stream):
         if packet.size and packet.is_keyframe and packet.pts is not None:
             keyframes.add(packet.pts)
         for frame in packet.decode():
             frames.append(_frame(frame))
-            times.append(-1 if frame.pts is None else frame.pts)
+            times.append(frame.pts)
     return frames, [number for number, time in enumerate(times) if time in keyframes]
 
 
@@ -166,8 +156,9 @@ def _frame(frame: av.VideoFrame) -> _Frame:
     return _Frame(time, bool(frame.is_corrupt), frame.rotation == 0, gray)
 
 
-def _video_breaches(video: Video, suffix: str, row: dict[str, Any], rate: int) -> list[str]:
-    rules = {
+def _broken(suffix: str, rules: dict[str, bool], video: Video, row: dict[str, Any], rate: int) -> list[str]:
+    """Fragments for those of the `rules`, and of the rules for all videos, that do not hold."""
+    rules |= {
         f"has {video.frames} frames, the index says {row['frames']}": video.frames == row["frames"],
         f"is {video.codec}, not h264": video.codec == "h264",
         "has audio": not video.audio,
@@ -175,29 +166,19 @@ def _video_breaches(video: Video, suffix: str, row: dict[str, Any], rate: int) -
         f"is not constant {rate} frames a second": video.constant_rate,
         "has pixels that are not square": video.square_pixels,
         "is turned by its metadata": video.upright,
-        f"has {video.longest_gap} frames between keyframes, more than {KEYFRAME_INTERVAL}": (
-            video.longest_gap <= KEYFRAME_INTERVAL
+        f"has {video.longest_gap} frames between keyframes, more than {_MAX_GAP}": (
+            video.longest_gap <= _MAX_GAP
         ),
         f"has {video.damaged} damaged frames": video.damaged == 0,
     }
-    return [f"{suffix} {text}" for text in _broken(rules)]
-
-
-def _broken(rules: dict[str, bool]) -> list[str]:
-    return [text for text, holds in rules.items() if not holds]
-
-
-def _class_breaches(row: dict[str, Any], members: dict[str, bytes]) -> list[str]:
-    expected = None if row["class_index"] is None else str(row["class_index"]).encode()
-    return [] if members.get("cls") == expected else [f"cls says {members.get('cls')!r}, not {expected!r}"]
+    return [f"{suffix} {text}" for text, holds in rules.items() if not holds]
 
 
 def _json_breaches(row: dict[str, Any], data: bytes, promised: Promised) -> list[str]:
     try:
         meta = json.loads(data)
         source, flow = meta["source"], meta.get("flow")
-        missing = [name for name in _SOURCE_FIELDS if name not in source]
-        found = [f"json has no source.{name}" for name in missing]
+        found = [f"json has no source.{name}" for name in _SOURCE_FIELDS if name not in source]
         for name in ("key", "frames", "width", "height"):
             if meta[name] != row[name]:
                 found.append(f"json says {name} {meta[name]!r}, the index {row[name]!r}")
@@ -208,10 +189,8 @@ def _json_breaches(row: dict[str, Any], data: bytes, promised: Promised) -> list
         if promised.flow:
             if flow["bound"] != FLOW_BOUND:
                 found.append(f"json says flow bound {flow['bound']!r}, not {FLOW_BOUND}")
-            if flow["saturation"] != row["flow_saturation"]:
-                found.append(
-                    f"json says flow saturation {flow['saturation']!r}, not {row['flow_saturation']!r}"
-                )
+            if (said := flow["saturation"]) != row["flow_saturation"]:
+                found.append(f"json says flow saturation {said!r}, not {row['flow_saturation']!r}")
             if not isinstance(flow["tvl1"], dict):
                 found.append("json has no TV-L1 parameters")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -13,13 +13,7 @@ from pipeline.storage import CHUNK, Storage
 
 
 def shard_breaches(storage: Storage, info: ShardInfo, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Check a shard in one pass over the file; returns a sentence for each breach.
-
-    Args:
-        storage: ROOT.
-        info: the shard as dataset.json names it.
-        rows: its rows of the index, in any order.
-    """
+    """Check a shard against its rows of the index, in one pass; returns a sentence for each breach."""
     try:
         size = storage.size(info.path)
         if size != info.size:
@@ -27,7 +21,8 @@ def shard_breaches(storage: Storage, info: ShardInfo, rows: Sequence[dict[str, A
         with storage.open(info.path) as file:
             hashing = _Hashing(file)
             found = list(_layout_breaches(hashing, info, rows))
-            hashing.drain()
+            while hashing.read(CHUNK):
+                pass
     except FileNotFoundError:
         return [f"{info.path} is absent"]
     except Failed as failure:
@@ -50,10 +45,6 @@ class _Hashing:
         data = self._file.read(size)
         self.digest.update(data)
         return data
-
-    def drain(self) -> None:
-        while self.read(CHUNK):
-            pass
 
 
 def _layout_breaches(file: _Hashing, info: ShardInfo, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -89,13 +80,8 @@ def _layout_breaches(file: _Hashing, info: ShardInfo, rows: Iterable[dict[str, A
 def _complete(info: ShardInfo, row: dict[str, Any] | None, names: list[str]) -> Iterator[str]:
     if row is None or row["removed"]:
         return
-    held = {
-        "cls": row["class_index"] is not None,
-        "flow.mp4": row["flow_offset"] is not None,
-        "json": True,
-        "mp4": True,
-    }
-    wanted = [f"{row['key']}.{suffix}" for suffix in MEMBERS if held[suffix]]
+    held = {"cls": row["class_index"], "flow.mp4": row["flow_offset"], "json": True, "mp4": True}
+    wanted = [f"{row['key']}.{suffix}" for suffix in MEMBERS if held[suffix] is not None]
     if names != wanted:
         yield f"{info.path}: {row['key']} has the members {names}, not {wanted}"
 
@@ -116,8 +102,6 @@ def _member_breaches(
             yield f"{where} is there though {row['key']} was removed"
         return
     for name, suffix in MEDIA.items():
-        if member.name == f"{row['key']}.{suffix}" and (member.offset_data, member.size) != (
-            row[f"{name}_offset"],
-            row[f"{name}_size"],
-        ):
+        place = row[f"{name}_offset"], row[f"{name}_size"]
+        if member.name == f"{row['key']}.{suffix}" and (member.offset_data, member.size) != place:
             yield f"{where} lies at {member.offset_data} with {member.size} bytes, the index says otherwise"

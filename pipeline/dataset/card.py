@@ -16,15 +16,14 @@ TERMS = """\
 The lists of Kinetics-400, 600, 700 and 700-2020 are published by Google under CC BY 4.0. The videos are
 their uploaders': this data set gives no right to them, and whoever passes it on must hold one. A video
 that its owner withdrew is taken out with `python -m pipeline remove`; `removed.jsonl` says what was."""
+_OUTCOMES = (READY, EXCLUDED, FAILED)
 _LABELS = 1000  # rows of the table by label
 
 
 def text(meta: dict[str, Any], outcomes: pa.Table) -> str:
-    """The card in Markdown. Its bytes depend on the arguments only.
+    """The card in Markdown, of dataset.json and the latest outcome of each manifest row.
 
-    Args:
-        meta: dataset.json.
-        outcomes: the latest outcome of each manifest row (`OUTCOME_SCHEMA`).
+    Its bytes depend on these only.
     """
     size = sum(shard["size"] for shard in meta["shards"])
     ready = sum(row.get(READY, 0) for row in meta["counts"].values())
@@ -40,11 +39,11 @@ def text(meta: dict[str, Any], outcomes: pa.Table) -> str:
         "row of the lists.\n\n"
         '```python\nimport pipeline.dataset\n\nsample = pipeline.dataset.open("ROOT").read(KEY)\n```',
         "## Counts",
-        _table(("split", READY, EXCLUDED, FAILED), _counts(meta["counts"])),
+        _table(("split", *_OUTCOMES), [(split, *_by_outcome(row)) for split, row in meta["counts"].items()]),
         "## Why clips are missing",
         _table(("outcome", "reason", "split", "clips"), _causes(outcomes)),
         "## By label",
-        _table(("label", "listed", READY, EXCLUDED, FAILED), _labels(outcomes)),
+        _table(("label", "listed", *_OUTCOMES), _labels(outcomes)),
         "## Recipe",
         f"```json\n{json.dumps(meta['recipe'], indent=2, sort_keys=True)}\n```",
         "## Terms",
@@ -53,10 +52,8 @@ def text(meta: dict[str, Any], outcomes: pa.Table) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _counts(counts: dict[str, dict[str, int]]) -> list[tuple]:
-    return [
-        (split, *(row.get(name, 0) for name in (READY, EXCLUDED, FAILED))) for split, row in counts.items()
-    ]
+def _by_outcome(counted: dict[str, int]) -> list[int]:
+    return [counted.get(name, 0) for name in _OUTCOMES]
 
 
 def _causes(outcomes: pa.Table) -> list[tuple]:
@@ -73,10 +70,7 @@ def _labels(outcomes: pa.Table) -> list[tuple]:
     grouped = outcomes.group_by(["label", "outcome"]).aggregate([("row", "count")])
     for row in grouped.to_pylist():
         found.setdefault(row["label"] or "(none)", {})[row["outcome"]] = row["row_count"]
-    return [
-        (label, sum(row.values()), *(row.get(name, 0) for name in (READY, EXCLUDED, FAILED)))
-        for label, row in sorted(found.items())[:_LABELS]
-    ]
+    return [(label, sum(row.values()), *_by_outcome(row)) for label, row in sorted(found.items())[:_LABELS]]
 
 
 def _table(header: tuple[str, ...], rows: list[tuple]) -> str:

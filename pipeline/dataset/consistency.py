@@ -7,7 +7,6 @@ writes and by `pipeline.maintenance.verify` afterwards.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,19 +32,18 @@ class Inconsistent(Exception):
 
 
 def decided(plan: pa.Table, parts: Sequence[pa.Table], generation: str) -> pa.Table:
-    """Every row of the plan with its outcome, in the plan's order.
+    """Every row of the plan with its outcome and the generation's name, in the plan's order.
 
     Args:
         plan: one row for each manifest row that this generation decides (columns of `pipeline.lists.plan`).
         parts: outcomes (`OUTCOME_SCHEMA`) of exactly the rows whose decision is process.
-        generation: its name, which all rows get.
 
     Raises:
         Inconsistent: a row without outcome or with two, or an outcome of a row not asked for.
     """
     process = pc.equal(plan["decision"], PROCESS)
     by_plan = _by_plan(plan.filter(pc.invert(process)))
-    results = pa.concat_tables([OUTCOME_SCHEMA.empty_table(), *(_select(p) for p in parts)])
+    results = pa.concat_tables([OUTCOME_SCHEMA.empty_table(), *map(_select, parts)])
     planned = plan.filter(process)
     ids, wanted, came = _row_ids(plan, planned, results)
     _distinct(ids, plan, "the plan")
@@ -57,10 +55,8 @@ def decided(plan: pa.Table, parts: Sequence[pa.Table], generation: str) -> pa.Ta
     table = pa.concat_tables([by_plan, results])
     (order,) = _row_ids(table)
     table = table.take(pa.array(_positions(order, _row_ids(plan)[0])))
-    names = pa.array([generation] * table.num_rows, pa.string())
-    return table.set_column(
-        OUTCOME_SCHEMA.get_field_index("generation"), OUTCOME_SCHEMA.field("generation"), names
-    )
+    place = OUTCOME_SCHEMA.get_field_index("generation")
+    return table.set_column(place, OUTCOME_SCHEMA.field(place), pa.repeat(generation, table.num_rows))
 
 
 def check_outcomes(outcomes: pa.Table) -> None:
@@ -114,9 +110,7 @@ def check_index(outcomes: pa.Table, index: pa.Table, shards: Sequence[ShardInfo]
     ready, present = ready.sort_by("key"), present.sort_by("key")
     for name in _IDENTITY[1:]:
         _equal_columns(ready, present, name, "the outcomes", "the index")
-    counted = dict(
-        zip(*np.unique(index["shard"].to_numpy(zero_copy_only=False), return_counts=True), strict=True)
-    )
+    counted = {found["values"]: found["counts"] for found in index["shard"].value_counts().to_pylist()}
     for shard in shards:
         if counted.pop(shard.path, 0) != shard.samples:
             raise Inconsistent(f"{shard.path} has {shard.samples} samples, the index lists another number")
@@ -168,14 +162,11 @@ def counts(outcomes: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _by_plan(rows: pa.Table) -> pa.Table:
-    columns: dict[str, Any] = {name: rows[name] for name in rows.column_names}
-    columns["outcome"] = rows["decision"]
-    columns["attempts"] = pa.array(np.zeros(rows.num_rows, np.int32))
+    rows = rows.append_column("outcome", rows["decision"])
+    rows = rows.append_column("attempts", pa.repeat(0, rows.num_rows))
     for name in ("retry_after", "generation"):
-        columns[name] = pa.nulls(rows.num_rows)
-    return pa.table([columns[name] for name in OUTCOME_SCHEMA.names], names=OUTCOME_SCHEMA.names).cast(
-        OUTCOME_SCHEMA
-    )
+        rows = rows.append_column(name, pa.nulls(rows.num_rows))
+    return _select(rows)
 
 
 def _select(table: pa.Table) -> pa.Table:

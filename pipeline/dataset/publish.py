@@ -9,27 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset import Dataset, DatasetError, card, consistency, latest, removal_log
-from pipeline.dataset.schema import (
-    FORMAT,
-    INDEX_SCHEMA,
-    META_FILE,
-    REMOVING_LOG,
-    SPLITS,
-    ShardInfo,
-    check_offsets,
-    generation_name,
-    index_path,
-    outcome_path,
-    problem_with,
-    read_meta,
-)
+from pipeline.dataset import Dataset, DatasetError, card, consistency, latest, removal_log, schema
+from pipeline.dataset.schema import INDEX_SCHEMA, META_FILE, SPLITS, ShardInfo, index_path, outcome_path
 from pipeline.storage import AlreadyExists, Busy, Changed, Storage
 from pipeline.storage.tables import write_table
 from pipeline.storage.work_store import canonical_json
@@ -44,22 +31,19 @@ class PublishError(Exception):
 
 def next_generation(storage: Storage) -> str:
     """The name of the generation that a new job makes: five digits, counted from 00000."""
-    meta = read_meta(storage)
-    return generation_name(int(meta["generations"][-1]) + 1 if meta and meta["generations"] else 0)
+    meta = schema.read_meta(storage)
+    return schema.generation_name(int(meta["generations"][-1]) + 1 if meta and meta["generations"] else 0)
 
 
 def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any] | None:
-    """Check before the work starts that ROOT takes a generation made this way.
-
-    Returns:
-        dataset.json as it is now, None where nothing is published yet.
+    """Check that ROOT takes a generation made this way; returns its dataset.json, None where it has none.
 
     Raises:
         PublishError: it has another recipe or other classes; a takedown was interrupted; or a README.md that
             is no card of a data set lies there.
         DatasetError: dataset.json is not of this format.
     """
-    meta = read_meta(storage)
+    meta = schema.read_meta(storage)
     if meta is None:
         with contextlib.suppress(FileNotFoundError):
             if storage.read_range(CARD_FILE, 0, len(card.TITLE)) != card.TITLE.encode():
@@ -67,7 +51,7 @@ def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -
                     f"{storage.where(CARD_FILE)} is not ours and would be lost; choose an empty folder"
                 )
         return None
-    if storage.exists(REMOVING_LOG):
+    if storage.exists(schema.REMOVING_LOG):
         raise PublishError(
             f"a takedown of {storage.url} has not come to its end; repeat its python -m pipeline remove first"
         )
@@ -90,7 +74,7 @@ def publish(
     classes: Sequence[str],
     generation: str,
 ) -> dict[str, Any]:
-    """Publish one generation and return the new dataset.json.
+    """Publish one generation; returns the new dataset.json.
 
     Args:
         storage: ROOT, with this generation's shards in it.
@@ -115,19 +99,19 @@ def publish(
         if generation in meta["generations"]:
             raise Changed
         shards = sorted((info for info, _ in packed), key=lambda info: info.path)
-        index = _concat(INDEX_SCHEMA, (rows.cast(INDEX_SCHEMA) for _, rows in packed))
+        index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(p.cast(INDEX_SCHEMA) for _, p in packed)])
         _check_shards(storage, shards, index, generation)
         consistency.check_classes(index, classes)
         decided = consistency.decided(plan, outcomes, generation)
         consistency.check_outcomes(decided)
         consistency.check_index(decided, index, shards)
-        everything = (
-            decided if version is None else _continued(Dataset(storage, meta), decided, index, shards)
-        )
+        everything = decided
+        if version is not None:
+            everything = _continued(Dataset(storage, meta), decided, index, shards)
         if gone := removal_log.not_gone(decided, storage):
             raise DatasetError(f"{gone[0]} was removed meanwhile; repeat the command, which leaves it out")
         new = {
-            "format": FORMAT,
+            "format": schema.FORMAT,
             "recipe": _plain(recipe),
             "classes": list(classes),
             "pyarrow": meta.get("pyarrow", {}) | {generation: pa.__version__},  # it wrote the index
@@ -135,7 +119,7 @@ def publish(
             "generations": [*meta["generations"], generation],
             "shards": [*meta["shards"], *map(dataclasses.asdict, shards)],
         }
-        if problem := problem_with(new):
+        if problem := schema.problem_with(new):
             raise DatasetError(problem)
         _write(storage, new, version, index, decided, everything)
         storage.sweep("shards")
@@ -147,7 +131,7 @@ def _continued(
 ) -> pa.Table:
     """The latest outcomes with those of a new generation, checked against all that is published."""
     before = earlier.outcomes()
-    published = _concat(INDEX_SCHEMA, map(earlier.index, SPLITS))
+    published = pa.concat_tables(map(earlier.index, SPLITS))
     consistency.check_again(before, outcomes, published)
     everything = latest([before, outcomes])
     all_shards = [*earlier.shards.values(), *shards]
@@ -191,11 +175,7 @@ def _check_shards(storage: Storage, shards: Sequence[ShardInfo], index: pa.Table
             raise DatasetError(f"{storage.where(info.path)} is not there whole")
     for split in {info.split for info in shards}:
         rows = index.filter(pc.equal(index["split"], split))
-        check_offsets(rows, {i.path: i for i in shards if i.split == split}, split, "the new index")
-
-
-def _concat(schema: pa.Schema, tables: Iterable[pa.Table]) -> pa.Table:
-    return pa.concat_tables([schema.empty_table(), *tables])
+        schema.check_offsets(rows, {i.path: i for i in shards if i.split == split}, split, "the new index")
 
 
 @contextlib.contextmanager
@@ -243,8 +223,5 @@ def _difference(old: Any, new: Any) -> str:
             return ""
         path.append(name)
         old, new = old.get(name), new.get(name)
-    return f" ({'.'.join(path)} {_short(old)}, now {_short(new)})" if path else ""
-
-
-def _short(value: Any) -> str:
-    return str("none" if value is None else value)[:80]
+    old, new = (str("none" if value is None else value)[:80] for value in (old, new))
+    return f" ({'.'.join(path)} {old}, now {new})" if path else ""

@@ -18,21 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.dataset import schema
-from pipeline.dataset.schema import (
-    INDEX_SCHEMA,
-    MEDIA,
-    MEMBERS,
-    META_FILE,
-    OUTCOME_SCHEMA,
-    REMOVED_MEMBER,
-    SPLITS,
-    DatasetError,
-    check_offsets,
-    index_path,
-    outcome_path,
-    read_meta,
-    shard_info,
-)
+from pipeline.dataset.schema import INDEX_SCHEMA, MEDIA, OUTCOME_SCHEMA, SPLITS, DatasetError
 from pipeline.outcome import CallError
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.tables import TableError, read_table
@@ -89,12 +75,10 @@ def open(root: str | os.PathLike[str] | Storage) -> Dataset:
         Failed: the storage refuses.
     """
     storage = root if isinstance(root, Storage) else open_storage(root)
-    meta = read_meta(storage)
+    meta = schema.read_meta(storage)
     if meta is None:
-        raise NoDatasetError(
-            f"{storage.where(META_FILE)} is absent: no data set is published there; name the --output of a "
-            "prepare"
-        )
+        absent = f"{storage.where(schema.META_FILE)} is absent: no data set is published there"
+        raise NoDatasetError(f"{absent}; name the --output of a prepare")
     return Dataset(storage, meta)
 
 
@@ -117,7 +101,7 @@ class Dataset:
         self.meta = meta
         self.classes: list[str] = meta["classes"]
         self.generations: list[str] = meta["generations"]
-        self.shards = {s["path"]: shard_info(s) for s in meta["shards"]}
+        self.shards = {s["path"]: schema.shard_info(s) for s in meta["shards"]}
         self.rate = schema.rate(meta)
         self.short_side = schema.short_side(meta)
         present = {s.split for s in self.shards.values()}
@@ -160,25 +144,17 @@ class Dataset:
 
     def read_row(self, row: dict[str, Any]) -> Sample:
         """One sample, by its row of `index`. Raises as `read`."""
-        members = self.read_members(row)
-        for name, suffix in MEDIA.items():
-            expected = row[f"{name}_sha256"]
-            data = members.get(suffix)
-            if (data is None) != (expected is None) or (
-                data is not None and hashlib.sha256(data).hexdigest() != expected
-            ):
-                raise DatasetError(
-                    f"{self.storage.where(row['shard'])}: {row['key']}.{suffix} is not what the index says"
-                )
-        return Sample(row["key"], row["label"], row["class_index"], members)
-
-    def read_members(self, row: dict[str, Any]) -> dict[str, bytes]:
-        """The members of a row's sample by suffix, from one ranged read; hashes are not checked."""
+        where = self.storage.where(row["shard"])
         data = self.storage.read_range(row["shard"], row["sample_offset"], row["sample_size"])
-        where = f"{self.storage.where(row['shard'])} at {row['sample_offset']}"
         if len(data) != row["sample_size"]:
-            raise DatasetError(f"{where}: the shard ends before the sample does")
-        return parse_sample(data, row["key"], where)
+            raise DatasetError(f"{where} at {row['sample_offset']}: the shard ends before the sample does")
+        members = parse_sample(data, row["key"], f"{where} at {row['sample_offset']}")
+        for name, suffix in MEDIA.items():
+            member = members.get(suffix)
+            digest = None if member is None else hashlib.sha256(member).hexdigest()
+            if digest != row[f"{name}_sha256"]:
+                raise DatasetError(f"{where}: {row['key']}.{suffix} is not what the index says")
+        return Sample(row["key"], row["label"], row["class_index"], members)
 
     def outcomes(self) -> pa.Table:
         """The latest outcome of each manifest row (`OUTCOME_SCHEMA`)."""
@@ -186,11 +162,11 @@ class Dataset:
 
     def outcome_part(self, generation: str) -> pa.Table:
         """The rows that one generation decided."""
-        return self._table(outcome_path(generation), OUTCOME_SCHEMA)
+        return self._table(schema.outcome_path(generation), OUTCOME_SCHEMA)
 
-    def _table(self, path: str, schema: pa.Schema) -> pa.Table:
+    def _table(self, path: str, columns: pa.Schema) -> pa.Table:
         try:
-            return read_table(self.storage, path, schema)
+            return read_table(self.storage, path, columns)
         except TableError as error:
             raise DatasetError(str(error)) from None
 
@@ -198,21 +174,18 @@ class Dataset:
         shards = {p: s for p, s in self.shards.items() if (s.split, s.generation) == (split, generation)}
         if not shards:
             return None
-        path = index_path(split, generation)
+        path = schema.index_path(split, generation)
         if path not in self._tables:
             table = self._table(path, INDEX_SCHEMA)
-            check_offsets(table, shards, split, self.storage.where(path))
+            schema.check_offsets(table, shards, split, self.storage.where(path))
             order = [("shard", "ascending"), ("sample_offset", "ascending")]
             self._tables[path] = table.sort_by(order)
         return self._tables[path]
 
     @functools.cached_property
     def _rows(self) -> dict[str, tuple[str, int]]:
-        return {
-            key: (split, number)
-            for split in self.splits
-            for number, key in enumerate(self.index(split)["key"].to_pylist())
-        }
+        keys = {split: self.index(split)["key"].to_pylist() for split in self.splits}
+        return {key: (split, number) for split in keys for number, key in enumerate(keys[split])}
 
 
 def parse_sample(data: bytes, key: str, where: str) -> dict[str, bytes]:
@@ -221,10 +194,10 @@ def parse_sample(data: bytes, key: str, where: str) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
-                if member.name == REMOVED_MEMBER:
+                if member.name == schema.REMOVED_MEMBER:
                     raise DatasetError(f"{where}: {key} was removed since; open the data set again")
                 stem, _, suffix = member.name.partition(".")
-                if not member.isreg() or stem != key or suffix not in MEMBERS or suffix in members:
+                if not member.isreg() or stem != key or suffix not in schema.MEMBERS or suffix in members:
                     raise DatasetError(f"{where}: {member.name[:100]!r} does not belong to {key}")
                 file = tar.extractfile(member)
                 members[suffix] = file.read() if file else b""
@@ -242,8 +215,7 @@ def parse_sample(data: bytes, key: str, where: str) -> dict[str, bytes]:
 def latest(parts: Iterable[pa.Table]) -> pa.Table:
     """Outcome tables, oldest first -> each (manifest, row) once, as the last of them says, in first order."""
     table = pa.concat_tables([OUTCOME_SCHEMA.empty_table(), *parts]).combine_chunks()
-    numbered = table.select(["manifest", "row"]).append_column(
-        "number", pa.array(range(table.num_rows), pa.int64())
-    )
+    number = pa.array(range(table.num_rows), pa.int64())
+    numbered = table.select(["manifest", "row"]).append_column("number", number)
     last = numbered.group_by(["manifest", "row"]).aggregate([("number", "min"), ("number", "max")])
     return table.take(last.sort_by("number_min")["number_max"])

@@ -6,6 +6,7 @@ which samples belong to a shard; `pipeline.dataset.publish` names the shard in d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,14 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.dataset.schema import (
-    INDEX_SCHEMA,
-    MAX_SAMPLE,
-    MEDIA,
-    SHARD,
-    ShardInfo,
-    read_meta,
-)
+from pipeline.dataset.schema import INDEX_SCHEMA, MAX_SAMPLE, MEDIA, SHARD, ShardInfo, read_meta
 from pipeline.keys import KEY
 from pipeline.outcome import Failed, FailureClass
 from pipeline.storage import Storage
@@ -34,7 +28,6 @@ if TYPE_CHECKING:
     from webdataset import TarWriter
 
 _INFO = b"quovadis.shard"
-_FROM_SAMPLE = ("key", "split", "label", "class_index", "youtube_id", "time_start", "time_end")
 
 
 @dataclass(frozen=True)
@@ -66,16 +59,13 @@ def order(key: str) -> str:
 def pack(
     samples: Sequence[PackedSample], work: Storage, storage: Storage, path: str
 ) -> tuple[ShardInfo, list[dict[str, Any]]]:
-    """Write one shard and return how dataset.json and the index describe it.
+    """Write one shard; returns it and its rows of `INDEX_SCHEMA`, in the order of their offsets.
 
     Args:
         samples: in any order; all of the split that `path` names.
         work: the work store's storage, where `PackedSample.members` lie.
         storage: ROOT.
         path: from `shard_path`. A file of this name that dataset.json does not name is replaced.
-
-    Returns:
-        the shard, and its rows of `INDEX_SCHEMA` in the order of their offsets.
 
     Raises:
         ValueError: two samples of one key, of another split, or with unfit members.
@@ -145,7 +135,7 @@ def _add(tar: TarWriter, sample: PackedSample, work: Storage, path: str) -> dict
         offsets[suffix] = tar.tarstream.offset + tarfile.BLOCKSIZE
         tar.write({"__key__": sample.key, suffix: content})
     flow = sample.meta.get("flow")
-    row = {name: getattr(sample, name) for name in _FROM_SAMPLE}
+    row = {name: value for name, value in vars(sample).items() if name not in ("meta", "members")}
     row |= {name: sample.meta[name] for name in ("frames", "width", "height")}
     row |= {"shard": path, "sample_offset": start, "sample_size": tar.tarstream.offset - start}
     row |= {"flow_saturation": flow["saturation"] if flow else None, "removed": False}
@@ -158,13 +148,12 @@ def _add(tar: TarWriter, sample: PackedSample, work: Storage, path: str) -> dict
 
 
 def _read(work: Storage, stored: Stored) -> bytes:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         data = work.read_range(stored.path, 0, stored.size + 1)
-    except FileNotFoundError:
-        raise _not_whole(work, stored) from None
-    if (len(data), hashlib.sha256(data).hexdigest()) != (stored.size, stored.sha256):
-        raise _not_whole(work, stored)
-    return data
+        if (len(data), hashlib.sha256(data).hexdigest()) == (stored.size, stored.sha256):
+            return data
+    reason = f"{work.where(stored.path)} is not what its record says; delete it and repeat the command"
+    raise Failed(FailureClass.STORAGE, reason)
 
 
 def _check(sample: PackedSample, split: str) -> None:
@@ -189,10 +178,3 @@ def _refuse_to_change(storage: Storage, info: ShardInfo) -> None:
                 f"{storage.where(info.path)} is published with other bytes and stays as it is; "
                 "if another run published it, repeat the command",
             )
-
-
-def _not_whole(work: Storage, stored: Stored) -> Failed:
-    return Failed(
-        FailureClass.STORAGE,
-        f"{work.where(stored.path)} is not what its record says; delete it and repeat the command",
-    )

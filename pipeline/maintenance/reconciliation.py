@@ -4,7 +4,6 @@ of a wrong length. Writes a small JSON beside the report, which shows it.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,11 +89,9 @@ def reconcile(
 def _rows(outcomes: pa.Table) -> list[dict[str, Any]]:
     """One row a key, the ready one first."""
     names = ["key", "youtube_id", "time_start", "time_end", "outcome", "failure_class"]
-    valid = outcomes.filter(
-        pc.and_(pc.is_valid(outcomes["key"]), pc.is_in(outcomes["split"], pa.array(SPLITS)))
-    )
+    valid = pc.and_(pc.is_valid(outcomes["key"]), pc.is_in(outcomes["split"], pa.array(SPLITS)))
     found: dict[str, dict[str, Any]] = {}
-    for row in valid.select(names).to_pylist():
+    for row in outcomes.filter(valid).select(names).to_pylist():
         if row["key"] not in found or row["outcome"] == READY:
             found[row["key"]] = row
     return list(found.values())
@@ -138,4 +135,4 @@ def _archives(members: Members) -> list[dict[str, Any]]:
 
 def _listed(items: Iterable[Any]) -> dict[str, Any]:
     found = list(items)
-    return {"count": len(found), "examples": list(itertools.islice(found, EXAMPLES))}
+    return {"count": len(found), "examples": found[:EXAMPLES]}

@@ -9,34 +9,26 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.report.limits import Limits
-
-if TYPE_CHECKING:
-    from pipeline.storage import Storage
+from pipeline import dataset
+from pipeline.report import archives, counts, gallery, page
+from pipeline.report.gallery import Limits
+from pipeline.storage import Storage
 
 __all__ = ["Limits", "write"]
 
 
 def write(root: str | os.PathLike[str] | Storage, limits: Limits | None = None) -> str:
-    """Write the report of the published data set under `root`; it replaces an earlier one.
-
-    Returns:
-        the path of the page, or its URL in an object store.
+    """Write the report of the published data set under `root`; returns the place of its page.
 
     Raises:
         DatasetError: there is no data set, or a damaged one.
         Failed: class storage, the report cannot be written; class environment, ffmpeg does not work.
     """
-    from pipeline import dataset
-    from pipeline.report import archives, counts, gallery, page
-
-    limits = limits or Limits()
     data = dataset.open(root)
     with tempfile.TemporaryDirectory(prefix="quovadis-report-") as name:
         folder = Path(name)
-        shown = gallery.make(data, folder, limits)
+        shown = gallery.make(data, folder, limits or Limits())
         text = page.render(data, counts.count(data), shown, archives.read(data.storage))
         _publish(data.storage, folder, text)
     return data.storage.where("report/index.html")

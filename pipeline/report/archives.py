@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.maintenance.reconciliation import FILE
@@ -19,26 +18,16 @@ _MEANINGS = {
 _MAX_BYTES = 1 << 24
 
 
-@dataclass(frozen=True)
-class Archives:
-    """The page's section on archives.
+def read(storage: Storage) -> dict[str, Any] | None:
+    """Read the comparison that lies in a data set, for the page; None if there is none, or no readable one.
 
-    Each of `archives` has path, videos and problem; each of `kinds` name, meaning, count and examples.
+    Its `archives` have path, videos and problem; its `kinds` name, meaning, count and examples.
     """
-
-    archives: list[dict[str, Any]]
-    videos: int
-    clips: int
-    found: int
-    kinds: list[dict[str, Any]]
-
-
-def read(storage: Storage) -> Archives | None:
-    """Read the comparison that lies in a data set; None if there is none, or no readable one."""
     try:
         found = json.loads(storage.read_bytes(FILE, _MAX_BYTES))
         archives = [{name: a[name] for name in ("path", "videos", "problem")} for a in found["archives"]]
-        videos = sum(int(a["videos"]) for a in archives)
+        numbers = {"videos": sum(int(a["videos"]) for a in archives)}
+        numbers |= {name: int(found[name]) for name in ("clips", "found")}
         kinds = [
             {
                 "name": name.replace("_", " "),
@@ -48,7 +37,7 @@ def read(storage: Storage) -> Archives | None:
             }
             for name, meaning in _MEANINGS.items()
         ]
-        return Archives(archives, videos, int(found["clips"]), int(found["found"]), kinds)
+        return {"archives": archives, "kinds": kinds, **numbers}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

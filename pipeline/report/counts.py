@@ -49,10 +49,7 @@ class Counts:
 
 def count(data: Dataset) -> Counts:
     """Count the latest outcome of every row that any generation of `data` decided."""
-    table = data.outcomes()
-    table = table.set_column(
-        table.schema.get_field_index("label"), "label", pc.fill_null(table["label"], pa.scalar(""))
-    )
+    table = _filled(data.outcomes(), "label")
     labels = {name: dict.fromkeys(OUTCOMES, 0) for name in data.classes} | _by(table, "label")
     splits = _by(table, "split")
     due = pc.min(table["retry_after"]).as_py()
@@ -66,6 +63,11 @@ def count(data: Dataset) -> Counts:
     )
 
 
+def _filled(table: pa.Table, name: str) -> pa.Table:
+    """The table with empty texts for the nulls of one column."""
+    return table.set_column(table.schema.get_field_index(name), name, pc.fill_null(table[name], ""))
+
+
 def _by(table: pa.Table, column: str) -> dict[str, dict[str, int]]:
     counted: dict[str, dict[str, int]] = {}
     for row in table.group_by([column, "outcome"]).aggregate([([], "count_all")]).to_pylist():
@@ -77,15 +79,12 @@ def _by(table: pa.Table, column: str) -> dict[str, dict[str, int]]:
 def _causes(table: pa.Table) -> tuple[Cause, ...]:
     causes = []
     for outcome, column in ((EXCLUDED, "excluded_for"), (FAILED, "failure_class")):
-        part = table.filter(pc.equal(table["outcome"], outcome))
-        part = part.append_column("name", pc.fill_null(part[column], pa.scalar("unknown")))
-        part = part.set_column(
-            part.schema.get_field_index("reason"), "reason", pc.fill_null(part["reason"], pa.scalar(""))
-        )
+        part = _filled(table.filter(pc.equal(table["outcome"], outcome)), "reason")
+        part = part.append_column("name", pc.fill_null(part[column], "unknown"))
         for name in pc.unique(part["name"]).to_pylist():
             rows = part.filter(pc.equal(part["name"], name))
             distinct, reasons = _reasons(rows)
-            causes.append(Cause(outcome, name, rows.num_rows, name in set(RETRY_AFTER), distinct, reasons))
+            causes.append(Cause(outcome, name, rows.num_rows, name in RETRY_AFTER, distinct, reasons))
     return tuple(sorted(causes, key=lambda c: (-c.count, c.outcome, c.name)))
 
 
@@ -95,9 +94,8 @@ def _reasons(rows: pa.Table) -> tuple[int, tuple[Reason, ...]]:
     counted = rows.group_by("reason").aggregate([([], "count_all"), ("number", "min")])
     top = counted.sort_by([("count_all", "descending"), ("number_min", "ascending")]).slice(0, _REASONS)
     reasons = []
-    for reason, count, first in zip(
-        *(top[c].to_pylist() for c in ("reason", "count_all", "number_min")), strict=True
-    ):
-        row = rows.slice(first, 1).to_pylist()[0]
-        reasons.append(Reason(reason, count, row["key"] or f"{row['manifest']}:{row['row']}"))
+    for found in top.to_pylist():
+        row = rows.slice(found["number_min"], 1).to_pylist()[0]
+        example = row["key"] or f"{row['manifest']}:{row['row']}"
+        reasons.append(Reason(found["reason"], found["count_all"], example))
     return counted.num_rows, tuple(reasons)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,11 +21,20 @@ from pipeline.flow import coding
 from pipeline.media import clip, subprocesses
 from pipeline.outcome import Failed, FailureClass
 from pipeline.report.colours import code_table, colour, legend
-from pipeline.report.limits import Limits
 
 TILE = 128  # pixels a side, on a contact sheet
 LEGEND = "wheel.jpg"
 _ENCODE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits how much is shown: contact sheets and playing clips (classes take turns)."""
+
+    classes: int = 1000
+    frames_a_class: int = 6
+    clips_a_class: int = 3
+    clips: int = 48
 
 
 @dataclass(frozen=True)
@@ -43,19 +51,14 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Playing:
-    """A clip of the gallery: names of files in the media folder, None for flow in a data set without it.
+    """A clip of the gallery: <key>.mp4 with a picture <key>.jpg in the media folder.
 
-    Flow of `longest` pixels has full colour.
+    With flow also <key>.flow.mp4, and in colours <key>.colours.mp4 and .jpg.
     """
 
     row: dict[str, Any]  # of the index
     meta: dict[str, Any]  # of <key>.json
-    rgb: str
-    poster: str
-    flow: str | None
-    flow_poster: str | None
-    stored_flow: str | None
-    longest: float
+    longest: float | None  # pixels: flow of this length has full colour; None without flow
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,12 @@ def _play(data: Dataset, row: dict[str, Any], folder: Path) -> Playing:
     (folder / f"{key}.mp4").write_bytes(sample.members["mp4"])
     _picture(folder / f"{key}.jpg", clip.decode(sample.members["mp4"], range(middle, middle + 1))[0])
     if sample.flow is None:
-        return Playing(row, sample.meta, f"{key}.mp4", f"{key}.jpg", None, None, None, 0.0)
+        return Playing(row, sample.meta, None)
     (folder / f"{key}.flow.mp4").write_bytes(sample.members["flow.mp4"])
     longest = _longest(sample.flow)
     _picture(folder / f"{key}.colours.jpg", colour(sample.flow[middle], longest))
     _video(folder / f"{key}.colours.mp4", sample, longest, data.rate)
-    return Playing(
-        row, sample.meta, f"{key}.mp4", f"{key}.jpg", f"{key}.colours.mp4", f"{key}.colours.jpg",
-        f"{key}.flow.mp4", longest,
-    )  # fmt: skip
+    return Playing(row, sample.meta, longest)
 
 
 def _longest(flow: np.ndarray) -> float:
@@ -170,15 +170,10 @@ def _video(path: Path, sample: Sample, longest: float, rate: int) -> None:
         "-c:v libx264 -preset veryfast -crf 20 -g 16 -threads 1 -movflags +faststart -f mp4"
     )
     command = [clip.ffmpeg_binary(), *options.split(), os.fspath(path)]
-
     shown = code_table(longest)
-
-    def pictures() -> Iterator[bytes]:
-        for frame in flow:
-            codes = coding.quantise(frame)
-            yield shown[codes[..., 1], codes[..., 0]].tobytes()
-
-    done = subprocesses.run(command, timeout=_ENCODE_SECONDS, stdin=pictures())
+    codes = (coding.quantise(frame) for frame in flow)
+    pictures = (shown[code[..., 1], code[..., 0]].tobytes() for code in codes)
+    done = subprocesses.run(command, timeout=_ENCODE_SECONDS, stdin=pictures)
     if done.returncode:
         words = done.stderr.strip()[-300:] or f"exit status {done.returncode}"
         raise Failed(FailureClass.ENVIRONMENT, f"ffmpeg could not write {path.name}: {words}")

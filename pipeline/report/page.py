@@ -16,7 +16,6 @@ from markupsafe import Markup
 
 from pipeline.dataset import Dataset
 from pipeline.outcome import DUPLICATE, LEAK, LISTED, READY, REMOVED
-from pipeline.report.archives import Archives
 from pipeline.report.counts import OUTCOMES, Counts
 from pipeline.report.gallery import LEGEND, Shown
 
@@ -46,7 +45,7 @@ MEANINGS = {
 }
 
 
-def render(data: Dataset, counts: Counts, shown: Shown, archives: Archives | None = None) -> str:
+def render(data: Dataset, counts: Counts, shown: Shown, archives: Mapping[str, Any] | None) -> str:
     """Render index.html; it names its media relative to itself, in ``media/``."""
     loader = PackageLoader("pipeline", "report")
     page = Environment(
@@ -57,7 +56,6 @@ def render(data: Dataset, counts: Counts, shown: Shown, archives: Archives | Non
         "source_facts": _source_facts, "total": lambda counted: sum(counted.values()),
     }  # fmt: skip
     style, script = (Markup(loader.get_source(page, name)[0]) for name in ("page.css", "page.js"))
-    recipe = data.meta.get("recipe", {})
     return page.get_template("page.html").render(
         data=data,
         counts=counts,
@@ -68,7 +66,7 @@ def render(data: Dataset, counts: Counts, shown: Shown, archives: Archives | Non
         labels=dict(sorted(counts.labels.items(), key=lambda item: (-item[1][READY], item[0]))),
         ready_clips=sorted(counts.labels[name][READY] for name in data.classes),
         legend=LEGEND,
-        recipe=recipe,
+        recipe=data.meta["recipe"],
         rate=data.rate,
         style=style,
         script=script,

@@ -48,15 +48,13 @@ def estimate(table: pa.Table, **choices: Any) -> dict[str, Any]:
 
     times = chosen("time_start", "time_end")
     footage = float(pc.sum(pc.subtract(times["time_end"], times["time_start"])).as_py() or 0.0)
+    shards = chosen("split", "shard").group_by(["split", "shard"], use_threads=False).aggregate([])
     return {
         "rows": table.num_rows,
         "by_split": _counts(chosen("split"), "split"),
         "excluded": _counts(table, "excluded_for"),
         "failed": sum(_counts(table, "failure_class").values()),
-        "shards": chosen("split", "shard")
-        .group_by(["split", "shard"], use_threads=False)
-        .aggregate([])
-        .num_rows,
+        "shards": shards.num_rows,
         **of(times.num_rows, pc.count_distinct(chosen("video")["video"]).as_py(), footage, **choices),
     }
 
@@ -84,9 +82,11 @@ def of(
     costs = costs or Costs()
     data_set = footage * pixels * (costs.clip_bytes + flow * costs.flow_bytes)
     sources = (footage + costs.source_margin * clips) * costs.source_bytes * network * keep_sources
-    encode_hours = footage * pixels * costs.encode_core_seconds / 3600
-    flow_hours = footage * pixels * costs.flow_core_seconds / 3600 * flow
-    job_hours = clips * costs.job_core_seconds / 3600
+    hours = {
+        "encode_core_hours": footage * pixels * costs.encode_core_seconds / 3600,
+        "flow_core_hours": footage * pixels * costs.flow_core_seconds / 3600 * flow,
+        "job_core_hours": clips * costs.job_core_seconds / 3600,
+    }
     return {
         "clips": clips,
         "videos": videos,
@@ -94,10 +94,8 @@ def of(
         "budget": budget,
         "hours": videos / budget * network if budget else None,
         "footage_hours": footage / 3600,
-        "encode_core_hours": encode_hours,
-        "flow_core_hours": flow_hours,
-        "job_core_hours": job_hours,
-        "core_hours": encode_hours + flow_hours + job_hours,
+        **hours,
+        "core_hours": sum(hours.values()),
         "store_puts": round(clips * costs.store_puts),
         "store_gets": round(clips * costs.store_gets),
         "data_set_bytes": round(data_set),
@@ -116,7 +114,7 @@ def describe(costs: dict[str, Any]) -> str:
     def size(number: int) -> str:
         return f"{number / 1e12:,.2f} TB" if number >= 1e11 else f"{number / 1e9:,.2f} GB"
 
-    c = costs
+    c, time = costs, ""
     if c["hours"]:
         time = f"{c['hours']:,.1f} hours ({c['hours'] / 24:,.1f} days) at {c['budget']:,.0f} videos an hour"
     lines = [
@@ -124,7 +122,7 @@ def describe(costs: dict[str, Any]) -> str:
         ("excluded", f"{sum(c['excluded'].values()):,} ({listed(c['excluded'])})"),
         ("failed", f"{c['failed']:,} (bad rows of the manifests)"),
         ("videos", f"{c['videos']:,}, each asked for once: {c['requests']:,} requests or more, with retries"),
-        *([("time", time)] if c["hours"] else []),
+        ("time", time),
         (
             "computing",
             f"{c['core_hours']:,.1f} core hours (encode {c['encode_core_hours']:,.1f}, "
@@ -138,7 +136,7 @@ def describe(costs: dict[str, Any]) -> str:
             f"{size(c['work_bytes'])}, kept sources {size(c['source_bytes'])}",
         ),
     ]
-    return "\n".join(f"{name:<10} {text}" for name, text in lines)
+    return "\n".join(f"{name:<10} {text}" for name, text in lines if text)
 
 
 def _counts(table: pa.Table, name: str) -> dict[str, int]:

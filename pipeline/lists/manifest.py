@@ -6,6 +6,7 @@ Owns the rules for a well-formed row and the key of a clip. `pipeline.lists.plan
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,7 +113,6 @@ def read(path: str | os.PathLike[str], split: str | None = None) -> pa.Table:
     only one that is a word of the file's name, as in ``kinetics-400_val.csv``. Blank lines are no rows.
 
     Args:
-        path: a file or a URL.
         split: of all rows, whatever the list says of it; None takes what it says.
 
     Returns:
@@ -134,7 +134,7 @@ def read(path: str | os.PathLike[str], split: str | None = None) -> pa.Table:
                     "has no split column and its name tells none; add the column, or a word to the file's "
                     "name: train, val or test."
                 )
-            return pa.Table.from_batches(_batches(name, found.records, split, default), SCHEMA)
+            return pa.Table.from_batches(_batches(_rows(name, found.records, split, default)), SCHEMA)
     except readers.NotAList as error:
         raise ManifestError(f"{name}: {error}") from None
     except (OSError, ValueError) as error:
@@ -175,28 +175,22 @@ def _split_of_name(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _batches(
+def _rows(
     name: str, records: Iterator[readers.Record], split: str | None, default: str | None
-) -> Iterator[pa.RecordBatch]:
-    rows: list[tuple] = []
+) -> Iterator[tuple]:
     for number, fields in records:
         try:
             if isinstance(fields, str):
                 raise _Malformed(fields)
-            rows.append((name, number, *_checked(fields, split, default), None))
+            yield name, number, *_checked(fields, split, default), None
         except _Malformed as error:
-            rows.append((name, number, None, None, None, None, UNKNOWN, f"{name}:{number}: {error}"))
-        if len(rows) == _BATCH_ROWS:
-            yield _batch(rows)
-            rows = []
-    yield _batch(rows)
+            yield name, number, None, None, None, None, UNKNOWN, f"{name}:{number}: {error}"
 
 
-def _batch(rows: list[tuple]) -> pa.RecordBatch:
-    values = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
-    return pa.RecordBatch.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(values, SCHEMA, strict=True)], schema=SCHEMA
-    )
+def _batches(rows: Iterator[tuple]) -> Iterator[pa.RecordBatch]:
+    while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+        columns = zip(zip(*batch, strict=True), SCHEMA.types, strict=True)
+        yield pa.RecordBatch.from_arrays([pa.array(*column) for column in columns], schema=SCHEMA)
 
 
 def _checked(

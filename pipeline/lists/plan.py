@@ -76,7 +76,9 @@ def make(manifests: Sequence[pa.Table], options: PlanOptions, exclude: Sequence[
     rows = _concatenate(manifests)
     listed = _concatenate(exclude)
     coded = encode(rows, listed)
-    labels = options.classes if options.classes is not None else _labels(rows)
+    labels = options.classes
+    if labels is None:
+        labels = tuple(sorted(pc.unique(rows["label"]).drop_null().to_pylist()))
     class_index = _class_index(rows, labels)
     labelled = pc.is_valid(column(rows, "label")).to_numpy(zero_copy_only=False)
     unlisted = labelled & (class_index < 0)
@@ -90,9 +92,13 @@ def make(manifests: Sequence[pa.Table], options: PlanOptions, exclude: Sequence[
 
     key = _keys(rows)
     places = _Places(pa.concat_tables([rows, listed]), pa.chunked_array([key, _keys(listed)]))
+    other, same = np.flatnonzero(unlisted), np.flatnonzero(collision)
+    label, shared = _take(rows["label"], other), _take(places.key, same)
+    no_class = ": the label '", label, "' is not among the classes given with --classes."
+    one_key = ": rows that differ share the key ", shared, ", the first of them at ", places.line(first), "."
     reason = column(rows, "error")
-    reason = _put(reason, unlisted & ~collision, _label_errors(rows, places, unlisted & ~collision))
-    reason = _put(reason, collision, _key_errors(places, collision, first))
+    reason = _put(reason, unlisted, _joined(places.line(other), *no_class))
+    reason = _put(reason, collision, _joined(places.line(same), *one_key))
     reason = _put(reason, excluded, _choose([text for _, text in REASONS], code[excluded]))
     columns = {name: rows[name] for name in rows.column_names} | {
         "key": key,
@@ -214,8 +220,7 @@ def _sha256(texts: pa.Array) -> np.ndarray:
 
 def _concatenate(tables: Sequence[pa.Table]) -> pa.Table:
     names = [name for table in tables for name in pc.unique(table["manifest"]).to_pylist()]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
+    if twice := {name for name in names if names.count(name) > 1}:
         raise ManifestError(f"{min(twice)}: is given twice; name each list once.")
     return pa.concat_tables([manifest.SCHEMA.empty_table(), *tables])
 
@@ -225,10 +230,6 @@ def _end(failed: np.ndarray, limit: int | None) -> int:
     if limit is None or limit > np.count_nonzero(~failed):
         return len(failed)
     return int(np.flatnonzero(~failed)[limit - 1]) + 1 if limit else 0
-
-
-def _labels(rows: pa.Table) -> tuple[str, ...]:
-    return tuple(sorted(label for label in pc.unique(rows["label"]).to_pylist() if label is not None))
 
 
 def _class_index(rows: pa.Table, labels: Sequence[str]) -> np.ndarray:
@@ -267,19 +268,6 @@ class _Places:
 
 def _joined(*texts: pa.Array | str) -> pa.Array:
     return pc.binary_join_element_wise(*texts, "")
-
-
-def _label_errors(rows: pa.Table, places: _Places, which: np.ndarray) -> pa.Array:
-    found = np.flatnonzero(which)
-    labels = _take(rows["label"], found)
-    why = "' is not among the classes given with --classes."
-    return _joined(places.line(found), ": the label '", labels, why)
-
-
-def _key_errors(places: _Places, which: np.ndarray, first: np.ndarray) -> pa.Array:
-    found = np.flatnonzero(which)
-    why, where = ": rows that differ share the key ", ", the first of them at "
-    return _joined(places.line(found), why, _take(places.key, found), where, places.line(first), ".")
 
 
 def _take(values: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:

@@ -39,12 +39,11 @@ class Coded:
     listed: np.ndarray  # (videos,) int64: first row of the exclude lists with the video, else -1
 
 
-def encode(rows: pa.Table, listed: pa.Table | None) -> Coded:
+def encode(rows: pa.Table, listed: pa.Table) -> Coded:
     """Tables as `pipeline.lists.manifest.read` returns them, those of --exclude in ``listed``, to numbers."""
     valid = pc.is_null(column(rows, "error")).to_numpy(zero_copy_only=False)
     split = pc.index_in(column(rows, "split"), pa.array(PRECEDENCE)).fill_null(-1).to_numpy()
-    ids = [column(rows, "youtube_id")] + ([column(listed, "youtube_id")] if listed is not None else [])
-    video = _codes(pa.concat_arrays(ids))
+    video = _codes(pa.concat_arrays([column(rows, "youtube_id"), column(listed, "youtube_id")]))
     video, others = video[: len(valid)], video[len(valid) :]
     start, end = (column(rows, name).fill_null(0.0).to_numpy() for name in ("time_start", "time_end"))
     # A key is a video and two rounded times, numbers below 2**20: no string need be made.
@@ -56,29 +55,17 @@ def encode(rows: pa.Table, listed: pa.Table | None) -> Coded:
     key[order[:1]] = 0
     key[order[1:]] = np.cumsum(new)
     count = int(max(video.max(initial=-1), others.max(initial=-1))) + 1
-    return Coded(
-        valid=valid,
-        split=split,
-        video=video,
-        key=key,
-        label=_codes(column(rows, "label")),
-        start=start,
-        end=end,
-        listed=first_row(others, others >= 0, count),
-    )
+    label, first = _codes(column(rows, "label")), first_row(others, others >= 0, count)
+    return Coded(valid, split, video, key, label, start, end, listed=first)
 
 
 def collisions(coded: Coded) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a split that share a key but not every field, bool (n,), and the first row of each such key."""
     first = first_row(coded.key, coded.valid, len(coded.key))
     mine = np.where(coded.valid, first[coded.key], 0)
-    differs = coded.valid & (
-        (coded.start != coded.start[mine])
-        | (coded.end != coded.end[mine])
-        | (coded.label != coded.label[mine])
-    )
+    differs = [values != values[mine] for values in (coded.start, coded.end, coded.label)]
     bad = np.zeros(len(coded.key), bool)
-    bad[coded.key[differs]] = True
+    bad[coded.key[coded.valid & np.any(differs, axis=0)]] = True
     collision = coded.valid & bad[coded.key]
     return collision, mine[collision]
 
@@ -109,16 +96,11 @@ def exclusions(coded: Coded, failed: np.ndarray, unique: str) -> tuple[np.ndarra
     if unique == "video":
         # Group by video alone: what is left of a video after leakage is in one split.
         yields(asked, first_row(coded.video, asked & (code < 0), count), coded.video, _SAME_VIDEO)
-        _follow(code, winner, n)
+        # A repeated clip whose first row yielded to another clip of its video names that other clip.
+        same = np.flatnonzero(code == _SAME_CLIP)
+        same = same[code[winner[same]] == _SAME_VIDEO]
+        winner[same] = winner[winner[same]]
     return code, winner
-
-
-def _follow(code: np.ndarray, winner: np.ndarray, n: int) -> None:
-    """A repeated clip whose first row yielded to another clip of its video names that other clip."""
-    same = np.flatnonzero(code == _SAME_CLIP)
-    via = winner[same]
-    moved = code[via] == _SAME_VIDEO
-    winner[same[moved]] = winner[via[moved]]
 
 
 def first_row(codes: np.ndarray, chosen: np.ndarray, count: int) -> np.ndarray:

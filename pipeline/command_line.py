@@ -168,7 +168,7 @@ def _run(top: _Parser, words: Sequence[str] | None) -> int:
 
     def run() -> int:
         try:
-            options = build(command.options, values)
+            options = command.options(**_given(command.options, values))
             code = command.run(options, rest) if command.rest else command.run(options)
             _flush()
             return code
@@ -193,12 +193,8 @@ def _nobody_reads() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def build(options: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """An object of the dataclass `options` from parsed `values`; what is not among them has its default."""
-    return options(**_given(options, values, prefix))
-
-
-def _given(options: Any, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _given(options: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of the dataclass `options` that the parsed `values` fill; any other has its default."""
     made: dict[str, Any] = {}
     for each in fields(options):
         name, hint = prefix + each.name, _hint(options, each)
@@ -207,8 +203,8 @@ def _given(options: Any, values: Mapping[str, Any], prefix: str) -> dict[str, An
         elif name in values:
             kind = {tuple: tuple, Mapping: dict}.get(get_origin(hint))
             made[each.name] = kind(values[name]) if kind else values[name]
-        elif is_dataclass(hint) and any(_options(hint)):
-            made[each.name] = build(hint, values, f"{name}.")
+        elif isinstance(hint, type) and is_dataclass(hint) and any(_options(hint)):
+            made[each.name] = hint(**_given(hint, values, f"{name}."))
     return made
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.dataset import schema
-from pipeline.dataset.schema import INDEX_SCHEMA, MEDIA, OUTCOME_SCHEMA, SPLITS, DatasetError
+from pipeline.dataset.schema import INDEX_SCHEMA, MEDIA, OUTCOME_SCHEMA, SPLITS, DatasetError, ShardInfo
 from pipeline.outcome import CallError
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.tables import TableError, read_table
@@ -101,7 +101,8 @@ class Dataset:
         self.meta = meta
         self.classes: list[str] = meta["classes"]
         self.generations: list[str] = meta["generations"]
-        self.shards = {s["path"]: schema.shard_info(s) for s in meta["shards"]}
+        names = ShardInfo.__dataclass_fields__  # dataset.json may have further ones
+        self.shards = {s["path"]: ShardInfo(**{name: s[name] for name in names}) for s in meta["shards"]}
         self.rate = schema.rate(meta)
         self.short_side = schema.short_side(meta)
         present = {s.split for s in self.shards.values()}

@@ -131,11 +131,6 @@ def generation_name(number: int) -> str:
     return f"{number:05d}"
 
 
-def shard_info(fields: dict[str, Any]) -> ShardInfo:
-    """A `ShardInfo` from its entry in dataset.json, further fields left out."""
-    return ShardInfo(**{name: fields[name] for name in ShardInfo.__dataclass_fields__})
-
-
 def read_meta(storage: Storage) -> dict[str, Any] | None:
     """dataset.json, checked; None where there is none. Raises DatasetError for an unfit one."""
     where = storage.where(META_FILE)
@@ -145,8 +140,7 @@ def read_meta(storage: Storage) -> dict[str, Any] | None:
         return None
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where} is not JSON: {error}") from None
-    problem = problem_with(meta)
-    if problem:
+    if problem := problem_with(meta):
         raise DatasetError(f"{where}: {problem}")
     return meta
 

@@ -31,37 +31,27 @@ _CORRUPT = (str(FailureClass.CORRUPT), str(FailureClass.FORMAT))
 
 
 def write(root: Storage, specs: Sequence[str], store: WorkStore, clip_hash: str) -> None:
-    """Reconcile, and write the result where `pipeline.report` finds it, unless no source is an archive."""
-    found = reconcile(dataset.open(root), specs, store, clip_hash)
-    if found is not None:
-        root.write(FILE, json.dumps(found, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
+    """Compare the lists of a published data set with its archives, if any source is one.
 
-
-def reconcile(
-    data: dataset.Dataset, specs: Sequence[str], store: WorkStore, clip_hash: str
-) -> dict[str, Any] | None:
-    """Compare the lists of a published data set with its archives.
+    Writes ``clips`` (distinct keys of the lists), ``found``, ``archives`` (path, videos, problem), and as
+    ``{count, examples}``: missing (keys), extra (names that no row has), refused (name, archive, reason),
+    corrupt (keys), wrong_length (key, seconds, wanted).
 
     Args:
-        data: its outcomes name the rows.
+        root: of the data set, whose outcomes name the rows.
         specs: sources as written on the command line.
         store, clip_hash: name the records of ready clips, which hold the length of each file found.
-
-    Returns:
-        None where no source is an archive. Else ``clips`` (distinct keys of the lists), ``found``,
-        ``archives`` (path, videos, problem), and as ``{count, examples}``: missing (keys), extra (names that
-        no row has), refused (name, archive, reason), corrupt (keys), wrong_length (key, seconds, wanted).
     """
     sources = [source for source in map(parse, specs) if isinstance(source, ArchiveSource)]
     if not sources:
-        return None
+        return
     places = [index(source.pattern, store.storage.url) for source in sources]
-    rows = _rows(data.outcomes())
+    rows = _rows(dataset.open(root).outcomes())
     named: set[str] = set()
     present, missing, corrupt, other_length = [], [], [], []
     for row in rows:
-        names = _names(row)
-        here = [name for name in names if any(name in members for members in places)]
+        wanted = Clip("", 0, row["youtube_id"], row["time_start"], row["time_end"], None, "")
+        here = [name for name in names(wanted) if any(name in members for members in places)]
         named.update(here)
         if not here:
             missing.append(row["key"])
@@ -74,7 +64,7 @@ def reconcile(
     other_length += _other_lengths(present, store, clip_hash)
     extra = sorted({stem for members in places for stem in members} - named)
     refused = [m for members in places for m in members.refused()]
-    return {
+    found = {
         "clips": len(rows),
         "found": len(present),
         "archives": [a for members in places for a in _archives(members)],
@@ -84,21 +74,18 @@ def reconcile(
         "corrupt": _listed(corrupt),
         "wrong_length": _listed(sorted(other_length, key=lambda found: found["key"])),
     }
+    root.write(FILE, json.dumps(found, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
 
 
 def _rows(outcomes: pa.Table) -> list[dict[str, Any]]:
     """One row a key, the ready one first."""
-    names = ["key", "youtube_id", "time_start", "time_end", "outcome", "failure_class"]
+    columns = ["key", "youtube_id", "time_start", "time_end", "outcome", "failure_class"]
     valid = pc.and_(pc.is_valid(outcomes["key"]), pc.is_in(outcomes["split"], pa.array(SPLITS)))
     found: dict[str, dict[str, Any]] = {}
-    for row in outcomes.filter(valid).select(names).to_pylist():
+    for row in outcomes.filter(valid).select(columns).to_pylist():
         if row["key"] not in found or row["outcome"] == READY:
             found[row["key"]] = row
     return list(found.values())
-
-
-def _names(row: dict[str, Any]) -> list[str]:
-    return names(Clip("", 0, row["youtube_id"], row["time_start"], row["time_end"], None, ""))
 
 
 def _length(row: dict[str, Any]) -> float:

@@ -256,8 +256,6 @@ def _rewrite_meta(opened: Dataset, after: dict[str, str], version: str, written:
             storage.replace(META_FILE, canonical_json(meta), version)
         except Changed:
             raise RemoveError(f"another run has published to {storage.url}; repeat the command.") from None
-        except Busy as busy:  # a killed run left this object in an object store
-            raise RemoveError(f"{busy} is in the way; delete it and repeat the command.") from None
     storage.write(CARD_FILE, card.text(meta, outcomes).encode())
 
 

@@ -28,8 +28,9 @@ def write(root: str | os.PathLike[str] | Storage, limits: Limits | None = None) 
     data = dataset.open(root)
     with tempfile.TemporaryDirectory(prefix="quovadis-report-") as name:
         folder = Path(name)
-        shown = gallery.make(data, folder, limits or Limits())
-        text = page.render(data, counts.count(data), shown, archives.read(data.storage))
+        sheets, playing = gallery.make(data, folder, limits or Limits())
+        found, compared = counts.count(data), archives.read(data.storage)
+        text = page.render(data, found, sheets=sheets, playing=playing, archives=compared)
         _publish(data.storage, folder, text)
     return data.storage.where("report/index.html")
 

@@ -61,15 +61,7 @@ class Playing:
     longest: float | None  # pixels: flow of this length has full colour; None without flow
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Everything in the media folder."""
-
-    sheets: tuple[Sheet, ...]
-    playing: tuple[Playing, ...]
-
-
-def make(data: Dataset, folder: Path, limits: Limits) -> Shown:
+def make(data: Dataset, folder: Path, limits: Limits) -> tuple[list[Sheet], list[Playing]]:
     """Write sheets, posters and videos into `folder`, in parallel. The choice depends on the keys only."""
     chosen = _choose(data, max(limits.frames_a_class, limits.clips_a_class))
     chosen = dict(list(chosen.items())[: limits.classes])
@@ -81,7 +73,7 @@ def make(data: Dataset, folder: Path, limits: Limits) -> Shown:
         strips = [rows[: limits.frames_a_class] for rows in chosen.values()]
         sheets = pool.map(lambda i: _sheet(data, i, strips[i], folder), range(len(strips)))
         clips = pool.map(lambda row: _play(data, row, folder), playing)
-        return Shown(tuple(sheets), tuple(clips))
+        return list(sheets), list(clips)
 
 
 def _choose(data: Dataset, count: int) -> dict[int | None, list[dict[str, Any]]]:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pipeline.dataset import Dataset
 from pipeline.outcome import DUPLICATE, LEAK, LISTED, READY, REMOVED
 from pipeline.report.counts import OUTCOMES, Counts
-from pipeline.report.gallery import LEGEND, Shown
+from pipeline.report.gallery import LEGEND
 
 MEANINGS = {
     DUPLICATE: "another row asks for the same clip or video",
@@ -45,8 +45,8 @@ MEANINGS = {
 }
 
 
-def render(data: Dataset, counts: Counts, shown: Shown, archives: Mapping[str, Any] | None) -> str:
-    """Render index.html; it names its media relative to itself, in ``media/``."""
+def render(data: Dataset, counts: Counts, **shown: Any) -> str:
+    """Render index.html with the `sheets`, `playing` clips and `archives` shown; it names its ``media/``."""
     loader = PackageLoader("pipeline", "report")
     page = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -59,8 +59,7 @@ def render(data: Dataset, counts: Counts, shown: Shown, archives: Mapping[str, A
     return page.get_template("page.html").render(
         data=data,
         counts=counts,
-        shown=shown,
-        archives=archives,
+        **shown,
         outcomes=OUTCOMES,
         meanings=MEANINGS,
         labels=dict(sorted(counts.labels.items(), key=lambda item: (-item[1][READY], item[0]))),

@@ -29,7 +29,7 @@ _FULL = re.compile(r"no space left|quota exceeded|file too large|read-only file 
 def use(place: str | None) -> None:
     """Put the temporary files of this process and its children into `place`, and sweep it.
 
-    None keeps the machine's own temporary folder. Raises as `check`.
+    None: into the machine's own temporary folder. Raises as `check`.
     """
     if place is not None:
         check(place)
@@ -70,14 +70,11 @@ def sweep() -> None:
     base = Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):
         for name in filter(_LOCK.fullmatch, os.listdir(base)):
+            lock = base / name
             with contextlib.suppress(OSError, Busy):
-                if (base / name).lstat().st_uid == os.getuid():
-                    _sweep(base / name)
-
-
-def _sweep(lock: Path) -> None:
-    with holding(lock, wait=False):
-        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                if lock.lstat().st_uid == os.getuid():
+                    with holding(lock, wait=False):
+                        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
 
 
 def _claim(base: Path, stack: contextlib.ExitStack) -> Path:

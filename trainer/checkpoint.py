@@ -25,7 +25,6 @@ KEPT = 2  # of a run: the newest and the one before it
 BEST = "best.pt"  # of a run that evaluates: the checkpoint that scored highest
 
 _SEAL = re.compile(rb"sha256:([0-9a-f]{64})\Z")
-_HALF_WRITTEN = re.compile(r"\.(checkpoint-\d+|best)\.pt\.\d+")
 _SEAL_SIZE = len("sha256:") + 64
 _ZIP_END_SIZE = 22  # bytes of a zip file's last record, whose last two are the length of the comment after it
 
@@ -197,9 +196,8 @@ def set_aside(run: Path, steps: int) -> None:
 
 def sweep(run: Path) -> None:
     """Removes half-written files of killed processes; nothing may be writing there now."""
-    for file in run.glob(".*"):
-        if _HALF_WRITTEN.fullmatch(file.name):
-            file.unlink(missing_ok=True)
+    for file in (*run.glob(".checkpoint-*.pt.*"), *run.glob(f".{BEST}.*")):
+        file.unlink(missing_ok=True)
 
 
 def clear(run: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_killed_run_resumes_to_identical_bits(root, tmp_path, undisturbed):
     assert stopped_after(root, run, 3, signal.SIGKILL).returncode == -signal.SIGKILL
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 80, "epoch": 26, "lo')  # what a kill in mid-line leaves
-    for name in (".checkpoint-000000002.pt.77", ".best.pt.77"):  # in the midst of writing
+    for name in (".checkpoint-000000002.pt.node.tmp", ".best.pt.77"):  # in the midst of writing
         (run / name).touch()
     resumed = train(root, run, tiny(steps=90))
     assert not [path for path in run.iterdir() if path.name.startswith(".")]

@@ -25,6 +25,12 @@ Named = Sequence[tuple[str, str | None]]
 """Checkpoints or RUN folders, each with the stream whose model is wanted; None for all that it has."""
 
 
+def _check_least(options: object, **least: int) -> None:
+    for name, low in least.items():
+        if getattr(options, name) < low:
+            raise ConfigurationError(f"--{name.replace('_', '-')} must be at least {low}")
+
+
 @dataclass(frozen=True)
 class Data:
     """Data sets to read, and how."""
@@ -125,6 +131,9 @@ class EvaluateOptions:
     cache: Cache | None = None
     lists: Lists | None = None  # whose test part is taken instead of a split
 
+    def __post_init__(self) -> None:
+        _check_least(self, workers=0)
+
 
 @dataclass(frozen=True)
 class FeaturesOptions:
@@ -144,9 +153,7 @@ class FeaturesOptions:
     precision: str = option(PRECISION, "fp32", group=RUN, choices=PRECISIONS)
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("stride", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least {least}")
+        _check_least(self, window=1, stride=1, batch_size=1, workers=0)
 
 
 @dataclass(frozen=True)
@@ -157,12 +164,11 @@ class PredictOptions:
     videos: tuple[str, ...] = option("a file, an http address or a YouTube id", unit="VIDEO", flag="videos")
     top: int = option("classes to print", 5, unit="N")
     annotate: Path | None = option("write the video with each moment's classes over it", None, unit="OUT.mp4")
-    threads: int = option("threads for the flow", 1, unit="N", group=RUN, shown="one for each core")
+    threads: int = option("threads for the flow", 0, unit="N", group=RUN, shown="one for each core")
     precision: str = option(PRECISION, "fp32", group=RUN, choices=PRECISIONS)
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ConfigurationError("--top must be at least 1")
+        _check_least(self, top=1, threads=0)
         if self.annotate and len(self.videos) > 1:
             raise ConfigurationError("--annotate writes one video: name one VIDEO")
 

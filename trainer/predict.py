@@ -6,6 +6,7 @@ A video is read as the pipeline does and fed as ``evaluate`` feeds a whole clip;
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ class _Look:
         self.moment = min(max(models.span, self.least), self.piece)  # frames
 
     def at(self, name: str, path: Path) -> Prediction:
-        shown = frame_stream.of_file(path, self.models.stream_inputs, self.options.threads)
+        threads = self.options.threads or os.cpu_count() or 1
+        shown = frame_stream.of_file(path, self.models.stream_inputs, threads)
         total, frames = np.zeros(len(self.models.classes)), 0
         held: list[Frame] = []
         moments: list[np.ndarray] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,7 @@ class Predict(Answer):
 def _run(call: Predict) -> int:
     from trainer.predict import Prediction, predict
 
-    threads = {"threads": os.cpu_count() or 1}
-    options = PredictOptions(checkpoints=call.models.named(), **{**threads, **call.options})
+    options = PredictOptions(checkpoints=call.models.named(), **call.options)
     found: list[Prediction] = []
     for name, answer in zip(options.videos, predict(options), strict=True):
         if not isinstance(answer, Prediction):

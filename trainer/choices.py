@@ -1,4 +1,4 @@
-"""Words that the command line offers, and heavy modules obey. Imports nothing heavy itself."""
+"""Words that the command line offers, and its error. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.outcome import CallError
+
 FOLDER = Path(__file__).parent
 
+DATA, NETWORK, RUN = "data", "network", "run and where"  # groups of options in help
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-"""Number formats of a network."""
+PRECISION = "number format of the network; auto is bf16 where the processor computes in it, else fp32"
 
 FORMATS = {
     "deepmind": "deepmind",
@@ -25,6 +28,10 @@ FORMATS = {
     "bninception": "bninception",
 }
 """Publishers of weights, and the module of `trainer.weights` that reads theirs."""
+
+
+class ConfigurationError(CallError, ValueError):
+    """The settings cannot be run: one sentence with the remedy; the program ends with 2."""
 
 
 def networks() -> list[str]:

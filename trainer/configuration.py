@@ -16,10 +16,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pipeline.command_line import nearest
 from trainer import networks
-from trainer.choices import configurations
+from trainer.choices import ConfigurationError, configurations
 from trainer.data.batches import Input, current_names
-from trainer.optimisation import Optimisation
-from trainer.run_options import ConfigurationError, Run
+from trainer.optimisation import Optimisation, Run
 
 FOLDER = Path(__file__).parent / "configurations"
 FREE = {f"run.{n}" for n in ("workers", "micro_batch", "evaluate_every", "checkpoint_every", "max_failures")}

@@ -13,11 +13,11 @@ from torch import Tensor
 from trainer import checkpoint as checkpoints
 from trainer import distributed, run_log
 from trainer.checkpoint import Checkpoint, CheckpointError, UnfitError
+from trainer.choices import ConfigurationError
 from trainer.data.loader import EvaluationBatches
 from trainer.data.rows import Rows, input_for, open_rows
 from trainer.ensemble import refusal
 from trainer.options import EvaluateOptions
-from trainer.run_options import ConfigurationError
 from trainer.stream_models import Pictures, StreamModel, autocast, precision_for, restore
 
 STREAMS = ("rgb", "flow", "joint")

@@ -27,6 +27,7 @@ from pipeline.sources import named_video
 from pipeline.sources.directory import VIDEO_SUFFIXES, walk
 from pipeline.storage import Storage, open_storage
 from trainer import ensemble, frame_stream
+from trainer.choices import ConfigurationError
 from trainer.data.batches import Input
 from trainer.data.decoding import Undecodable
 from trainer.data.reading import Reader, SampleError
@@ -34,7 +35,6 @@ from trainer.data.rows import Rows, RowsError, input_for, open_rows
 from trainer.ensemble import Clip, Ensemble
 from trainer.frame_stream import FrameStream
 from trainer.options import FeaturesOptions
-from trainer.run_options import ConfigurationError
 from trainer.stream_models import precision_for
 
 SETTINGS, FAILED = "features.json", "failed.jsonl"

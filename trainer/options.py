@@ -1,6 +1,6 @@
 """Options of the trainer's commands, one dataclass each, from which the command line is made.
 
-Those of a run's input and optimisation stand beside the code that uses them. Imports nothing heavy.
+The sections of a configuration stand beside the code that uses them. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.command_line import option
 from trainer import choices
-from trainer.choices import PRECISIONS
-from trainer.run_options import DATA, NETWORK, PRECISION, RUN, ConfigurationError
+from trainer.choices import DATA, NETWORK, PRECISION, PRECISIONS, RUN, ConfigurationError
 
 if TYPE_CHECKING:
     from trainer.configuration import Configuration

@@ -20,10 +20,10 @@ from pipeline.media import whole_video
 from pipeline.outcome import Failed
 from pipeline.sources import named_video
 from trainer import annotation, ensemble, frame_stream
+from trainer.choices import ConfigurationError
 from trainer.ensemble import Clip, Ensemble
 from trainer.frame_stream import Frame
 from trainer.options import PredictOptions
-from trainer.run_options import ConfigurationError
 from trainer.stream_models import precision_for
 
 PIECE, LEAST = 10, 1

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.command_line import Answer, Command, option, section
+from trainer.choices import ConfigurationError
 from trainer.options import Checkpoints, Data, EvaluateOptions
-from trainer.run_options import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline.command_line import Command, Common, option, section
 from trainer import choices
+from trainer.choices import NETWORK
 from trainer.data.batches import Input
-from trainer.optimisation import Optimisation
+from trainer.optimisation import Optimisation, Run
 from trainer.options import Data, TrainOptions
-from trainer.run_options import NETWORK, Run
 
 OF_NETWORK = "the network's"
 """Default of a setting that a network's configuration, or --config, decides."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from trainer import checkpoint as checkpoints
 from trainer import configuration, networks
 from trainer.checkpoint import Checkpoint
+from trainer.choices import ConfigurationError
 from trainer.options import ImportOptions
-from trainer.run_options import ConfigurationError
 from trainer.weights import Description, load
 
 LABEL_MAPS = {400: "kinetics-400.txt", 600: "kinetics-600.txt"}

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -82,11 +82,15 @@ def extract(options: FeaturesOptions) -> Outcome:
     missing = [source for source in sources if not storage.exists(f"{source.name}.npy")]
     precision = precision_for(device, options.precision)
     writing = _Writing(storage, options, models.rate)
-    for batch in _batches(_windows(missing, options, models), options.batch_size, writing):
-        scale = np.array([item.scale for item in batch], np.float32)
-        values = models.features([item.clip for item in batch], scale, device, precision)
-        for item, row in zip(batch, values, strict=True):
-            writing.add(item.source, row)
+    for items in _batches(_windows(missing, options, models), options.batch_size):
+        clips = [item.clip for item in items if item.clip is not None]
+        scale = np.array([item.scale for item in items if item.clip is not None], np.float32)
+        rows = iter(models.features(clips, scale, device, precision) if clips else ())
+        for item in items:
+            if item.clip is None:
+                writing.finish(item.source, item.failure)
+            else:
+                writing.add(item.source, next(rows))
     lines = [json.dumps({"input": shown, "reason": why}) + "\n" for shown, why in writing.failed.items()]
     if lines or storage.exists(FAILED):
         storage.write(FAILED, "".join(lines).encode())
@@ -130,9 +134,8 @@ def _raw(name: str, models: Ensemble) -> Iterator[Source]:
     inputs = models.stream_inputs
 
     def opener(path: str) -> Callable[[Path, int], FrameStream]:
-        return lambda folder, threads: frame_stream.of_file(
-            named_video.local_file(path, folder), inputs, threads
-        )
+        local = named_video.local_file
+        return lambda folder, threads: frame_stream.of_file(local(path, folder), inputs, threads)
 
     if os.path.isdir(name):
         found = sorted(Path(path) for path in walk(name))
@@ -181,48 +184,24 @@ class _Item:
 
 
 def _windows(sources: Sequence[Source], options: FeaturesOptions, models: Ensemble) -> Iterator[_Item]:
-    """The windows of all videos, each video's in order, read by several threads."""
+    """The windows of all videos, each video's in order and then its end, read by several threads."""
     cores = os.cpu_count() or 1
     readers = min(options.workers or min(cores, _READERS), max(1, len(sources)))
-    waiting: queue.Queue[Source] = queue.Queue()
-    for source in sources:
-        waiting.put(source)
-    ready: queue.Queue[_Item | BaseException] = queue.Queue(maxsize=2 * options.batch_size)
+    waiting = iter(sources)  # each thread takes its next one
+    ready: queue.SimpleQueue[_Item | BaseException] = queue.SimpleQueue()
+    room = threading.Semaphore(2 * options.batch_size)
     stop = threading.Event()
-
-    def hand_over(item: _Item | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.5)
-            except queue.Full:
-                continue
-        raise _Stopped
 
     def work() -> None:
         try:
-            while True:
-                hand_over_all(waiting.get_nowait())
-        except (queue.Empty, _Stopped):
-            return
+            for source in waiting:
+                for item in _windows_of(source, options, models, max(1, cores // readers)):
+                    room.acquire()
+                    if stop.is_set():
+                        return
+                    ready.put(item)
         except BaseException as error:  # of a kind that is not the video's fault: goes to the caller
-            hand_over(error)
-
-    def hand_over_all(source: Source) -> None:
-        failure = None
-        with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
-            try:
-                shown = source.open(Path(folder), max(1, cores // readers))
-                for clip in frame_stream.windows(
-                    shown.frames, options.window, options.stride, models.stream_inputs
-                ):
-                    hand_over(_Item(source, clip, shown.scale))
-            except Failed as error:
-                if str(error.failure_class) in _MACHINE:
-                    raise
-                failure = error.reason
-            except (Undecodable, SampleError) as error:
-                failure = str(error)
-        hand_over(_Item(source, failure=failure))
+            ready.put(error)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(readers)]
     for thread in threads:
@@ -233,35 +212,48 @@ def _windows(sources: Sequence[Source], options: FeaturesOptions, models: Ensemb
             item = ready.get()
             if isinstance(item, BaseException):
                 raise item
+            room.release()
             left -= item.clip is None
             yield item
     finally:
         stop.set()
+        room.release(readers)
         for thread in threads:
             thread.join(timeout=5)  # they are daemons, and one may be fetching for an hour
 
 
-class _Stopped(Exception):
-    """The reader of the windows has gone."""
+def _windows_of(source: Source, options: FeaturesOptions, models: Ensemble, threads: int) -> Iterator[_Item]:
+    failure = None
+    with tempfile.TemporaryDirectory(prefix="quovadis-") as folder:
+        try:
+            shown = source.open(Path(folder), threads)
+            inputs = models.stream_inputs
+            for clip in frame_stream.windows(shown.frames, options.window, options.stride, inputs):
+                yield _Item(source, clip, shown.scale)
+        except Failed as error:
+            if str(error.failure_class) in _MACHINE:
+                raise
+            failure = error.reason
+        except (Undecodable, SampleError) as error:
+            failure = str(error)
+    yield _Item(source, failure=failure)
 
 
-def _batches(items: Iterator[_Item], size: int, writing: _Writing) -> Iterator[list[Any]]:
-    """Windows in batches of `size`, of whatever videos; a video is finished when all its windows are done."""
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Lists of `size` windows (the last of fewer) of whatever videos, each video's end after its windows."""
     batch: list[_Item] = []
-    ended: list[_Item] = []
+    windows = 0
     for item in items:
-        (ended if item.clip is None else batch).append(item)
-        if len(batch) == size:
+        if item.clip is None and all(other.source is not item.source for other in batch):
+            yield [item]
+            continue
+        batch.append(item)
+        windows += item.clip is not None
+        if windows == size:
             yield batch
-            batch = []
-        pending = {id(b.source) for b in batch}
-        for end in [e for e in ended if id(e.source) not in pending]:
-            writing.finish(end.source, end.failure)
-            ended.remove(end)
+            batch, windows = [], 0
     if batch:
         yield batch
-    for end in ended:
-        writing.finish(end.source, end.failure)
 
 
 class _Writing:

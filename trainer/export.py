@@ -35,6 +35,7 @@ from trainer.stream_models import StreamModel
 METADATA = "metadata.json"
 """The JSON inside: an extra file of .pt2, a metadata property of .onnx."""
 
+_log = logging.getLogger(__name__)
 FORMAT = 1
 TOLERANCE = 1e-4  # of the logits' scale, between ours and the program's
 _TRACED = 2  # clips in the batch that a program is traced with
@@ -65,10 +66,9 @@ class Joint(nn.Module):
     def __init__(self, models: Ensemble):
         super().__init__()
         self.models = nn.ModuleList(Plain(member.model) for member in models.members.values())
-        self.apart = len(self.models) > 1
 
     def forward(self, *pictures: Tensor) -> Tensor:
-        if not self.apart:
+        if len(self.models) == 1:
             return self.models[0](*pictures)
         logits = [model(seen) for model, seen in zip(self.models, pictures, strict=True)]
         return torch.stack(logits).sum(0)
@@ -126,8 +126,7 @@ def export(checkpoints: Named, output: Path) -> Exported:
     module = Joint(models).eval()
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{os.getpid()}.{output.name}")
-    trained = _shapes(models)
-    fixed = _one_length(module, trained)
+    fixed = _refusal(module, _with(_shapes(models), 1, _longer))
     try:
         with _quietly():
             if fixed is None:
@@ -152,21 +151,16 @@ def export(checkpoints: Named, output: Path) -> Exported:
 
 def describe(models: Ensemble, fixed: str | None) -> dict[str, Any]:
     """The metadata of an exported file: classes, and how each input is made."""
+    settings = ("rate", "stride", "frames", "segments", "short_side", "crop")
     inputs = []
-    for stream, shape in zip(models.streams, _shapes(models), strict=True):
-        fed = models.stream_inputs[stream]
+    for (stream, fed), shape in zip(models.stream_inputs.items(), _shapes(models), strict=True):
         values = "RGB / 127.5 - 1" if stream == "rgb" else f"(u, v) / {fed.flow_bound:g} pixels, in [-1, 1]"
         inputs.append(
             {
                 "name": stream,
                 "shape": ["batch", shape[1], shape[2] if fixed else "time", *shape[3:]],
                 "values": f"float32, {values}",
-                "rate": fed.rate,
-                "stride": fed.stride,
-                "frames": fed.frames,
-                "segments": fed.segments,
-                "short_side": fed.short_side,
-                "crop": fed.crop,
+                **{name: getattr(fed, name) for name in settings},
             }
         )
     return {
@@ -177,9 +171,6 @@ def describe(models: Ensemble, fixed: str | None) -> dict[str, Any]:
         "output": "logits (batch, classes), of all models added",
         "classes": list(models.classes),
     }
-
-
-_log = logging.getLogger(__name__)
 
 
 def _write(module: Joint, models: Ensemble, path: Path, fixed: str | None) -> dict[str, Any]:
@@ -209,40 +200,35 @@ def _write(module: Joint, models: Ensemble, path: Path, fixed: str | None) -> di
 
 def _widened(module: Joint, shapes: Shapes) -> Joint:
     """A copy of the module in which every convolution to maps of one pixel is `Widened`."""
-    copied, empty, found = copy.deepcopy(module), copy.deepcopy(module).to("meta"), []
-    for name, layer in empty.named_modules():
+    copied, empty, found = copy.deepcopy(module), copy.deepcopy(module).to("meta"), set()
+
+    def note(conv: nn.Module, _: Any, out: Tensor) -> None:
+        if out.shape[3:] == (1, 1):
+            found.add(conv)
+
+    for layer in empty.modules():
         if isinstance(layer, nn.Conv3d):
-
-            def note(_: nn.Module, __: Any, out: Tensor, name: str = name) -> None:
-                if out.shape[3:] == (1, 1):
-                    found.append(name)
-
             layer.register_forward_hook(note)
     with torch.no_grad():
         empty(*(torch.empty(shape, device="meta") for shape in shapes))
-    for name in dict.fromkeys(found):
-        parent, _, own = name.rpartition(".")
-        setattr(copied.get_submodule(parent), own, Widened(copied.get_submodule(name)))  # type: ignore[arg-type]
+    for name in [name for name, layer in empty.named_modules() if layer in found]:
+        copied.set_submodule(name, Widened(copied.get_submodule(name)))  # type: ignore[arg-type]
     return copied
 
 
 def _save_onnx(program: ExportedProgram, models: Ensemble, path: Path, text: str) -> None:
     import onnx
 
+    streams = list(models.streams)
     made = torch.onnx.export(
-        program,
-        (),
-        dynamo=True,
-        verbose=False,
-        input_names=list(models.streams),
-        output_names=["logits"],
+        program, (), dynamo=True, verbose=False, input_names=streams, output_names=["logits"]
     )
     assert made is not None
     proto = made.model_proto
     names: dict[str, str] = {}
     for given in proto.graph.input:
-        for place, name in ((0, "batch"), (2, "time")):
-            names[given.type.tensor_type.shape.dim[place].dim_param] = name
+        dims = given.type.tensor_type.shape.dim
+        names |= {dims[0].dim_param: "batch", dims[2].dim_param: "time"}
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -255,30 +241,27 @@ def _onnx_runner(path: Path) -> Callable[..., Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
 
     def run(*pictures: Tensor) -> Tensor:
-        fed = {name: x.numpy() for name, x in zip(names, pictures, strict=True)}
+        fed = {given.name: x.numpy() for given, x in zip(session.get_inputs(), pictures, strict=True)}
         return torch.from_numpy(session.run(None, fed)[0])
 
     return run
 
 
-def _shapes(models: Ensemble, clips: int = 1) -> Shapes:
-    """The inputs' sizes for training clips."""
-    shapes = []
-    for stream in models.streams:
-        fed = models.stream_inputs[stream]
-        frames = len(numbers(fed, fed.frames * fed.stride))
-        shapes.append((clips, networks.CHANNELS[stream], frames, fed.crop, fed.crop))
-    return tuple(shapes)
+def _shapes(models: Ensemble) -> Shapes:
+    """The inputs' sizes for one training clip."""
+    return tuple(
+        (1, networks.CHANNELS[stream], len(numbers(fed, fed.frames * fed.stride)), fed.crop, fed.crop)
+        for stream, fed in models.stream_inputs.items()
+    )
 
 
 def _with(shapes: Shapes, clips: int, frames: Callable[[int], int]) -> Shapes:
     return tuple((clips, c, frames(t), h, w) for _, c, t, h, w in shapes)
 
 
-def _accepts(module: Joint, shapes: Shapes) -> str | None:
+def _refusal(module: Joint, shapes: Shapes) -> str | None:
     """Why the module does not take inputs of these sizes; None where it does. Computes nothing."""
     empty = copy.deepcopy(module).to("meta")
     try:
@@ -293,19 +276,13 @@ def _longer(frames: int) -> int:
     return frames + 10
 
 
-def _one_length(module: Joint, trained: Shapes) -> str | None:
-    """Why clips of another length are refused by the network itself; None where they are not."""
-    return _accepts(module, _with(trained, 1, _longer))
-
-
-def _trials(module: Joint, trained: Shapes, fixed: str | None) -> Iterator[Shapes]:
+def _trials(module: Joint, trained: Shapes, fixed: str | None) -> tuple[Shapes, Shapes]:
     """Sizes other than the traced one: fewer and more clips, longer and, where they are taken, shorter."""
+    same = _with(trained, _TRACED + 1, int)
     if fixed:
-        yield from (_with(trained, clips, int) for clips in (1, _TRACED + 1))
-        return
-    yield _with(trained, 1, _longer)
+        return trained, same
     shorter = _with(trained, _TRACED + 1, lambda frames: max(1, frames * 5 // 8))
-    yield _with(trained, _TRACED + 1, int) if _accepts(module, shorter) else shorter
+    return _with(trained, 1, _longer), same if _refusal(module, shorter) else shorter
 
 
 def _compare(module: Joint, run: Callable[..., Tensor], shapes: Shapes) -> None:

@@ -6,9 +6,10 @@ A `BatchPlan` says everything its batch depends on, so any process may build it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -136,80 +137,59 @@ class BatchStream(IterableDataset):
     def _batches(self, plans: Iterator[BatchPlan]) -> Iterator[Batch]:
         reader = Reader(self._views.rows, self._views.input.streams, self._cache)
         wanted = ((plan, int(row)) for plan in plans for row in plan.rows)
-        batch: _Unfinished | None = None
         with contextlib.closing(ahead(reader, wanted, _IN_FLIGHT)) as reads:
-            for plan, _, members in reads:
-                batch = batch or _Unfinished(self._views, reader, plan)
-                if batch.add(members):
-                    yield batch.finish()
-                    batch = None
+            for plan, members in reads:
+                others = (more for _, more in islice(reads, len(plan.rows) - 1))
+                yield self._filled(plan, reader, chain([members], others))
 
-
-class _Unfinished:
-    """A batch that is being filled, one clip after another."""
-
-    def __init__(self, views: RandomViews | FixedViews, reader: Reader, plan: BatchPlan):
-        self._views, self._reader, self._plan = views, reader, plan
-        self._filled = 0
-        self._failures: list[str] = []
-        self._weight = plan.weight.copy()
-        self._target = np.full(len(plan.rows), -1, np.int64)
-        count, frames, side = len(plan.rows) * views.count, views.frames(plan), views.input.crop
-        self._pixels = {
+    def _filled(self, plan: BatchPlan, reader: Reader, reads: Iterable[Future[dict[str, bytes]]]) -> Batch:
+        """The batch of a plan, whose rows' members `reads` gives."""
+        chooser, rows, failures = self._views, self._views.rows, list[str]()
+        target, weight = np.full(len(plan.rows), -1, np.int64), plan.weight.copy()
+        count, frames, side = len(plan.rows) * chooser.count, chooser.frames(plan), chooser.input.crop
+        pixels = {
             stream: torch.zeros((count, channels, frames, side, side), dtype=torch.uint8)
             for stream, channels in (("rgb", 3), ("flow", 2))
-            if stream in views.input.streams
+            if stream in chooser.input.streams
         }
-        self._scale = np.ones((count, 2), np.float32)
-
-    def add(self, members: Future[dict[str, bytes]]) -> bool:
-        """Decodes the next clip into its place; True when the batch is full."""
-        place, plan, rows = self._filled, self._plan, self._views.rows
-        for row, views in self._views.attempts(plan, place):
-            try:
-                own = row == int(plan.rows[place])
-                self._decode(place, row, views, members.result() if own else self._reader.read(row))
-                self._target[place] = rows.target[row]
-                break
-            except RemovedError:
-                continue
-            except (Undecodable, SampleError) as error:
-                self._failures.append(f"{rows.keys[row].as_py()}: {error}")
-        else:
-            if isinstance(self._views, RandomViews):
-                why = "; ".join(self._failures[-2:]) or "they were taken down"
-                raise ReadError(
-                    f"neither {rows.keys[int(plan.rows[place])].as_py()} nor any of the clips drawn in its "
-                    f"place could be read: {why}; run python -m pipeline verify on the data set"
-                )
-            self._weight[place] = 0
-        self._filled += 1
-        return self._filled == len(plan.rows)
-
-    def finish(self) -> Batch:
-        """The filled batch."""
-        plan = self._plan
+        scale = np.ones((count, 2), np.float32)
+        for place, members in enumerate(reads):
+            here = slice(place * chooser.count, (place + 1) * chooser.count)
+            out = {stream: clips[here].numpy() for stream, clips in pixels.items()}
+            for row, views in chooser.attempts(plan, place):
+                size = rows.size(row)
+                try:
+                    found = members.result() if row == plan.rows[place] else reader.read(row)
+                    if "rgb" in found:
+                        decode_rgb(found["rgb"], views, size, rows.rate, out["rgb"])
+                    if "flow" in found:
+                        scale[here] = decode_flow(found["flow"], views, size, rows.rate, out["flow"])
+                    target[place] = rows.target[row]
+                    break
+                except RemovedError:
+                    continue
+                except (Undecodable, SampleError) as error:
+                    failures.append(f"{rows.keys[row].as_py()}: {error}")
+            else:
+                if isinstance(chooser, RandomViews):
+                    why = "; ".join(failures[-2:]) or "they were taken down"
+                    raise ReadError(
+                        f"neither {rows.keys[int(plan.rows[place])].as_py()} nor any of the clips drawn in "
+                        f"its place could be read: {why}; run python -m pipeline verify on the data set"
+                    )
+                weight[place] = 0
         return Batch(
             epoch=plan.epoch,
             step=plan.step,
             keys=plan.keys,
-            rgb=self._pixels.get("rgb"),
-            flow=self._pixels.get("flow"),
-            flow_scale=torch.from_numpy(self._scale) if "flow" in self._pixels else None,
-            target=torch.from_numpy(self._target),
-            weight=torch.from_numpy(self._weight),
+            rgb=pixels.get("rgb"),
+            flow=pixels.get("flow"),
+            flow_scale=torch.from_numpy(scale) if "flow" in pixels else None,
+            target=torch.from_numpy(target),
+            weight=torch.from_numpy(weight),
             total_weight=plan.total_weight,
-            failures=tuple(self._failures),
-            views=self._views.count,
+            failures=tuple(failures),
+            views=chooser.count,
             first=plan.first,
             last=plan.last,
         )
-
-    def _decode(self, place: int, row: int, views: list[View], members: dict[str, bytes]) -> None:
-        rows, count = self._views.rows, self._views.count
-        here = slice(place * count, (place + 1) * count)
-        if "rgb" in members:
-            decode_rgb(members["rgb"], views, rows.size(row), rows.rate, self._pixels["rgb"][here].numpy())
-        if "flow" in members:
-            out = self._pixels["flow"][here].numpy()
-            self._scale[here] = decode_flow(members["flow"], views, rows.size(row), rows.rate, out)

@@ -12,7 +12,7 @@ import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -50,11 +50,10 @@ def decode_rgb(data: bytes, views: Sequence[View], size: tuple[int, int], rate: 
     """
     reformatter = VideoReformatter()
     places = _places(views)
+    region, within = None, list(views)
     if (views[0].width, views[0].height) == size:  # resizing looks further round than the margin
         region = _Region(views, size)
         within = [region.of(view) for view in views]
-    else:
-        region, within = None, list(views)
     for number, frame in pictures(data, places, size, rate):
         planes = rgb_planes(region.take(frame) if region else frame, within[0], reformatter)
         for index, place in places[number]:
@@ -87,19 +86,13 @@ class _Region:
 
     def take(self, frame: VideoFrame) -> VideoFrame:
         """This part of a picture, not copied, with the picture's colour properties."""
-        graph = self._graph = self._graph or self._built(frame)
-        graph.push(frame)
-        return cast(VideoFrame, graph.pull())
-
-    def _built(self, frame: VideoFrame) -> Graph:
-        graph, (width, height) = Graph(), self._whole
-        source = graph.add_buffer(width=width, height=height, format=frame.format, time_base=Fraction(1, 25))
-        crop = graph.add("crop", ":".join(map(str, (*self.size, self.left, self.top))))
-        sink = graph.add("buffersink")
-        source.link_to(crop)
-        crop.link_to(sink)
-        graph.configure()
-        return graph
+        if self._graph is None:
+            self._graph, (width, height), unit = Graph(), self._whole, Fraction(1, 25)
+            source = self._graph.add_buffer(width=width, height=height, format=frame.format, time_base=unit)
+            crop = self._graph.add("crop", ":".join(map(str, (*self.size, self.left, self.top))))
+            self._graph.link_nodes(source, crop, self._graph.add("buffersink")).configure()
+        self._graph.push(frame)
+        return cast(VideoFrame, self._graph.pull())
 
 
 def decode_flow(
@@ -133,15 +126,8 @@ def decode_flow(
 
 def rgb_planes(frame: VideoFrame, view: View, reformatter: VideoReformatter) -> list[np.ndarray]:
     """Red, green and blue of a decoded picture resized as in `view`: uint8 (view.height, view.width) each."""
-    rgb = reformatter.reformat(
-        frame,
-        view.width,
-        view.height,
-        format="gbrp",
-        interpolation=_EXACT,
-        dst_color_range=ColorRange.JPEG,
-        threads=1,
-    )
+    exact: dict[str, Any] = {"interpolation": _EXACT, "dst_color_range": ColorRange.JPEG, "threads": 1}
+    rgb = reformatter.reformat(frame, view.width, view.height, format="gbrp", **exact)
     return [_plane(rgb.planes[plane]) for plane in _RED_GREEN_BLUE]
 
 
@@ -151,10 +137,15 @@ def flow_planes(luma: np.ndarray, view: View, reformatter: VideoReformatter) -> 
     A resize changes the values' meaning: see `flow_scale`.
     """
     height, width = luma.shape[0] // 2, luma.shape[1]
-    halves = [luma[:height], luma[height:]]
+    halves = [luma[:height], luma[height:]]  # resized apart, since one would bleed into the other
     if (view.width, view.height) == (width, height):
         return halves
-    return [_resize_grey(half, view, reformatter) for half in halves]
+    grey = (VideoFrame.from_numpy_buffer(half, format="gray") for half in halves)
+    size = (view.width, view.height)
+    return [
+        plane_of(reformatter.reformat(half, *size, format="gray", interpolation=_EXACT, threads=1))
+        for half in grey
+    ]
 
 
 def flow_scale(view: View, size: tuple[int, int]) -> tuple[float, float]:
@@ -239,15 +230,6 @@ def _plane(plane: VideoPlane) -> np.ndarray:
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]  # type: ignore[call-overload]
 
 
-def _resize_grey(picture: np.ndarray, view: View, reformatter: VideoReformatter) -> np.ndarray:
-    """uint8 (H, W) -> (view.height, view.width); u and v apart, since one would bleed into the other."""
-    frame = VideoFrame.from_numpy_buffer(picture, format="gray")
-    resized = reformatter.reformat(
-        frame, view.width, view.height, format="gray", interpolation=_EXACT, threads=1
-    )
-    return _plane(resized.planes[0])
-
-
 def _mirror(out: np.ndarray, views: Sequence[View]) -> None:
     for index, view in enumerate(views):
         if view.mirrored:
@@ -262,10 +244,9 @@ def recolour(pixels: np.ndarray, colour: Colour) -> None:
     the end. Saturation scales, and hue turns, the plane of I and Q, so that greys stay what they are (YIQ, as
     in MXNet's HueJitterAug).
     """
-    angle = 2 * np.pi * colour.hue
-    turn = colour.saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    within = np.eye(3)
-    within[1:, 1:] = turn
+    angle, within = 2 * np.pi * colour.hue, np.eye(3)
+    turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    within[1:, 1:] = colour.saturation * np.array(turn)
     gain = colour.brightness * colour.contrast
     matrix = (gain * (np.linalg.inv(_YIQ) @ within @ _YIQ)).astype(np.float32)
     offset = np.float32(0.5)  # for rounding

@@ -9,12 +9,12 @@ for batch in TrainBatches(rows, input, batch_size=6, seed=0, rank=rank, world=wo
 
 from __future__ import annotations
 
-import itertools
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,6 @@ class _Batches:
             batch_size=None,
             num_workers=self._workers,
             pin_memory=self._pin,
-            collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # the default would draw from the generator that dropout uses
         )
@@ -70,25 +69,21 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-    """Endless batches from `start`, the same for every world size and number of workers.
+    """Batches from `start`, the same for every world size and number of workers.
 
     A removed or unlabelled row keeps its place, with weight 0 and the pixels of another. A row that
     cannot be decoded is replaced, pixels and target, by one drawn from (seed, epoch, row).
 
     Args:
-        rows: of the training split; see `trainer.data.rows.open_rows`.
-        input: how the network is fed.
         batch_size: clips in a step over all ranks.
-        seed: of order and augmentation.
-        rank, world: which contiguous share of each global batch is this process's.
         micro_batch: most clips in one `Batch`; 0: this rank's whole share of a step. The parts of a share
-            follow one another and differ by one clip at most, so none has a lone clip where a network
-            normalises over its batch.
+            differ by one clip at most, so none has a lone clip where a network normalises over its batch.
+        rank, world: which contiguous share of each global batch is this process's.
         workers: processes that read and decode; 0: this one. Each holds up to three batches in memory.
         start: (epoch, step within it) of the first batch.
-        steps: how many steps to yield; None: no end.
-        pin: page-locked memory, for copies to a GPU.
+        steps: how many to yield; None: no end.
         balanced: every class comes equally often (see `trainer.data.sampler.balanced_order`).
+        pin: page-locked memory, for copies to a GPU.
         max_failures: share of undecodable clips over which `TooManyFailures` is raised.
         cache: keeps members of remote data sets on this machine.
 
@@ -134,7 +129,7 @@ class TrainBatches(_Batches):
         share = sampler.share(range(batch_size), rank, world)
         parts = -(-len(share) // micro_batch) if micro_batch else 1
         first = start[0] * self.steps_per_epoch + start[1]
-        end = None if steps is None else first + steps
+        end = sys.maxsize if steps is None else first + steps
         plans = _TrainPlans(
             rows, usable, seed, batch_size, share, parts, first, end, self.steps_per_epoch, balanced
         )
@@ -211,37 +206,35 @@ class _TrainPlans:
     share: range  # places in the global batch that are this rank's
     parts: int  # plans a step
     first_step: int  # counted from epoch 0
-    end_step: int | None
+    end_step: int
     steps_per_epoch: int
     balanced: bool
 
     def __call__(self, first: int, every: int) -> Iterator[BatchPlan]:
-        known, rows, turns = -1, np.empty(0, np.int64), None
-        for number in itertools.count(self.first_step * self.parts + first, every):
-            overall, part = divmod(number, self.parts)
-            if self.end_step is not None and overall >= self.end_step:
-                return
-            epoch, step = divmod(overall, self.steps_per_epoch)
-            if epoch != known:
-                known = epoch
-                if self.balanced:
-                    rows, turns = sampler.balanced_order(self.seed, epoch, self.rows.target)
-                else:
-                    rows = sampler.epoch_order(self.seed, epoch, len(self.rows))
-            batch = sampler.global_batch(rows, step, self.batch_size)
-            here = sampler.share(self.share, part, self.parts)
-            mine = slice(here.start, here.stop)
-            yield BatchPlan(
-                epoch,
-                step,
-                batch[mine],
-                self.usable[batch[mine]].astype(np.float32),
-                tuple(self.rows.keys.take(batch).to_pylist()),
-                float(self.usable[batch].sum()),
-                None if turns is None else sampler.global_batch(turns, step, self.batch_size)[mine],
-                first=here.start - self.share.start,
-                last=part + 1 == self.parts,
-            )
+        numbers = range(self.first_step * self.parts + first, self.end_step * self.parts, every)
+        for epoch, in_epoch in groupby(numbers, lambda n: n // (self.parts * self.steps_per_epoch)):
+            turns = None
+            if self.balanced:
+                rows, turns = sampler.balanced_order(self.seed, epoch, self.rows.target)
+            else:
+                rows = sampler.epoch_order(self.seed, epoch, len(self.rows))
+            for number in in_epoch:
+                overall, part = divmod(number, self.parts)
+                step = overall % self.steps_per_epoch
+                batch = sampler.global_batch(rows, step, self.batch_size)
+                here = sampler.share(self.share, part, self.parts)
+                mine = slice(here.start, here.stop)
+                yield BatchPlan(
+                    epoch,
+                    step,
+                    batch[mine],
+                    self.usable[batch[mine]].astype(np.float32),
+                    tuple(self.rows.keys.take(batch).to_pylist()),
+                    float(self.usable[batch].sum()),
+                    None if turns is None else sampler.global_batch(turns, step, self.batch_size)[mine],
+                    first=here.start - self.share.start,
+                    last=part + 1 == self.parts,
+                )
 
 
 @dataclass(frozen=True)
@@ -273,10 +266,6 @@ def _fitted(rows: Rows, input: Input, cache: Cache | None) -> Input:
         for digests in rows.digests.values():
             cache.forget(digests.filter(pa.array(rows.removed)).to_pylist())
     return fitted
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _start_worker(number: int) -> None:

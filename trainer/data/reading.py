@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pipeline.dataset import REMOVED_MEMBER
 from pipeline.outcome import Failed
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import open_storage
 from trainer.data.cache import Cache
 from trainer.data.rows import MEDIA, Rows
 
@@ -44,10 +44,8 @@ class Reader:
     """
 
     def __init__(self, rows: Rows, streams: tuple[str, ...], cache: Cache | None = None):
-        self._rows = rows
-        self._streams = streams
+        self._rows, self._streams, self._cache = rows, streams, cache
         self._storages = [open_storage(root) for root in rows.roots]
-        self._cache = cache
 
     def read(self, row: int) -> dict[str, bytes]:
         """The members of a row by stream.
@@ -78,7 +76,14 @@ class Reader:
         end = max(offset + size for offset, size in places.values())
         if begin < 0:
             raise SampleError("the index points before the shard's first member")
-        data = self._range(self._storages[root], path, begin, end - begin)
+        storage = self._storages[root]
+        try:
+            data = storage.read_range(path, begin, end - begin)
+        except FileNotFoundError:
+            where = storage.where(path)
+            raise ReadError(f"{where} is missing: bring it back, or prepare the data set again") from None
+        except Failed as error:  # the store's client has asked as often as it is set to
+            raise ReadError(error.reason) from None
         if len(data) != end - begin:
             raise SampleError(f"{path} ends before it does")
         for stream, (offset, _) in places.items():
@@ -90,27 +95,16 @@ class Reader:
                 raise SampleError(f"{path} has {found!r} at its place: the index is of another state")
         return {s: data[offset - begin : offset - begin + size] for s, (offset, size) in places.items()}
 
-    @staticmethod
-    def _range(storage: Storage, path: str, offset: int, size: int) -> bytes:
-        try:
-            return storage.read_range(path, offset, size)
-        except FileNotFoundError:
-            raise ReadError(
-                f"{storage.where(path)} is missing: bring it back, or prepare the data set again"
-            ) from None
-        except Failed as error:  # the store's client has asked as often as it is set to
-            raise ReadError(error.reason) from None
-
 
 def ahead(
     reader: Reader, wanted: Iterable[tuple[T, int]], in_flight: int
-) -> Generator[tuple[T, int, Future[dict[str, bytes]]]]:
-    """Yields (anything, row) pairs with their members, while the next `in_flight` rows are read."""
-    pending: deque[tuple[T, int, Future[dict[str, bytes]]]] = deque()
+) -> Generator[tuple[T, Future[dict[str, bytes]]]]:
+    """Yields the items of (item, row) pairs with their members, while the next `in_flight` rows are read."""
+    pending: deque[tuple[T, Future[dict[str, bytes]]]] = deque()
     pool = ThreadPoolExecutor(in_flight, thread_name_prefix="read")
     try:
         for item, row in wanted:
-            pending.append((item, row, pool.submit(reader.read, row)))
+            pending.append((item, pool.submit(reader.read, row)))
             if len(pending) > in_flight:
                 yield pending.popleft()
         yield from pending

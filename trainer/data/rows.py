@@ -101,7 +101,8 @@ def open_rows(
     if generations is not None and len(generations) != len(roots):
         raise RowsError(f"the run has {len(generations)} data sets, not {len(roots)}: name those in --data")
     opened = _opened(roots, splits)
-    pinned, tables = _tables(opened, splits, generations)
+    pinned = tuple(map(tuple, [d.generations for d in opened] if generations is None else generations))
+    tables = _tables(opened, splits, pinned)
     _check_alike(opened)
     where = " and ".join(roots)
     shards = [(n, path) for n, d in enumerate(opened) for path, s in d.shards.items() if s.split in splits]
@@ -142,29 +143,24 @@ def _opened(roots: Sequence[str], splits: Sequence[str]) -> list[Dataset]:
         opened = [dataset.open(root) for root in roots]
         for data in opened:
             _check_shards(data, splits)
+        return opened
     except Failed as error:
         raise (RowsError if isinstance(error, Misplaced) else DamagedError)(error.reason) from None
     except DatasetError as error:
         raise RowsError(str(error)) from None
-    return opened
 
 
 def _tables(
-    opened: Sequence[Dataset], splits: Sequence[str], generations: Sequence[Sequence[str]] | None
-) -> tuple[tuple[tuple[str, ...], ...], list[pa.Table]]:
-    """Generations and index of each data set. Raises RowsError, DamagedError."""
-    pinned = tuple(map(tuple, [d.generations for d in opened] if generations is None else generations))
+    opened: Sequence[Dataset], splits: Sequence[str], generations: Sequence[Sequence[str]]
+) -> list[pa.Table]:
+    """The index of each data set. Raises RowsError, DamagedError."""
+    each = zip(opened, generations, strict=True)
     try:
-        tables = [
-            pa.concat_tables([d.index(s, g) for s in splits]) for d, g in zip(opened, pinned, strict=True)
-        ]
+        return [pa.concat_tables([data.index(s, names) for s in splits]) for data, names in each]
     except Failed as error:
         raise DamagedError(error.reason) from None
-    except DatasetError as error:
-        raise DamagedError(str(error)) from None
-    except ValueError as error:  # no such generation
-        raise RowsError(str(error)) from None
-    return pinned, tables
+    except ValueError as error:  # another than DatasetError: no such generation
+        raise (DamagedError if isinstance(error, DatasetError) else RowsError)(str(error)) from None
 
 
 def input_for(rows: Rows, input: Input) -> Input:
@@ -191,14 +187,16 @@ def input_for(rows: Rows, input: Input) -> Input:
 
 
 def _check_alike(opened: Sequence[Dataset]) -> None:
-    alike = {"classes": lambda d: d.classes, "rate": lambda d: d.rate, "short side": lambda d: d.short_side}
-    for data in opened[1:]:
-        for what, of in {**alike, "flow bound": _flow_bound}.items():
-            if of(data) != of(opened[0]):
-                raise RowsError(
-                    f"{opened[0].storage.url} and {data.storage.url} differ in their {what}: "
-                    "prepare them with the same recipe and --classes"
-                )
+    facts = [
+        {"classes": d.classes, "rate": d.rate, "short side": d.short_side, "flow bound": _flow_bound(d)}
+        for d in opened
+    ]
+    for data, other in zip(opened, facts, strict=True):
+        if differing := [name for name in other if other[name] != facts[0][name]]:
+            raise RowsError(
+                f"{opened[0].storage.url} and {data.storage.url} differ in their {differing[0]}: "
+                "prepare them with the same recipe and --classes"
+            )
 
 
 def _check_columns(table: pa.Table, classes: int, where: str) -> None:

@@ -100,12 +100,9 @@ def resolve(file: str | None, flags: Sections) -> Configuration:
         default = read(networks.entry(_checked("network.name", name, str)).configuration)
     except KeyError as error:
         raise ConfigurationError(f"{error.args[0]}") from None
-    merged = default
-    for layer in (named, given):
-        merged = _over(merged, layer)
     own = (given,) if file is None or _comes_with_trainer(file) else (named, given)
     return replace(
-        from_dict(merged),
+        from_dict(_over(_over(default, named), given)),
         named=tuple(sorted({*named.get("input", {}), *given.get("input", {})})),
         own=tuple(f"{section}.{n}" for layer in own for section, values in layer.items() for n in values),
     )
@@ -118,10 +115,8 @@ def read(file: str) -> dict[str, dict[str, Any]]:
         with path.open("rb") as stream:
             sections = tomllib.load(stream)
     except OSError as error:
-        near = nearest(file, configurations())
-        raise ConfigurationError(
-            f"{file} cannot be read ({error.strerror}): name a TOML file{near}"
-        ) from None
+        remedy = f"name a TOML file{nearest(file, configurations())}"
+        raise ConfigurationError(f"{file} cannot be read ({error.strerror}): {remedy}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} is no TOML file: {error}") from None
     for section, values in sections.items():
@@ -134,10 +129,7 @@ def read(file: str) -> dict[str, dict[str, Any]]:
 
 def with_current_names(sections: Sections) -> dict[str, dict[str, Any]]:
     """The sections of a file that an earlier version may have written, under the present names."""
-    return {
-        section: current_names(values) if section == "input" else dict(values)
-        for section, values in sections.items()
-    }
+    return {name: (current_names if name == "input" else dict)(values) for name, values in sections.items()}
 
 
 def from_dict(sections: Sections) -> Configuration:
@@ -183,23 +175,19 @@ def difference(mine: Configuration, theirs: Sections) -> Difference | None:
     A longer run is the same run where the learning rate does not depend on the length. A setting that
     `theirs` lacks came later and had its default. The remedy names all settings that a file can restore.
     """
+    now, was = _flat(mine.as_dict()), _flat({section: theirs.get(section, {}) for section in mine.as_dict()})
     free = _free(mine)
-    settled = {*mine.own, "run.epochs", "run.steps", *BY_DATA}
-    found: list[tuple[str, Any, Any]] = []
-    for section, values in mine.as_dict().items():
-        default = _defaults(section)
-        values, other = {**default, **values}, {**default, **theirs.get(section, {})}
-        for name in dict.fromkeys([*values, *other]):
-            setting, now, was = f"{section}.{name}", values.get(name), other.get(name)
-            if setting not in free and now != was:
-                found.append((setting, now, was))
+    found = [s for s in (now | was) if s not in free and now.get(s) != was.get(s)]
+    found.sort(key=lambda s: not s.startswith("network."))
     if not found:
         return None
-    setting, now, was = found[0]
-    mended = [f"{s} = {json.dumps(w)}" for s, _, w in found if w is not None and s not in settled]
-    remedy = f"set {', '.join(mended)} in a --config file of your own to go on with it"
-    possible = was is not None and setting not in settled
-    return Difference(f"{setting} is {now!r}, the run's is {was!r}", remedy if possible else None)
+    settled = {*mine.own, "run.epochs", "run.steps", *BY_DATA}
+    mended = [s for s in found if was.get(s) is not None and s not in settled]
+    remedy = ", ".join(f"{s} = {json.dumps(was[s])}" for s in mended)
+    return Difference(
+        f"{found[0]} is {now.get(found[0])!r}, the run's is {was.get(found[0])!r}",
+        f"set {remedy} in a --config file of your own to go on with it" if found[0] in mended else None,
+    )
 
 
 def as_begun(mine: Configuration, theirs: Sections) -> Configuration:
@@ -212,16 +200,13 @@ def as_begun(mine: Configuration, theirs: Sections) -> Configuration:
     sections, kept = mine.as_dict(), {*mine.own, *_free(mine)}
     if "run.micro_batch" not in mine.own:
         sections["run"]["micro_batch"] = theirs.get("run", {}).get("micro_batch", mine.run.micro_batch)
-    later = [
-        (section, name)
-        for section, values in sections.items()
-        for name in values
-        if name not in theirs.get(section, values) and f"{section}.{name}" not in kept
-    ]
-    for section, name in later:
-        del sections[section][name]
-    unknown = tuple(f"{section}.{name}" for section, name in later if section in _PARTS)
-    return replace(from_dict(sections), named=mine.named, own=mine.own, later=unknown)
+    later = []
+    for section, values in sections.items():
+        for name in [name for name in values if name not in theirs.get(section, values)]:
+            if f"{section}.{name}" not in kept:
+                del values[name]
+                later += [f"{section}.{name}"] if section in _PARTS else []
+    return replace(from_dict(sections), named=mine.named, own=mine.own, later=tuple(later))
 
 
 def _free(mine: Configuration) -> set[str]:
@@ -232,11 +217,11 @@ def _free(mine: Configuration) -> set[str]:
     return free
 
 
-def _defaults(section: str) -> dict[str, Any]:
-    """The default settings of a section, as in `as_dict`."""
-    part = _PARTS.get(section)
-    default = {f.name: f.default for f in fields(part)} if part else {}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in default.items()}
+def _flat(sections: Sections) -> dict[str, Any]:
+    """Settings by their full names ("run.seed"), absent ones at their defaults; lists as in `as_dict`."""
+    defaults = {f"{s}.{f.name}": f.default for s, part in _PARTS.items() for f in fields(part)}
+    given = {f"{s}.{name}": value for s, values in sections.items() for name, value in values.items()}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in (defaults | given).items()}
 
 
 def with_data(configuration: Configuration, short_side: int, flow_bound: float | None) -> Configuration:
@@ -250,8 +235,7 @@ def fed_as(configuration: Configuration, weights: Input) -> Configuration:
 
     Raises ConfigurationError where the data set's flow bound differs from theirs and the call names none.
     """
-    own = configuration.input
-    named = configuration.named
+    own, named = configuration.input, configuration.named
     if "flow" in own.streams and "flow_bound" not in named and weights.flow_bound != own.flow_bound:
         raise ConfigurationError(
             f"the weights were fed flow of up to {weights.flow_bound:g} pixels, the data set has "

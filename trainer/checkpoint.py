@@ -39,32 +39,19 @@ class UnfitError(CheckpointError, CallError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network with everything needed to use it, and to resume its training.
-
-    Attributes:
-        network, options: name and builder's options.
-        input: how the network is fed, with stream, normalisation and flow bound.
-        classes: the names, in the order of the logits.
-        generations: of each data set, those it was trained on.
-        configuration: the run's, as in RUN/configuration.json.
-        state: seed, epoch and step within the epoch of the next batch.
-        steps: taken so far.
-        weights: stream -> state dict.
-        optimiser: its state dict; None in an imported checkpoint.
-        fingerprint: `Rows.fingerprint` of its training data; empty where that is none of our data sets.
-    """
+    """A trained network with everything needed to use it, and to resume its training."""
 
     network: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # of the network's builder
     input: Input
-    classes: tuple[str, ...]
-    generations: tuple[tuple[str, ...], ...]
-    configuration: Mapping[str, Any]
-    state: Mapping[str, int]
-    steps: int
-    weights: Mapping[str, Mapping[str, Tensor]]
-    optimiser: Mapping[str, Any] | None = None
-    fingerprint: str = ""
+    classes: tuple[str, ...]  # names, in the order of the logits
+    generations: tuple[tuple[str, ...], ...]  # of each data set, those it was trained on
+    configuration: Mapping[str, Any]  # the run's, as in RUN/configuration.json
+    state: Mapping[str, int]  # seed, epoch and step within the epoch of the next batch
+    steps: int  # taken so far
+    weights: Mapping[str, Mapping[str, Tensor]]  # stream -> state dict
+    optimiser: Mapping[str, Any] | None = None  # its state dict; None in an imported checkpoint
+    fingerprint: str = ""  # `Rows.fingerprint` of its training data; empty where imported
 
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
@@ -92,13 +79,11 @@ def keep_best(run: Path) -> None:
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Writes `path` whole or not at all: a temporary file, fsync, rename. It ends with its own sha256."""
-    plain = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+    plain = {"format": FORMAT, **vars(checkpoint), "input": dict(vars(checkpoint.input))}
     plain["towers"] = plain.pop("weights")  # as all files have it
-    plain["input"] = dict(vars(checkpoint.input))
-    plain["classes"] = list(checkpoint.classes)
-    plain["generations"] = [list(names) for names in checkpoint.generations]
+    plain |= {"classes": list(checkpoint.classes), "generations": list(map(list, checkpoint.generations))}
     with replacing(path, Sync.NAME) as temporary, temporary.open("w+b") as stream:
-        torch.save({"format": FORMAT, **plain}, stream)
+        torch.save(plain, stream)
         _seal(stream)
 
 
@@ -121,10 +106,9 @@ def resolve(named: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str | N
 
 
 def load(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path` (a file or a RUN folder), tensors on the CPU.
+    """The checkpoint at `path` (a file or a RUN folder), tensors on the CPU; a hostile file can run nothing.
 
-    Only tensors and plain values are read, so a hostile file can run nothing. Raises CheckpointError, also
-    for a file that is cut short or in which a byte has changed.
+    Raises CheckpointError, also for a file that is cut short or in which a byte has changed.
     """
     return read(path)[0]
 
@@ -133,13 +117,12 @@ def read(path: str | Path) -> tuple[Checkpoint, str]:
     """`load`, and the sha256 in hex of the file."""
     file = find(path)
     try:
-        stream = file.open("rb")
+        with file.open("rb") as stream:
+            digest = _check_seal(file, stream)
+            stream.seek(0)
+            return _parse(file, stream), digest
     except OSError as error:
-        raise _unreadable(file, error) from error
-    with stream:
-        digest = _check_seal(file, stream)
-        stream.seek(0)
-        return _parse(file, stream), digest
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): look at its disk") from error
 
 
 def _parse(file: Path, stream: BufferedReader) -> Checkpoint:
@@ -154,11 +137,9 @@ def _parse(file: Path, stream: BufferedReader) -> Checkpoint:
         known = {*Checkpoint.__dataclass_fields__, "format"}
         if newer := next((n for n in plain if n not in known), None) or unknown(Input, plain["input"]):
             raise CheckpointError(f"{file} has {newer}, which this version does not know: upgrade quovadis")
-        values = {name: plain[name] for name in Checkpoint.__dataclass_fields__}
-        values["input"] = Input(**values["input"])
-        values["classes"] = tuple(values["classes"])
-        values["generations"] = tuple(tuple(names) for names in values["generations"])
-        return Checkpoint(**values)
+        del plain["format"]
+        plain["input"], plain["classes"] = Input(**plain["input"]), tuple(plain["classes"])
+        return Checkpoint(**{**plain, "generations": tuple(map(tuple, plain["generations"]))})
     except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes torch raise
@@ -177,11 +158,9 @@ def newest(run: Path) -> tuple[Checkpoint | None, str | None]:
     damage: CheckpointError | None = None
     for file in _in_run(run):
         try:
-            found = load(file)
+            return load(file), f"{damage}; going on from {file.name}" if damage else None
         except CheckpointError as error:
             damage = damage or error
-            continue
-        return found, f"{damage}; going on from {file.name}" if damage else None
     if damage:
         raise damage
     return None, None
@@ -228,14 +207,11 @@ def _seal(stream: BufferedRandom) -> None:
 def _check_seal(file: Path, stream: BufferedReader) -> str:
     """The sha256 of the whole file, in hex. Raises CheckpointError unless its seal fits."""
     digest = hashlib.sha256()
-    try:
-        left = os.fstat(stream.fileno()).st_size - _SEAL_SIZE
-        while left > 0 and (part := stream.read(min(left, 1 << 20))):
-            digest.update(part)
-            left -= len(part)
-        end = stream.read()
-    except OSError as error:
-        raise _unreadable(file, error) from error
+    left = os.fstat(stream.fileno()).st_size - _SEAL_SIZE
+    while left > 0 and (part := stream.read(min(left, 1 << 20))):
+        digest.update(part)
+        left -= len(part)
+    end = stream.read()
     seal = _SEAL.match(end)
     if seal is None:
         raise CheckpointError(
@@ -246,7 +222,3 @@ def _check_seal(file: Path, stream: BufferedReader) -> str:
         raise CheckpointError(f"{file} is damaged, its bytes are not those that were written: take another")
     digest.update(end)
     return digest.hexdigest()
-
-
-def _unreadable(file: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{file} cannot be read ({error.strerror}): look at its disk")

@@ -17,7 +17,7 @@ from trainer.choices import DATA, NETWORK, PRECISION, PRECISIONS, RUN, Configura
 if TYPE_CHECKING:
     from trainer.configuration import Configuration
     from trainer.data.cache import Cache
-    from trainer.data.lists import Lists
+    from trainer.data.split_files import Lists
 
 
 Named = Sequence[tuple[str, str | None]]
@@ -54,7 +54,7 @@ class Data:
 
     def read_lists(self) -> Lists | None:
         """The clips that train and test by the lists that were named, if any. Raises ListError."""
-        from trainer.data.lists import read
+        from trainer.data.split_files import read
 
         return read(self.split_file) if self.split_file else None
 

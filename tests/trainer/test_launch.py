@@ -17,7 +17,7 @@ from trainer import train as training
 from trainer.__main__ import _fails_again
 from trainer.checkpoint import CheckpointError
 from trainer.configuration import ConfigurationError, resolve
-from trainer.data.lists import Listed, Lists
+from trainer.data.split_files import Listed, Lists
 from trainer.train import RanksDiffer, TrainingError
 
 CALL = "i3d on k400"

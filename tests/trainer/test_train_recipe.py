@@ -17,7 +17,7 @@ from trainer import train as training
 from trainer import validation
 from trainer.__main__ import main
 from trainer.configuration import FOLDER, Configuration, ConfigurationError, fed_as, resolve
-from trainer.data import lists, sampler
+from trainer.data import sampler, split_files
 from trainer.data.batches import Input
 from trainer.data.rows import RowsError, open_rows
 from trainer.optimisation import Optimisation, learning_rate, plateau_count
@@ -319,7 +319,7 @@ def test_the_published_lists_say_what_trains_and_what_tests(root, tmp_path, caps
     for name, text in published.items():
         (tmp_path / name).write_text(text.format(*ids))
         files.append(str(tmp_path / name))
-    found = lists.read(files)
+    found = split_files.read(files)
     assert set(open_rows([str(root)], found.train, ("rgb",)).keys.to_pylist()) == set(ids[:4])
     assert set(open_rows([str(root)], found.test, ("rgb",)).keys.to_pylist()) == set(ids[4:6])
     call = ["--data", str(root), "--split-file", *files, "--workers", "0"]
@@ -341,16 +341,16 @@ def test_lists_that_are_none_are_refused_in_a_sentence(root, tmp_path, caplog):
     file = tmp_path / "trainlist01.txt"
     for text in ("v_one 1 7\n", "nothing\n", "a.avi 3\n"):
         file.write_text(text)
-        with pytest.raises(lists.ListError, match=r"trainlist01\.txt:1 is neither"):
-            lists.read([file])
-    with pytest.raises(lists.ListError, match="cannot be read"):
-        lists.read([tmp_path / "absent.txt"])
+        with pytest.raises(split_files.ListError, match=r"trainlist01\.txt:1 is neither"):
+            split_files.read([file])
+    with pytest.raises(split_files.ListError, match="cannot be read"):
+        split_files.read([tmp_path / "absent.txt"])
     file.write_text("A/x.avi 1\n")
     shutil.copy(file, tmp_path / "testlist01.txt")
-    with pytest.raises(lists.ListError, match="x both trains and tests"):
-        lists.read([file, tmp_path / "testlist01.txt"])
+    with pytest.raises(split_files.ListError, match="x both trains and tests"):
+        split_files.read([file, tmp_path / "testlist01.txt"])
     with pytest.raises(RowsError, match="has no train clips"):
-        open_rows([str(root)], lists.read([file]).train, ("rgb",))
+        open_rows([str(root)], split_files.read([file]).train, ("rgb",))
     assert "1 of 1 listed videos are not in the data set, x for one" in caplog.text
 
 

@@ -17,7 +17,7 @@ from pipeline import dataset
 from pipeline.dataset import Dataset, DatasetError
 from pipeline.outcome import CallError, Failed, Misplaced
 from trainer.data.batches import Input
-from trainer.data.lists import Listed
+from trainer.data.split_files import Listed
 
 MEDIA = {"rgb": "mp4", "flow": "flow.mp4"}
 """Streams and the suffix of their members."""
@@ -93,9 +93,8 @@ def open_rows(
         streams: those that will be read, of "rgb" and "flow".
         generations: for each root those to read (of a checkpoint); None for all.
 
-    Raises:
-        RowsError: no such split or generation, no flow, or data sets that do not go together.
-        DamagedError: a shard or an index that is absent, cut short or of impossible numbers.
+    Raises RowsError for no such split or generation, no flow, or data sets that do not go together;
+    DamagedError for a shard or an index that is absent, cut short or of impossible numbers.
     """
     splits, name = (dataset.SPLITS, split.part) if isinstance(split, Listed) else ((split,), split)
     if generations is not None and len(generations) != len(roots):
@@ -164,11 +163,7 @@ def _tables(
 
 
 def input_for(rows: Rows, input: Input) -> Input:
-    """`input` counted in frames of the rows, as many a second as the network was made for.
-
-    Raises:
-        RowsError: the rows do not hold what the network is to be fed.
-    """
+    """`input` counted in frames of the rows. Raises RowsError where they do not hold what it is to be fed."""
     if missing := set(input.streams) - rows.offsets.keys():
         raise RowsError(f"the rows were opened without {min(missing)}: open them with the input's streams")
     # Flow is from one frame to the next: that of another rate cannot be had by leaving out frames.
@@ -193,10 +188,8 @@ def _check_alike(opened: Sequence[Dataset]) -> None:
     ]
     for data, other in zip(opened, facts, strict=True):
         if differing := [name for name in other if other[name] != facts[0][name]]:
-            raise RowsError(
-                f"{opened[0].storage.url} and {data.storage.url} differ in their {differing[0]}: "
-                "prepare them with the same recipe and --classes"
-            )
+            differ = f"{opened[0].storage.url} and {data.storage.url} differ in their {differing[0]}"
+            raise RowsError(f"{differ}: prepare them with the same recipe and --classes")
 
 
 def _check_columns(table: pa.Table, classes: int, where: str) -> None:
@@ -205,10 +198,8 @@ def _check_columns(table: pa.Table, classes: int, where: str) -> None:
     for name, (low, high) in {**limits, "class_index": (0, classes - 1)}.items():
         found = pc.min_max(table[name]).as_py()
         if found["min"] is not None and not low <= found["min"] <= found["max"] <= high:
-            raise DamagedError(
-                f"the index of {where} has a {name} outside {low} to {high}: "
-                "copy it again from where it was published"
-            )
+            wrong = f"the index of {where} has a {name} outside {low} to {high}"
+            raise DamagedError(f"{wrong}: copy it again from where it was published")
 
 
 def _chosen(tables: Sequence[pa.Table], listed: Listed) -> list[pa.Table]:
@@ -232,9 +223,8 @@ def _check_shards(data: Dataset, splits: Sequence[str]) -> None:
         size = data.storage.size(path) if data.storage.exists(path) else None
         if size != shard.size:
             found = "is missing" if size is None else f"has {size} bytes instead of {shard.size}"
-            raise DamagedError(
-                f"{data.storage.where(path)} {found}: copy it again from where it was published"
-            )
+            where = data.storage.where(path)
+            raise DamagedError(f"{where} {found}: copy it again from where it was published")
 
 
 def _numbers(table: pa.Table, root: int, places: dict[tuple[int, str], int]) -> np.ndarray:

@@ -66,6 +66,10 @@ class Group:
             torch.distributed.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in the order of ranks, on every rank."""
         if self.world == 1:
@@ -101,8 +105,6 @@ class Group:
         Each rank normalises by its own batch, as the published training did. Running statistics are linear in
         the batches', so averaging them here or there, once or often, gives the same.
         """
-        if self.world == 1:
-            return
         for norm in (m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)):
             for statistic in (norm.running_mean, norm.running_var):
                 if statistic is not None:

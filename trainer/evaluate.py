@@ -45,20 +45,23 @@ def evaluate(options: EvaluateOptions, group: distributed.Group) -> dict[str, An
     Raises CheckpointError, RowsError, TooManyFailures.
     """
     found, views = [], []
-    classes: tuple[str, ...] = ()
     for path, stream in options.checkpoints:
         checkpoint = checkpoints.load(path)
         models = restore(checkpoint, stream)
         split = options.split if options.lists is None else options.lists.test
         rows = open_rows(options.data, split, tuple(models) if "both" not in models else ("rgb", "flow"))
-        _fits(path, checkpoint, rows)
-        found.append(_predict_all(options, group, checkpoint, models, rows))
-        views.append("x".join(map(str, _views(options, checkpoint))) or "whole clip")
-        classes = rows.classes
-    scores = score(merge(found), classes)
+        if checkpoint.classes != rows.classes:
+            raise UnfitError(
+                f"{path} knows {len(checkpoint.classes)} classes, the data set has {len(rows.classes)} "
+                "others or in another order: evaluate on a data set prepared with the same --classes"
+            )
+        chosen = checkpoint.input.test_views if options.views is None else options.views
+        found.append(_predict_all(options, group, checkpoint, models, rows, chosen))
+        views.append("x".join(map(str, chosen)) or "whole clip")
+    scores = score(merge(found), rows.classes)
     return {
         "data": list(options.data),
-        "split": _split(options),
+        "split": rows.split,
         "views": " and ".join(dict.fromkeys(views)),
         "repeat_frame": options.repeat_frame,
         "checkpoints": [path for path, _ in options.checkpoints],
@@ -78,8 +81,7 @@ def predict(
     """The logits of all clips of `batches`, gathered over the ranks.
 
     Args:
-        repeat_frame: each clip is its middle frame repeated, whose flow is zero: what is recognised then is
-            not motion.
+        repeat_frame: each clip is its middle frame repeated, its flow zero: nothing moves.
         stop: asked before each batch; `Stopped` is raised on all ranks once one says yes.
     """
     keys: list[str] = []
@@ -87,7 +89,7 @@ def predict(
     failures: list[str] = []
     logits: dict[str, list[Tensor]] = {stream: [] for stream in models}
     for batch in batches:
-        if stop and group.sum(torch.tensor(float(stop()), device=group.device)) > 0:
+        if stop and group.any(stop()):
             raise Stopped("the evaluation was stopped")
         pictures = batch.inputs(group.device)
         if repeat_frame:
@@ -122,13 +124,11 @@ def still(pictures: Pictures) -> Pictures:
 def merge(found: Sequence[Predictions]) -> Predictions:
     """The predictions of several checkpoints, for the clips that all of them have."""
     keys = tuple(sorted(set.intersection(*(set(p.keys) for p in found))))
-    places = (
-        [torch.tensor([{k: i for i, k in enumerate(p.keys)}[k] for k in keys]) for p in found] if keys else []
-    )
-    logits = {s: x[at] for p, at in zip(found, places, strict=False) for s, x in p.logits.items()}
+    numbers = [{key: number for number, key in enumerate(p.keys)} for p in found]
+    places = [torch.tensor([of_key[key] for key in keys], dtype=torch.int64) for of_key in numbers]
+    logits = {s: x[at] for p, at in zip(found, places, strict=True) for s, x in p.logits.items()}
     failures = tuple(dict.fromkeys(f for p in found for f in p.failures))
-    target = found[0].target[places[0]] if keys else found[0].target[:0]
-    return Predictions(keys, target, logits, failures)
+    return Predictions(keys, found[0].target[places[0]], logits, failures)
 
 
 def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
@@ -143,18 +143,18 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         logits["joint"] = torch.stack(list(logits.values())).sum(0)
     elif "both" in logits:
         logits = {"joint": logits["both"]}
-    target, result = predictions.target, {}
-    right: dict[str, Tensor] = {}
-    for stream, values in logits.items():
-        best = values.topk(min(5, values.shape[1]), dim=1).indices == target[:, None]
-        right[stream] = best[:, 0]
-        result[stream] = {"top1": best[:, 0].float().mean().item(), "top5": best.any(1).float().mean().item()}
+    target = predictions.target
+    best = {s: x.topk(min(5, x.shape[1]), dim=1).indices == target[:, None] for s, x in logits.items()}
+    first = {stream: hits[:, 0].float() for stream, hits in best.items()}
+    result = {
+        stream: {"top1": first[stream].mean().item(), "top5": hits.any(1).float().mean().item()}
+        for stream, hits in best.items()
+    }
     by_class = []
     for number, name in enumerate(classes):
         of_class = target == number
-        row: dict[str, Any] = {"class": name, "clips": int(of_class.sum())}
-        row |= {s: r[of_class].float().mean().item() if row["clips"] else None for s, r in right.items()}
-        by_class.append(row)
+        shares = {s: x[of_class].mean().item() if of_class.any() else None for s, x in first.items()}
+        by_class.append({"class": name, "clips": int(of_class.sum()), **shares})
     return {
         "clips": len(predictions.keys),
         "failures": list(predictions.failures),
@@ -173,24 +173,18 @@ def table(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def output_path(options: EvaluateOptions) -> Path:
-    """RUN/evaluate-<split>.json, RUN being the folder of the first checkpoint's file."""
-    kind = "-repeat-frame" if options.repeat_frame else ""
-    return Path(options.checkpoints[0][0]).parent / f"evaluate-{_split(options)}{kind}.json"
-
-
-def _split(options: EvaluateOptions) -> str:
-    return options.split if options.lists is None else options.lists.test.part
-
-
 def main(options: EvaluateOptions, output: Path | None) -> dict[str, Any]:
-    """Evaluates in the group that torchrun started, and writes the scores as JSON."""
+    """Evaluates in the group that torchrun started, and writes the scores as JSON.
+
+    Without `output`, to evaluate-<split>.json beside the first checkpoint's file.
+    """
     with distributed.join() as group:
-        files = group.broadcast_from_rank0(
-            lambda: checkpoints.resolve(options.checkpoints)
-        )  # of runs that may go on
-        options = replace(options, checkpoints=files)
-        path = output or output_path(options)
+        named = options.checkpoints  # of runs that may go on
+        options = replace(options, checkpoints=group.broadcast_from_rank0(lambda: checkpoints.resolve(named)))
+        kind = "-repeat-frame" if options.repeat_frame else ""
+        folder = Path(options.checkpoints[0][0]).parent
+        part = options.split if options.lists is None else options.lists.test.part
+        path = output or folder / f"evaluate-{part}{kind}.json"
         if group.first:
             path.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours
         scores = evaluate(options, group)
@@ -205,11 +199,12 @@ def _predict_all(
     checkpoint: Checkpoint,
     models: Mapping[str, StreamModel],
     rows: Rows,
+    views: tuple[int, ...],
 ) -> Predictions:
-    streams, views = list(models), _views(options, checkpoint)
+    streams = list(models)
     input = replace(checkpoint.input, stream=streams[0] if len(streams) == 1 else "both")
     if not views:
-        _takes_whole_clips(replace(checkpoint, input=input_for(rows, input)), streams, rows)
+        _check_whole_clips(replace(checkpoint, input=input_for(rows, input)), streams, rows)
     clips, crops = views or (1, 1)
     batches = EvaluationBatches(
         rows,
@@ -229,27 +224,16 @@ def _predict_all(
     return predict(models, batches, group, repeat_frame=options.repeat_frame, precision=precision)
 
 
-def _views(options: EvaluateOptions, checkpoint: Checkpoint) -> tuple[int, ...]:
-    return checkpoint.input.test_views if options.views is None else options.views
-
-
-def _takes_whole_clips(checkpoint: Checkpoint, streams: Sequence[str], rows: Rows) -> None:
-    present = rows.frames[~rows.removed]
-    for frames in sorted({int(present.min()), int(present.max())}) if len(present) else ():
+def _check_whole_clips(checkpoint: Checkpoint, streams: Sequence[str], rows: Rows) -> None:
+    """Raises ConfigurationError where a network does not take the shortest or the longest clip."""
+    lengths = sorted(set(rows.frames[~rows.removed].tolist()))
+    for frames in dict.fromkeys(lengths[:1] + lengths[-1:]):
         for stream in streams:
             if why := refusal(checkpoint, stream, frames):
                 raise ConfigurationError(
                     f"{checkpoint.network} does not take whole clips of {frames} frames ({why}): "
                     "give --views 10x1"
                 )
-
-
-def _fits(path: str, checkpoint: Checkpoint, rows: Rows) -> None:
-    if checkpoint.classes != rows.classes:
-        raise UnfitError(
-            f"{path} knows {len(checkpoint.classes)} classes, the data set has {len(rows.classes)} others or "
-            "in another order: evaluate on a data set prepared with the same --classes"
-        )
 
 
 def _in_order(shares: Sequence[tuple]) -> Predictions:

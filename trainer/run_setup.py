@@ -41,9 +41,8 @@ def set_up(options: TrainOptions, group: distributed.Group) -> TrainState:
     options = _as_repeated(options, group)
     before, damage = checkpoints.newest(options.output) if options.resume == "auto" else (None, None)
     if len(set(group.gather(before.steps if before else 0))) > 1:
-        raise RanksDiffer(
-            f"The ranks find different checkpoints in {options.output}: put it where all see it"
-        )
+        differ = f"The ranks find different checkpoints in {options.output}"
+        raise RanksDiffer(f"{differ}: put it where all see it")
     streams = options.configuration.input.streams
     train_split, test_split = options.lists or ("train", "val")
     rows = open_rows(options.data, train_split, streams, before.generations if before else None)
@@ -60,31 +59,14 @@ def set_up(options: TrainOptions, group: distributed.Group) -> TrainState:
     wanted = configuration.run.evaluate_every > 0
     held_out = open_rows(options.data, test_split, streams, rows.generations) if wanted else None
     input_for(rows, configuration.input)  # raises now, before the folder becomes this run's
-    network = configuration.network
     models = _built(configuration, len(rows.classes))
-    if before:
-        for stream, model in models.items():
-            model.network.load_state_dict(before.weights[stream])
-    else:
+    if not before:
         _initialise(options, start, given, configuration, models, rows, group.first)
+    network = configuration.network
     for stream, model in models.items() if configuration.optimisation.freeze else ():
         model.freeze(stream_models.last_layers(network.name, network.options, stream))
-    optimiser = before.optimiser or {} if before else {}
-    state = TrainState(
-        configuration,
-        group,
-        rows,
-        held_out,
-        models,
-        done=before.steps if before else 0,
-        start=(before.state["epoch"], before.state["step"]) if before else (0, 0),
-        history=list(optimiser.get("history", [])),
-        cache=options.cache,
-        init=before.configuration.get("init") if before else start.as_dict() if start else {},
-    )
-    if before:
-        state.optimiser.load_state_dict(optimiser["sgd"])
-        state.scaler.load_state_dict(optimiser["scaler"])
+    init = before.configuration.get("init") if before else start.as_dict() if start else {}
+    state = TrainState(configuration, group, rows, held_out, models, before, options.cache, init)
     _take_folder(options, state, damage)
     return state
 
@@ -105,10 +87,7 @@ def _settled(
     given: Checkpoint | None,
     rows: Rows,
 ) -> Configuration:
-    """The call's settings with those of its data, its weights and its run.
-
-    Raises ConfigurationError where the folder holds another run.
-    """
+    """The call's settings with its data's, weights' and run's; raises ConfigurationError for another run."""
     configuration = with_data(options.configuration, rows.short_side, rows.flow_bound)
     if before and before.configuration.get("init", options.init):  # early versions did not note --init
         given = before  # fed as its initial weights were
@@ -152,11 +131,8 @@ def _as_repeated(options: TrainOptions, group: distributed.Group) -> TrainOption
     if not known:
         return options
     if group.first:
-        print(
-            f"{options.output} was started over by {known[0]}, which this is again: going on with it "
-            "(under another --rdzv-id, ssh.sh's ID, it starts over)",
-            file=sys.stderr,
-        )
+        again = f"{options.output} was started over by {known[0]}, which this is again: going on with it "
+        print(again + "(under another --rdzv-id, ssh.sh's ID, it starts over)", file=sys.stderr)
     return replace(options, resume="auto")
 
 
@@ -186,13 +162,10 @@ def _initialise(
 
 
 def _built(configuration: Configuration, classes: int) -> dict[str, StreamModel]:
-    """Fresh models, tried on an input without values.
-
-    Raises ConfigurationError for options or an input that the network does not take.
-    """
+    """Fresh models. Raises ConfigurationError for options or an input that the network does not take."""
     network, input, streams = configuration.network, configuration.input, configuration.model_streams
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # computes nothing
             empty = stream_models.build(network.name, network.options, streams, classes, input=input)
             size = (input.frames, input.crop, input.crop)
             rgb, flow = (torch.empty(1, CHANNELS[stream], *size) for stream in ("rgb", "flow"))
@@ -225,7 +198,5 @@ def _check_same_run(
         found = Difference("it was trained on other clips than those of --data")
     if found:
         remedy = f"{found.remedy}, or " if found.remedy else ""
-        raise ConfigurationError(
-            f"{options.output} holds another run ({found.phrase}): "
-            f"{remedy}take another --output, or --resume none to start over"
-        )
+        remedy += "take another --output, or --resume none to start over"
+        raise ConfigurationError(f"{options.output} holds another run ({found.phrase}): {remedy}")

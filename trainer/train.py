@@ -53,13 +53,12 @@ def _go(options: TrainOptions, state: TrainState, interrupt: run_log.Interrupt) 
         last = time.monotonic()
         for parts in by_step(state.batches(state.start, state.steps - state.done)):
             record = state.step(parts)
-            now = time.monotonic()
-            record |= {"clips_per_second": run.batch_size / (now - last)}
-            last = now
+            before, last = last, time.monotonic()
+            record["clips_per_second"] = run.batch_size / (last - before)
             if recorder:
                 recorder.step(record)
             epoch_ends = state.start[1] == 0
-            stop = state.anyone(interrupt.requested)
+            stop = group.any(interrupt.requested)
             if state.finished or state.evaluation_due:
                 state.reestimate()
             if state.done % run.checkpoint_every == 0 or epoch_ends or state.finished or stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,20 @@ class TrainState:
     rows: Rows
     held_out: Rows | None  # where the run evaluates
     models: dict[str, stream_models.StreamModel]
-    done: int  # steps taken
-    start: tuple[int, int]  # epoch and step within it of the next batch
-    history: list[dict[str, Any]]  # what each evaluation gave
-    cache: Cache | None = None
-    init: Mapping[str, str] | None = None  # name and sha256 of --init, empty without; None: unknown
+    before: InitVar[Checkpoint | None]  # where a run goes on
+    cache: Cache | None
+    init: Mapping[str, str] | None  # name and sha256 of --init, empty without; None: unknown
+    done: int = 0  # steps taken
+    start: tuple[int, int] = (0, 0)  # epoch and step within it of the next batch
+    history: list[dict[str, Any]] = field(default_factory=list)  # what each evaluation gave
 
-    def __post_init__(self) -> None:
-        run = self.configuration.run
+    def __post_init__(self, before: Checkpoint | None) -> None:
+        run, kept = self.configuration.run, (before.optimiser or {}) if before else {}
+        if before:
+            self.done, self.start = before.steps, (before.state["epoch"], before.state["step"])
+            self.history = list(kept.get("history", []))
+            for stream, model in self.models.items():
+                model.network.load_state_dict(before.weights[stream])
         try:
             places = sampler.places(self.rows.target, run.balanced)
             self.steps_per_epoch = sampler.steps_per_epoch(places, run.batch_size)
@@ -79,15 +85,16 @@ class TrainState:
         self.steps = run.steps or self.done + left
         warmup = self.configuration.optimisation.warmup
         if self.group.first and warmup >= self.steps > self.done:
-            print(
-                f"The rate rises over {warmup:,} steps and the run has {self.steps:,}, so that little is "
-                "learned: give --warmup a part of them or 0, or take --config quick for a short run.",
-                file=sys.stderr,
-            )
+            rises = f"The rate rises over {warmup:,} steps and the run has {self.steps:,}"
+            remedy = "give --warmup a part of them or 0, or take --config quick for a short run."
+            print(f"{rises}, so that little is learned: {remedy}", file=sys.stderr)
         self.objectives = {s: self.group.wrap(stream_models.Objective(t)) for s, t in self.models.items()}
         self.optimiser = sgd(self.models.values(), self.configuration.optimisation)
         self.precision = stream_models.precision_for(self.group.device, run.precision)
         self.scaler = torch.amp.GradScaler(self.group.device.type, enabled=self.precision == "fp16")
+        if before:
+            self.optimiser.load_state_dict(kept["sgd"])
+            self.scaler.load_state_dict(kept["scaler"])
 
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
@@ -138,15 +145,16 @@ class TrainState:
             raise TrainingError(
                 f"The loss is {sum(losses)} at step {self.done + 1}: lower --lr, or take --precision fp32"
             )
-        self._clip()
+        if longest := self.configuration.optimisation.clip_gradient:  # all parts and ranks are in it now
+            self.scaler.unscale_(self.optimiser)
+            for model in self.models.values():
+                nn.utils.clip_grad_norm_(model.parameters(), longest)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.done += 1
         self.start = (batch.epoch, batch.step + 1)
         if self.start[1] == self.steps_per_epoch:
             self.start = (batch.epoch + 1, 0)
-        each = {f"loss_{s}": x for s, x in zip(self.models, losses, strict=True)}
-        each |= {f"top1_{s}": x for s, x in zip(self.models, accuracies, strict=True)}
         return {
             "step": self.done,
             "epoch": batch.epoch,
@@ -154,7 +162,8 @@ class TrainState:
             "lr": rate,
             "order": sampler.digest(batch.keys),
             "replaced": replaced,
-            **each,
+            **{f"loss_{s}": x for s, x in zip(self.models, losses, strict=True)},
+            **{f"top1_{s}": x for s, x in zip(self.models, accuracies, strict=True)},
         }
 
     def gradients(self, parts: Iterable[Batch]) -> tuple[list[float], list[float], int, Batch]:
@@ -186,17 +195,6 @@ class TrainState:
         losses, accuracies = (sums[:-1] / total).T.tolist()
         return losses, accuracies, replaced, part
 
-    def _clip(self) -> None:
-        """Shortens each model's gradient to `clip_gradient`, now that all parts and ranks are in it."""
-        if longest := self.configuration.optimisation.clip_gradient:
-            self.scaler.unscale_(self.optimiser)
-            for model in self.models.values():
-                nn.utils.clip_grad_norm_(model.parameters(), longest)
-
-    def anyone(self, requested: bool) -> bool:
-        """Whether any rank was told to stop."""
-        return bool(self.group.sum(torch.tensor(float(requested), device=self.group.device)) > 0)
-
     def save(self, output: Path) -> None:
         """Writes a checkpoint, after which every rank goes on from the same state."""
         self.group.average_statistics(self.models.values())
@@ -205,7 +203,8 @@ class TrainState:
         self.group.wait()
 
     def checkpoint(self) -> Checkpoint:
-        settings = self.configuration
+        settings, (epoch, step) = self.configuration, self.start
+        optimiser, scaler = self.optimiser.state_dict(), self.scaler.state_dict()
         return Checkpoint(
             network=settings.network.name,
             options=dict(settings.network.options),
@@ -213,36 +212,27 @@ class TrainState:
             classes=self.rows.classes,
             generations=self.rows.generations,
             configuration=self.settings,
-            state={"seed": settings.run.seed, "epoch": self.start[0], "step": self.start[1]},
+            state={"seed": settings.run.seed, "epoch": epoch, "step": step},
             steps=self.done,
             weights={s: t.network.state_dict() for s, t in self.models.items()},
-            optimiser={
-                "sgd": self.optimiser.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "history": self.history,
-            },
+            optimiser={"sgd": optimiser, "scaler": scaler, "history": self.history},
             fingerprint=self.rows.fingerprint,
         )
 
     def reestimate(self) -> None:
         """Recomputes batch norm statistics over the first steps of the order, where the run is set so."""
-        run = self.configuration.run
-        if run.reestimate:
-            batches = self.batches((0, 0), run.reestimate)
-            validation.reestimate(self.models, batches, self.group.device)
+        if steps := self.configuration.run.reestimate:
+            validation.reestimate(self.models, self.batches((0, 0), steps), self.group.device)
 
-    def evaluate(
-        self, output: Path, recorder: run_log.Recorder | None, stop: Callable[[], bool] | None = None
-    ) -> None:
+    def evaluate(self, output: Path, recorder: run_log.Recorder | None, stop: Callable[[], bool]) -> None:
         """Scores the saved state on the validation split and keeps the best.
 
         A network that is not published for whole clips sees one clip of the training length, from the middle.
         The scores are saved with the run's state before they are shown; a run killed before that evaluates
         again. Raises `evaluate.Stopped` once `stop` says yes on any rank.
         """
-        group, run, rows = self.group, self.configuration.run, self.held_out
+        group, run, input, rows = self.group, self.configuration.run, self.configuration.input, self.held_out
         assert rows is not None
-        input = self.configuration.input
         batches = EvaluationBatches(
             rows,
             input,

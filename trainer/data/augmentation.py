@@ -113,12 +113,9 @@ def evaluation_views(
 ) -> list[View]:
     """The views of a clip, clip by clip: `clips` windows spread evenly, times `crops` squares.
 
-    With `segments` a window is their snippets, each from the middle of its part of the clip (of several
-    windows, spread evenly there).
-
-    Args:
-        window_frames: frames in each window; None for the whole clip (then `clips` must be 1).
-        crops: 1 for the centre; 3 for the two ends of the long side and the centre.
+    A window has `window_frames`; None: the whole clip, once. With `segments` it is their snippets, each from
+    the middle of its part of the clip (of several windows, spread evenly there). One square is the centre;
+    three are the two ends of the long side and the centre.
     """
     w, h = resized(width, height, input.short_side)
     if input.segments:
@@ -132,12 +129,9 @@ def evaluation_views(
         windows = [window(first, window_frames, input.stride, frames) for first in firsts]
     spare_y, spare_x = h - input.crop, w - input.crop
     centre = (spare_y // 2, spare_x // 2)
-    if h > w:
-        squares = [(0, centre[1]), centre, (spare_y, centre[1])]
-    else:
-        squares = [(centre[0], 0), centre, (centre[0], spare_x)]
-    chosen = [centre] if crops == 1 else squares
-    return [View(frames_, h, w, y, x, input.crop) for frames_ in windows for y, x in chosen]
+    ends = [(0, centre[1]), (spare_y, centre[1])] if h > w else [(centre[0], 0), (centre[0], spare_x)]
+    squares = [centre] if crops == 1 else [ends[0], centre, ends[1]]
+    return [View(numbers, h, w, y, x, input.crop) for numbers in windows for y, x in squares]
 
 
 def window(first: int, count: int, stride: int, frames: int) -> tuple[int, ...]:

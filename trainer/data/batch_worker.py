@@ -110,19 +110,13 @@ class FixedViews:
 
 
 class BatchStream(IterableDataset):
-    """The batches of all plans; worker w of W builds those of plans w, w + W, ...
-
-    Args:
-        plans: (first, every) -> the plans first, first + every, ... in order.
-        views: chooses the views of a plan's rows.
-        cache: keeps members of remote data sets.
-    """
+    """The batches of all plans: worker w of W builds those of plans(w, W), which are w, w + W, ..."""
 
     def __init__(
         self,
         plans: Callable[[int, int], Iterator[BatchPlan]],
         views: RandomViews | FixedViews,
-        cache: Cache | None = None,
+        cache: Cache | None,
     ):
         self._plans, self._views, self._cache = plans, views, cache
 

@@ -48,9 +48,8 @@ class Input:
         for name in ("mean", "std", "scales", "colour_jitter"):  # lists, as they come from files
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         object.__setattr__(self, "test_views", tuple(self.test_views))
-        if self.test_views and (
-            len(self.test_views) != 2 or self.test_views[0] < 1 or self.test_views[1] not in (1, 3)
-        ):
+        clips, *crops = self.test_views or (1, 1)
+        if clips < 1 or crops not in ([1], [3]):
             raise ValueError("test_views is a number of clips and one of crops, 1 or 3, such as [10, 3]")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std are three numbers each, the latter above zero")
@@ -59,10 +58,8 @@ class Input:
         if min(self.frames, self.stride, self.crop) < 1:
             raise ValueError("frames, stride and crop must each be at least 1")
         if min(self.rate, self.clip_side) < 1 or not self.flow_bound > 0:
-            raise ValueError(
-                f"rate is {self.rate}, clip_side {self.clip_side}, flow_bound {self.flow_bound}: "
-                "give all above 0"
-            )
+            found = f"rate is {self.rate}, clip_side {self.clip_side}, flow_bound {self.flow_bound}"
+            raise ValueError(f"{found}: give all above 0")
         if self.segments < 0 or self.test_segments < 0 or self.frames % (self.segments or 1):
             raise ValueError(
                 f"{self.frames} frames do not come in {self.segments} snippets of equal length: "
@@ -74,10 +71,8 @@ class Input:
             raise ValueError(
                 "scales are shares of the short side, above 0 and at most 1; distortion is 0 or more"
             )
-        limits = (1, 1, 1, 0.5)
-        if len(self.colour_jitter) != len(limits) or not all(
-            0 <= most <= limit for most, limit in zip(self.colour_jitter, limits, strict=True)
-        ):
+        most, jitter = (1, 1, 1, 0.5), self.colour_jitter
+        if len(jitter) != 4 or not all(0 <= x <= high for x, high in zip(jitter, most, strict=True)):
             raise ValueError(
                 "colour_jitter is four numbers: brightness, contrast and saturation (0 to 1), hue (0 to .5)"
             )

@@ -47,10 +47,9 @@ class Cache:
             with cache._locked():
                 pass
         except OSError as error:
-            raise CacheError(
-                f"--cache {folder} cannot be written ({(error.strerror or str(error)).lower()}): "
-                "name a folder of this machine that can"
-            ) from None
+            why = (error.strerror or str(error)).lower()
+            remedy = "name a folder of this machine that can"
+            raise CacheError(f"--cache {folder} cannot be written ({why}): {remedy}") from None
         return cache
 
     def get(self, digest: str) -> bytes | None:
@@ -76,15 +75,16 @@ class Cache:
                 total = self._total(account)
                 if total + len(data) > self.limit:
                     total = self._make_room(int(self.limit * (1 - _ROOM)) - len(data))
-                _write(account, total + len(data))  # first, so that a kill leaves a count that is too high
+                count = str(total + len(data)).encode()  # first, so that a kill leaves one that is too high
+                os.pwrite(account, count, 0)
+                os.ftruncate(account, len(count))
                 incoming = self.folder / "incoming"  # of the one process that holds the lock
                 incoming.write_bytes(data)
                 path.parent.mkdir(exist_ok=True)
                 incoming.replace(path)
         except OSError as error:
-            _say_once(
-                f"{self.folder} cannot be written ({error.strerror}): reading goes on without the cache"
-            )
+            why = f"{self.folder} cannot be written ({error.strerror})"
+            _say_once(f"{why}: reading goes on without the cache")
 
     def forget(self, digests: Iterable[str]) -> None:
         """Drops members, as after a takedown."""
@@ -132,12 +132,6 @@ class Cache:
                         with contextlib.suppress(FileNotFoundError):
                             status = entry.stat(follow_symlinks=False)
                             yield status.st_mtime_ns, status.st_size, entry.path
-
-
-def _write(account: int, total: int) -> None:
-    text = str(total).encode()
-    os.pwrite(account, text, 0)
-    os.ftruncate(account, len(text))
 
 
 @functools.cache

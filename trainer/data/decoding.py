@@ -36,10 +36,9 @@ class Undecodable(ValueError):
 
 
 def decode_rgb(data: bytes, views: Sequence[View], size: tuple[int, int], rate: int, out: np.ndarray) -> None:
-    """Decode an RGB member once for all views of a clip.
+    """Decodes an RGB member, an mp4, once for all views of a clip.
 
     Args:
-        data: the mp4.
         views: V views of it, alike in everything but frames, square, mirroring and colour.
         size: (width, height) that the index promises, in pixels.
         rate: frames a second of the data set.
@@ -60,9 +59,9 @@ def decode_rgb(data: bytes, views: Sequence[View], size: tuple[int, int], rate: 
             for channel, plane in enumerate(planes):
                 out[index, channel, place] = plane[within[index].square]
     _mirror(out, views)
-    for index, view in enumerate(views):
+    for pixels, view in zip(out, views, strict=True):
         if view.colour:
-            recolour(out[index], view.colour)
+            recolour(pixels, view.colour)
 
 
 class _Region:
@@ -98,19 +97,14 @@ class _Region:
 def decode_flow(
     data: bytes, views: Sequence[View], size: tuple[int, int], rate: int, out: np.ndarray
 ) -> list[tuple[float, float]]:
-    """Decode a flow member: u above v in the luma plane, which is full range and needs no colour.
+    """Decodes a flow member as `decode_rgb`: u above v in the luma plane, full range, without colour.
 
     Args:
-        data: the mp4.
-        views, rate: as in `decode_rgb`.
         size: (width, height) of the clip; the flow video is twice as high.
         out: uint8 (V, 2, T, side, side), written in place; 128 stands for zero.
 
     Returns:
         For each view the factors of u and v (`flow_scale`).
-
-    Raises:
-        Undecodable: as in `decode_rgb`.
     """
     width, height = size
     reformatter = VideoReformatter()
@@ -164,8 +158,7 @@ def pictures(
 ) -> Iterator[tuple[int, VideoFrame]]:
     """The wanted frames with their numbers, in order, decoded from the keyframe before the first.
 
-    Raises:
-        Undecodable: as in `decode_rgb`.
+    Raises Undecodable as `decode_rgb` does.
     """
     left = set(wanted)
     first = min(left)
@@ -231,10 +224,8 @@ def _plane(plane: VideoPlane) -> np.ndarray:
 
 
 def _mirror(out: np.ndarray, views: Sequence[View]) -> None:
-    for index, view in enumerate(views):
-        if view.mirrored:
-            pixels = torch.from_numpy(out[index])
-            pixels.copy_(pixels.flip(-1))  # ten times faster than numpy's copy from a negative stride
+    for pixels in (torch.from_numpy(out[index]) for index, view in enumerate(views) if view.mirrored):
+        pixels.copy_(pixels.flip(-1))  # ten times faster than numpy's copy from a negative stride
 
 
 def recolour(pixels: np.ndarray, colour: Colour) -> None:

@@ -87,12 +87,8 @@ class TrainBatches(_Batches):
         max_failures: share of undecodable clips over which `TooManyFailures` is raised.
         cache: keeps members of remote data sets on this machine.
 
-    Attributes:
-        steps_per_epoch: whole global batches in an epoch.
-
-    Raises:
-        RowsError: the rows cannot feed this input, batch size or world.
-        ReadError, TooManyFailures: while iterating.
+    `steps_per_epoch` are the whole global batches in an epoch. Raises RowsError where the rows cannot feed
+    this input, batch size or world; while iterating, ReadError and TooManyFailures.
     """
 
     def __init__(
@@ -129,10 +125,9 @@ class TrainBatches(_Batches):
         share = sampler.share(range(batch_size), rank, world)
         parts = -(-len(share) // micro_batch) if micro_batch else 1
         first = start[0] * self.steps_per_epoch + start[1]
-        end = sys.maxsize if steps is None else first + steps
-        plans = _TrainPlans(
-            rows, usable, seed, batch_size, share, parts, first, end, self.steps_per_epoch, balanced
-        )
+        taken = range(first, sys.maxsize if steps is None else first + steps)
+        of_epoch = self.steps_per_epoch
+        plans = _TrainPlans(rows, usable, seed, batch_size, share, parts, taken, of_epoch, balanced)
         views = RandomViews(rows, input, seed, np.flatnonzero(usable))
         super().__init__(BatchStream(plans, views, cache), workers, pin, max_failures)
 
@@ -142,18 +137,13 @@ class EvaluationBatches(_Batches):
 
     Which clips share a batch does not depend on the world size. Whole clips by default: clips of one
     length share a batch; an input of segments is always their snippets. Padding and undecodable clips have
-    weight 0.
+    weight 0. Arguments not named here, and errors, are those of `TrainBatches`.
 
     Args:
-        rows, input, workers, pin, max_failures, cache: as in `TrainBatches`.
         batch_size: clips in a batch of one rank.
         rank, world: of the batches, every world-th is this process's.
         frames: None for whole clips, else frames of each of `clips` windows spread evenly (input.stride).
         clips, crops: views of a clip; crops 1 is the centre, 3 both ends of the long side too.
-
-    Raises:
-        RowsError: the rows cannot feed this input, or the views make no sense.
-        ReadError, TooManyFailures: while iterating.
     """
 
     def __init__(
@@ -180,11 +170,9 @@ class EvaluationBatches(_Batches):
             raise RowsError(f"no {rows.split} clip has a label: there is nothing to evaluate")
         whole = frames is None and not input.segments
         lengths = rows.frames[chosen] if whole else np.zeros(len(chosen), np.int32)
-        by_length = chosen[np.argsort(lengths, kind="stable")]
-        edges = np.flatnonzero(np.diff(np.sort(lengths, kind="stable"))) + 1
         batches = [
             group[i : i + batch_size]
-            for group in np.split(by_length, edges)
+            for group in (chosen[lengths == length] for length in np.unique(lengths))
             for i in range(0, len(group), batch_size)
         ]
         self._plans = _EvaluationPlans(rows, batches, rank, world)
@@ -205,13 +193,12 @@ class _TrainPlans:
     batch_size: int
     share: range  # places in the global batch that are this rank's
     parts: int  # plans a step
-    first_step: int  # counted from epoch 0
-    end_step: int
+    steps: range  # counted from epoch 0
     steps_per_epoch: int
     balanced: bool
 
     def __call__(self, first: int, every: int) -> Iterator[BatchPlan]:
-        numbers = range(self.first_step * self.parts + first, self.end_step * self.parts, every)
+        numbers = range(self.steps.start * self.parts + first, self.steps.stop * self.parts, every)
         for epoch, in_epoch in groupby(numbers, lambda n: n // (self.parts * self.steps_per_epoch)):
             turns = None
             if self.balanced:

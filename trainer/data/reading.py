@@ -35,13 +35,7 @@ class ReadError(RuntimeError):
 
 
 class Reader:
-    """Reads members of samples.
-
-    Args:
-        rows: their places.
-        streams: which members, of "rgb" and "flow"; both come in one read.
-        cache: keeps members of remote data sets.
-    """
+    """Reads the members of samples for `streams` ("rgb", "flow" or both, which come in one read)."""
 
     def __init__(self, rows: Rows, streams: tuple[str, ...], cache: Cache | None = None):
         self._rows, self._streams, self._cache = rows, streams, cache

@@ -33,8 +33,7 @@ def keyed(*words: int) -> int:
 class KeyedRandom:
     """A stream of random numbers that depends on its key alone (splitmix64 in counter mode).
 
-    Args:
-        words: integers that name the stream, such as (AUGMENTATION, seed, epoch, row).
+    KeyedRandom(AUGMENTATION, seed, epoch, row).uniform()
     """
 
     def __init__(self, *words: int):
@@ -64,10 +63,8 @@ def balanced_order(seed: int, epoch: int, target: np.ndarray) -> tuple[np.ndarra
     """The order of an epoch in which every class comes equally often: int64 rows, and the turn of each.
 
     Each class goes through its rows in turns, each turn in another order, and an epoch continues where the
-    last one ended: a row of a large class waits for its turn, one of a small class comes several times.
-
-    Args:
-        target: int64 (rows,), the classes; rows with -1 never come.
+    last one ended: a row of a large class waits for its turn, one of a small class comes several times. Rows
+    with a `target`, int64 (rows,), of -1 never come.
     """
     labelled = np.flatnonzero(target >= 0)
     by_class = labelled[np.argsort(target[labelled], kind="stable")]
@@ -91,17 +88,13 @@ def balanced_order(seed: int, epoch: int, target: np.ndarray) -> tuple[np.ndarra
 
 def places(target: np.ndarray, balanced: bool) -> int:
     """The number of samples in an epoch's order, before it is cut into batches."""
-    if not balanced:
-        return len(target)
-    classes = target[target >= 0]
-    return len(classes) // max(1, len(np.unique(classes))) * len(np.unique(classes))
+    labelled = target[target >= 0]
+    classes = len(np.unique(labelled))
+    return len(labelled) // max(1, classes) * classes if balanced else len(target)
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:
-    """Whole global batches in an epoch; the rest of the order, another one every epoch, is left out.
-
-    Raises ValueError where the rows do not fill one batch.
-    """
+    """Whole global batches in an epoch, at least one, else ValueError; the rest of its order is left out."""
     if batch < 1:
         raise ValueError(f"a batch of {batch} clips is none: give a batch size of at least 1")
     if rows < batch:

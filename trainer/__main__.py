@@ -64,12 +64,9 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def _sentence(error: Exception) -> str:
     """The sentence for a user: our own errors as they are, others with their type."""
     said = " ".join(str(error).split()) or "no further word"
-    ours = type(error).__module__.split(".")[0] in ("trainer", "pipeline")
-    return (
-        said
-        if ours or isinstance(error, OSError)
-        else f"{type(error).__name__}: {said} (--debug shows where)"
-    )
+    if type(error).__module__.split(".")[0] in ("trainer", "pipeline") or isinstance(error, OSError):
+        return said
+    return f"{type(error).__name__}: {said} (--debug shows where)"
 
 
 def _is_wrong_call(error: Exception) -> bool:

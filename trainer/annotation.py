@@ -11,15 +11,10 @@ _LINES = 18  # of text that the short side would hold
 
 
 def label(size: tuple[int, int], seconds: tuple[float, float], classes: Sequence[tuple[str, float]]) -> bytes:
-    """A box in the lower left corner: the time, and a line a class.
+    """A box in the lower left corner: the time, and a line a class, the most probable first.
 
-    Args:
-        size: (width, height) of the video, pixels.
-        seconds: from when to when it holds.
-        classes: names with their probabilities, most probable first.
-
-    Returns:
-        RGBA, height * width * 4 bytes.
+    Returns RGBA, height * width * 4 bytes, for a video of `size` (width, height), pixels. `seconds` are from
+    when to when it holds.
     """
     width, height = size
     line = max(12, min(size) // _LINES)
@@ -41,11 +36,11 @@ def label(size: tuple[int, int], seconds: tuple[float, float], classes: Sequence
 
 def _fitting(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     """`text`, or as much of it as has room."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
+    shown = text
+    while text and font.getlength(shown) > width:
         text = text[:-1]
-    return f"{text}..."
+        shown = f"{text}..."
+    return shown
 
 
 def _clock(seconds: float) -> str:

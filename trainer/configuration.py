@@ -41,21 +41,16 @@ class Network:
 
 @dataclass(frozen=True)
 class Configuration:
-    """All settings of a run; `as_dict` is the content of RUN/configuration.json.
-
-    Attributes:
-        named: settings of `input` that the call gives, by a file or a flag.
-        own: settings ("run.seed") that it gives by a flag or a file of the caller's; the trainer's own files
-            may gain settings.
-        later: settings added to the trainer after the run began: at their default, and not recorded.
-    """
+    """All settings of a run; `as_dict` is the content of RUN/configuration.json."""
 
     network: Network
     input: Input
     optimisation: Optimisation
     run: Run
-    named: tuple[str, ...] = field(default=(), compare=False)
+    named: tuple[str, ...] = field(default=(), compare=False)  # of `input`, given by the call's file or flags
+    # ("run.seed") given by a flag or a file of the caller's; the trainer's own files may gain settings
     own: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    # added to the trainer after the run began: at their default, and not recorded
     later: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
@@ -83,15 +78,12 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def resolve(file: str | None, flags: Sections) -> Configuration:
-    """The settings of a run.
+    """The settings of a run. Raises ConfigurationError for what is not there or cannot be.
 
     Args:
         file: a TOML file of the sections network, input, optimisation and run, or the name of one that comes
             with the trainer ("i3d", "quick"); None for the network's default alone.
         flags: sections again; what is None there was not given.
-
-    Raises:
-        ConfigurationError: no such file, section, setting or network, or a value that cannot be.
     """
     named = read(file) if file else {}
     given = {section: {k: v for k, v in values.items() if v is not None} for section, values in flags.items()}

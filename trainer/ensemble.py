@@ -15,7 +15,6 @@ import torch
 from trainer import checkpoint as checkpoints
 from trainer import networks
 from trainer.checkpoint import Checkpoint, UnfitError
-from trainer.configuration import ConfigurationError
 from trainer.data.batches import STREAMS, Input, as_inputs
 from trainer.frame_stream import numbers
 from trainer.options import Named
@@ -74,8 +73,7 @@ class Ensemble:
     ) -> np.ndarray:
         """Penultimate features of equally long clips, float32 (n, sum of the models' widths), RGB first.
 
-        Args:
-            scale: float32 (n, 2), factors of each clip's u and v.
+        `scale` has the factors of each clip's u and v, float32 (n, 2).
         """
         pictures = as_pictures(clips, scale, device)
         with torch.inference_mode(), autocast(device, precision):
@@ -102,9 +100,8 @@ class Ensemble:
 def load(named: Named) -> Ensemble:
     """Loads the models of checkpoints as one ensemble.
 
-    Raises:
-        UnfitError: one is absent or of another stream, or they differ in classes or rate.
-        CheckpointError: one is damaged.
+    Raises UnfitError where one is absent or of another stream, or they differ in classes, rate or short side;
+    CheckpointError where one is damaged.
     """
     found: dict[str, Member] = {}
     for path, wanted in checkpoints.resolve(named):
@@ -115,39 +112,28 @@ def load(named: Named) -> Ensemble:
     first, *others = members.values()
     for other in others:
         if other.checkpoint.classes != first.checkpoint.classes:
-            raise UnfitError(
-                f"{first.path} and {other.path} know different classes: name checkpoints of the same classes"
-            )
+            both = f"{first.path} and {other.path}"
+            raise UnfitError(f"{both} know different classes: name checkpoints of the same classes")
         for name, unit in (("rate", "frames a second"), ("clip_side", "pixels of short side")):
-            wanted, others = getattr(first.input, name), getattr(other.input, name)
-            if wanted != others:
-                raise UnfitError(
-                    f"{first.path} wants clips of {wanted} {unit}, {other.path} of {others}: "
-                    "name checkpoints that were trained on the same clips"
-                )
+            mine, theirs = getattr(first.input, name), getattr(other.input, name)
+            if mine != theirs:
+                wants = f"{first.path} wants clips of {mine} {unit}, {other.path} of {theirs}"
+                raise UnfitError(f"{wants}: name checkpoints that were trained on the same clips")
     return Ensemble(members, first.checkpoint.classes)
 
 
 def refusal(checkpoint: Checkpoint, stream: str, frames: int) -> str | None:
     """Why the network of a checkpoint's `stream` does not take `frames` source frames; None where it does."""
-    input = checkpoint.input
-    seen = len(numbers(input, frames))
+    input, classes = checkpoint.input, len(checkpoint.classes)
+    size = (len(numbers(input, frames)), input.crop, input.crop)
     try:
         with torch.device("meta"), torch.no_grad():
-            model = build(
-                checkpoint.network, checkpoint.options, [stream], len(checkpoint.classes), input=input
-            )[stream].eval()
-            rgb, flow = (torch.empty(1, networks.CHANNELS[s], seen, input.crop, input.crop) for s in STREAMS)
-            model((rgb, flow))
+            models = build(checkpoint.network, checkpoint.options, [stream], classes, input=input)
+            rgb, flow = (torch.empty(1, networks.CHANNELS[s], *size) for s in STREAMS)
+            models[stream].eval()((rgb, flow))
     except (ValueError, RuntimeError) as error:
         return str(error).split("\n")[0]
     return None
-
-
-def require(ensemble: Ensemble, frames: int, remedy: str) -> None:
-    """Raises ConfigurationError, with the remedy, unless all networks take clips of `frames`."""
-    if why := ensemble.refusal(frames):
-        raise ConfigurationError(f"{why}: {remedy}")
 
 
 def as_pictures(clips: Sequence[Clip], scale: np.ndarray, device: torch.device) -> Pictures:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -28,7 +28,6 @@ from pipeline.sources.directory import VIDEO_SUFFIXES, walk
 from pipeline.storage import Storage, open_storage
 from trainer import ensemble, frame_stream
 from trainer.choices import ConfigurationError
-from trainer.data.batches import Input
 from trainer.data.decoding import Undecodable
 from trainer.data.reading import Reader, SampleError
 from trainer.data.rows import Rows, RowsError, input_for, open_rows
@@ -46,14 +45,11 @@ _MACHINE = ("environment", "storage")  # classes of failures that are not the vi
 
 @dataclass(frozen=True)
 class Source:
-    """One video: the name of its files (without suffix), what a person calls it, and how it is opened.
+    """One video."""
 
-    `open` is given a folder for what must be fetched, and how many threads may share the flow.
-    """
-
-    name: str
-    shown: str
-    open: Callable[[Path, int], FrameStream] = field(repr=False)
+    name: str  # of its files, without suffix
+    shown: str  # as a person calls it
+    open: Callable[[Path, int], FrameStream] = field(repr=False)  # a folder to fetch to, threads for the flow
 
 
 @dataclass(frozen=True)
@@ -68,14 +64,13 @@ class Outcome:
 def extract(options: FeaturesOptions) -> Outcome:
     """Writes the features of every input that has none in the folder yet.
 
-    Raises:
-        CheckpointError, ConfigurationError: the call cannot be run, or the folder holds other features.
-        RowsError: a data set that does not go with the checkpoints.
-        Failed: the folder cannot be written.
+    Raises CheckpointError, ConfigurationError (also for a folder of other features), RowsError, and Failed
+    where the folder cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = ensemble.load(options.checkpoints).to(device)
-    ensemble.require(models, options.window, f"give --window {models.span}, as it was trained")
+    if why := models.refusal(options.window):
+        raise ConfigurationError(f"{why}: give --window {models.span}, as it was trained")
     sources = find(options.inputs, models)
     storage = open_storage(options.output)
     _settle(storage, options, models)
@@ -100,9 +95,8 @@ def extract(options: FeaturesOptions) -> Outcome:
 def find(inputs: Iterable[str], models: Ensemble) -> list[Source]:
     """The videos that inputs name: files, folders of files, addresses, YouTube ids, published data sets.
 
-    Raises:
-        ConfigurationError: an input that is nothing, or two that would be written to one file.
-        RowsError: a data set that does not go with the models.
+    Raises ConfigurationError for an input that is nothing or two that would be written to one file, RowsError
+    for a data set that does not go with the models.
     """
     found: dict[str, Source] = {}
     for name in inputs:
@@ -111,15 +105,12 @@ def find(inputs: Iterable[str], models: Ensemble) -> list[Source]:
             raise ConfigurationError(f"{name} holds no video: name a video, a folder of them or a data set")
         for source in some:
             if not source.name.isprintable() or "\\" in source.name:
-                raise ConfigurationError(
-                    f"{source.shown!r} cannot be the name of a file of features: rename it"
-                )
+                wrong = f"{source.shown!r} cannot be the name of a file of features"
+                raise ConfigurationError(f"{wrong}: rename it")
             for file in (f"{source.name}.npy", f"{source.name}.times.npy"):
                 if file in found:
-                    raise ConfigurationError(
-                        f"{found[file].shown} and {source.shown} would both be written to {file}: give them "
-                        "an --output each"
-                    )
+                    both = f"{found[file].shown} and {source.shown} would both be written to {file}"
+                    raise ConfigurationError(f"{both}: give them an --output each")
                 found[file] = source
     return [source for file, source in found.items() if file == f"{source.name}.npy"]
 
@@ -148,7 +139,6 @@ def _raw(name: str, models: Ensemble) -> Iterator[Source]:
 
 
 def _in_root(root: str, models: Ensemble) -> Iterator[Source]:
-    inputs = models.stream_inputs
     for split in dataset.open(root).splits:
         rows = open_rows([root], split, models.streams)
         for input in models.stream_inputs.values():
@@ -160,17 +150,16 @@ def _in_root(root: str, models: Ensemble) -> Iterator[Source]:
                 f"prepare one with --rate {models.rate}"
             )
         reader = Reader(rows, models.streams)
-        for row in np.flatnonzero(~rows.removed):
-            key = rows.keys[int(row)].as_py()
-            yield Source(f"{split}/{key}", f"{root}: {key}", _opener(rows, int(row), reader, inputs, step))
+        for row in np.flatnonzero(~rows.removed).tolist():
+            key = rows.keys[row].as_py()
+            yield Source(f"{split}/{key}", f"{root}: {key}", _opener(rows, row, reader, models, step))
 
 
 def _opener(
-    rows: Rows, row: int, reader: Reader, inputs: Mapping[str, Input], step: int
+    rows: Rows, row: int, reader: Reader, models: Ensemble, step: int
 ) -> Callable[[Path, int], FrameStream]:
-    return lambda folder, threads: frame_stream.of_sample(
-        reader.read(row), range(0, int(rows.frames[row]), step), rows.size(row), rows.rate, inputs
-    )
+    size, wanted, inputs = rows.size(row), range(0, int(rows.frames[row]), step), models.stream_inputs
+    return lambda _, threads: frame_stream.of_sample(reader.read(row), wanted, size, rows.rate, inputs)
 
 
 @dataclass(frozen=True)
@@ -272,18 +261,15 @@ class _Writing:
 
     def finish(self, source: Source, failure: str | None) -> None:
         """Publishes the video's files, the times first, or notes why there are none."""
-        file, count = self._rows.pop(source.name, (None, 0))
-        if failure or file is None:
-            if file is not None:
-                file.close()
-            self.failed[source.shown] = failure = failure or "there is no frame in it"
-            print(f"{source.shown}: {failure}", file=sys.stderr)
-            return
+        file, count = self._rows.pop(source.name, (io.BytesIO(), 0))
         with file:
+            if failure or not count:
+                self.failed[source.shown] = failure = failure or "there is no frame in it"
+                print(f"{source.shown}: {failure}", file=sys.stderr)
+                return
             width = file.tell() // (4 * count)
-            times = (np.arange(count) * self.options.stride + self.options.window / 2) / self.rate
-            buffer = io.BytesIO()
-            np.save(buffer, times.astype("<f8"))
+            times, buffer = np.arange(count) * self.options.stride + self.options.window / 2, io.BytesIO()
+            np.save(buffer, (times / self.rate).astype("<f8"))
             self.storage.write(f"{source.name}.times.npy", buffer.getvalue())
             file.seek(0)
             with self.storage.writer(f"{source.name}.npy") as out:
@@ -309,8 +295,8 @@ def _settle(storage: Storage, options: FeaturesOptions, models: Ensemble) -> Non
     if storage.exists(SETTINGS):
         try:
             theirs = dict(json.loads(storage.read_bytes(SETTINGS)))
-            for tower in theirs["towers"]:
-                tower.pop("input", None)  # once written too; the checkpoint's sha256 says it
+            for model in theirs["towers"]:
+                model.pop("input", None)  # once written too; the checkpoint's sha256 says it
         except (ValueError, TypeError, KeyError, AttributeError):
             theirs = {}
         if other := [name for name in mine if theirs.get(name) != mine[name]]:

@@ -35,7 +35,7 @@ class FrameStream:
 
 
 def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameStream:
-    """Reads a raw video as the pipeline does.
+    """Reads a raw video as the pipeline does; raises Failed where it cannot, while iterating too.
 
     Its RGB frames are those of the clip that the pipeline would encode, bit for bit. Its flow is the
     pipeline's before coding as video, which changes a vector by .06 pixels on average.
@@ -43,9 +43,6 @@ def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameS
     Args:
         inputs: "rgb", "flow" or both -> how it is fed; gives the resize and the centre crop.
         threads: compute the flow together.
-
-    Raises:
-        Failed: the video cannot be read; while iterating too.
     """
     first = next(iter(inputs.values()))
     recipe = EncodeRecipe(rate=first.rate, short_side=first.clip_side)
@@ -71,16 +68,12 @@ def of_file(path: Path, inputs: Mapping[str, Input], threads: int = 1) -> FrameS
 def of_sample(
     members: Mapping[str, bytes], frames: range, size: tuple[int, int], rate: int, inputs: Mapping[str, Input]
 ) -> FrameStream:
-    """Reads a clip of a published data set, with its stored flow.
+    """Reads a clip of a published data set, with its stored flow; raises Undecodable while iterating.
 
     Args:
         members: by stream, as `trainer.data.reading.Reader` gives them.
         frames: the numbers of those that are wanted.
         size, rate: of the clip, (width, height) in pixels, and frames a second.
-        inputs: as in `of_file`.
-
-    Raises:
-        Undecodable: while iterating, where the members are not what the index says.
     """
     views = {stream: _centre(input, size) for stream, input in inputs.items()}
     width, height = size
@@ -94,11 +87,9 @@ def of_sample(
             else:
                 yield _cropped(flow_planes(plane_of(picture), view, reformatter), view)
 
-    def both() -> Iterator[Frame]:
-        for each in zip(*(of_stream(stream) for stream in inputs), strict=True):
-            yield dict(zip(inputs, each, strict=True))
-
-    return FrameStream(both(), flow_scale(views["flow"], size) if "flow" in views else (1.0, 1.0))
+    both = zip(*(of_stream(stream) for stream in inputs), strict=True)
+    seen = (dict(zip(inputs, each, strict=True)) for each in both)
+    return FrameStream(seen, flow_scale(views["flow"], size) if "flow" in views else (1.0, 1.0))
 
 
 def windows(

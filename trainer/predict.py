@@ -50,8 +50,7 @@ class Prediction:
             "seconds": self.frames / self.rate,
             "classes": _plain(self.classes),
             "moments": [
-                {"start": span[0], "end": span[1], "classes": _plain(classes)}
-                for span, classes in self.moments
+                {"start": start, "end": end, "classes": _plain(known)} for (start, end), known in self.moments
             ],
         }
 
@@ -87,8 +86,8 @@ class _Look:
         self.precision = precision_for(device, options.precision)
         self.piece, self.least = PIECE * models.rate, LEAST * models.rate  # frames
         # A network that takes, or is published for, one length only sees the video in clips of that.
-        self.whole = not any(m.input.test_views for m in models.members.values())
-        self.whole = self.whole and not any(models.refusal(frames) for frames in (self.least, self.piece))
+        one_length = any(m.input.test_views for m in models.members.values())
+        self.whole = not (one_length or models.refusal(self.least) or models.refusal(self.piece))
         self.moment = min(max(models.span, self.least), self.piece)  # frames
 
     def at(self, name: str, path: Path) -> Prediction:
@@ -141,14 +140,13 @@ class _Look:
 
 def write_annotated(path: Path, out: Path, prediction: Prediction) -> None:
     """Writes the video at `path` to `out` with each moment's classes laid over it. Raises Failed."""
-    spans = [span for span, _ in prediction.moments]
 
     def labels(width: int, height: int) -> Iterator[bytes]:
         for span, classes in prediction.moments:
             yield annotation.label((width, height), span, classes)
 
-    seconds = spans[1][0] if len(spans) > 1 else spans[0][1]
-    whole_video.annotate(path, out, labels, seconds, rate=prediction.rate)
+    edges = [start for (start, _), _ in prediction.moments] + [prediction.moments[-1][0][1]]
+    whole_video.annotate(path, out, labels, edges[1], rate=prediction.rate)
 
 
 def _plain(classes: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -106,11 +107,9 @@ def _cut(path: Path, done: int) -> None:
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        with contextlib.suppress(ValueError, KeyError):
             if json.loads(line)["step"] <= done:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
     _write_lines(path, kept)
 
 

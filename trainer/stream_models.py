@@ -75,8 +75,7 @@ class StreamModel(nn.Module):
 
     def features(self, pictures: Pictures) -> Tensor:
         """Penultimate features of `pictures`, averaged over time and space: (N, C) float32."""
-        network: Any = self.network
-        return network.features(*self._inputs(pictures)).float()
+        return self.network.features(*self._inputs(pictures)).float()  # type: ignore[operator]
 
     def _inputs(self, pictures: Pictures) -> list[Tensor]:
         rgb, flow = pictures
@@ -110,17 +109,14 @@ def build(
     seed: int = 0,
     input: Input | None = None,
 ) -> dict[str, StreamModel]:
-    """Fresh models by stream, for pictures as `input` has them.
+    """Fresh models by stream, for pictures as `input` has them; a stream's weights depend on no other.
 
-    One stream's weights are the same whatever the others. Raises TypeError for an option that the network
-    has not.
+    Raises TypeError for an option that the network has not.
     """
     models = {}
     for stream in streams:
-        torch.manual_seed(keyed(seed, list(networks.CHANNELS).index(stream) if stream != "both" else 2) >> 1)
-        channels: dict[str, Any] = {}
-        if stream != "both":
-            channels["in_channels"] = networks.CHANNELS[stream]
+        torch.manual_seed(keyed(seed, (*networks.CHANNELS, "both").index(stream)) >> 1)
+        channels: dict[str, Any] = {"in_channels": networks.CHANNELS[stream]} if stream != "both" else {}
         models[stream] = StreamModel(stream, networks.build(name, classes, **channels, **options), input)
     return models
 
@@ -128,9 +124,7 @@ def build(
 def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, StreamModel]:
     """The models of a checkpoint, or the one of `stream`, ready to evaluate.
 
-    Raises:
-        UnfitError: it has no such model.
-        CheckpointError: its weights are not its network's.
+    Raises UnfitError where it has no such model, CheckpointError where its weights are not its network's.
     """
     streams = list(checkpoint.weights) if stream is None else [stream]
     if missing := [s for s in streams if s not in checkpoint.weights]:
@@ -198,9 +192,8 @@ def seed_batch(models: Iterable[StreamModel], seed: int, epoch: int, keys: Itera
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Computes in the precision's type where that is safe; nothing for fp32."""
-    if precision == "fp32":
-        return torch.autocast(device.type, enabled=False)
-    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def precision_for(device: torch.device, wanted: str) -> str:

@@ -39,11 +39,8 @@ def scores(
 
 def best(history: Iterable[Mapping[str, Any]]) -> float:
     """The highest top-1 in a list of `scores`: joint where there are two streams; -1 where there is none."""
-    return max((_top1(record) for record in history), default=-1.0)
-
-
-def _top1(record: Mapping[str, Any]) -> float:
-    return next(record[name]["top1"] for name in ("joint", "rgb", "flow") if name in record)
+    by_record = [[record[s]["top1"] for s in ("joint", "rgb", "flow") if s in record] for record in history]
+    return max((top1 for top1, *_ in by_record), default=-1.0)
 
 
 def reestimate(models: Mapping[str, StreamModel], batches: Iterable[Batch], device: torch.device) -> None:

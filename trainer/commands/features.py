@@ -25,13 +25,11 @@ def _run(call: Features) -> int:
 
     options = FeaturesOptions(checkpoints=call.models.named(), **call.options)
     outcome = extract(options)
-    print(
-        f"{outcome.written} written, {outcome.kept} there before, {len(outcome.failed)} failed",
-        file=sys.stderr,
-    )
-    if outcome.failed:
+    written, kept, failures = outcome.written, outcome.kept, len(outcome.failed)
+    print(f"{written} written, {kept} there before, {failures} failed", file=sys.stderr)
+    if failures:
         print(f"{options.output}/{FAILED} says why", file=sys.stderr)
-    return failed(len(outcome.failed), outcome.written + outcome.kept, call.strict)
+    return failed(failures, written + kept, call.strict)
 
 
 COMMAND = Command(

@@ -44,14 +44,9 @@ def _run(call: Train) -> int:
     from trainer import configuration
     from trainer.train import train
 
-    flags = {
-        "network": {"name": call.network},
-        "input": call.input,
-        "optimisation": call.optimisation,
-        "run": call.run,
-    }
+    flags = {section: getattr(call, section) for section in ("input", "optimisation", "run")}
     options = TrainOptions(
-        configuration.resolve(call.config, flags),
+        configuration.resolve(call.config, {"network": {"name": call.network}, **flags}),
         call.data.data,
         cache=call.data.open_cache(),
         lists=call.data.read_lists(),

@@ -128,9 +128,8 @@ def restore(checkpoint: Checkpoint, stream: str | None = None) -> dict[str, Stre
     """
     streams = list(checkpoint.weights) if stream is None else [stream]
     if missing := [s for s in streams if s not in checkpoint.weights]:
-        raise UnfitError(
-            f"the checkpoint was trained on {' and '.join(checkpoint.weights)}, not on {missing[0]}"
-        )
+        trained = " and ".join(checkpoint.weights)
+        raise UnfitError(f"the checkpoint was trained on {trained}, not on {missing[0]}")
     try:
         classes = len(checkpoint.classes)
         models = build(checkpoint.network, checkpoint.options, streams, classes, input=checkpoint.input)

@@ -44,12 +44,9 @@ def _go(options: TrainOptions, state: TrainState, interrupt: run_log.Interrupt) 
     group, run = state.group, state.configuration.run
     recorder = run_log.Recorder(options.output, state.done, state.steps) if group.first else None
 
-    def told() -> bool:
-        return interrupt.requested
-
     try:
         if state.evaluation_due:  # the run was killed before the last epoch's was kept
-            state.evaluate(options.output, recorder, told)
+            state.evaluate(options.output, recorder, lambda: interrupt.requested)
         last = time.monotonic()
         for parts in by_step(state.batches(state.start, state.steps - state.done)):
             record = state.step(parts)
@@ -69,7 +66,7 @@ def _go(options: TrainOptions, state: TrainState, interrupt: run_log.Interrupt) 
                     "the same command goes on from there"
                 )
             if state.evaluation_due:
-                state.evaluate(options.output, recorder, told)
+                state.evaluate(options.output, recorder, lambda: interrupt.requested)
                 last = time.monotonic()
             if epoch_ends and not state.finished and newer_generations(options, state.rows, group):
                 return True

@@ -14,8 +14,7 @@ from trainer.data.batches import Input
 from trainer.optimisation import Optimisation, Run
 from trainer.options import Data, TrainOptions
 
-OF_NETWORK = "the network's"
-"""Default of a setting that a network's configuration, or --config, decides."""
+OF_NETWORK = "the network's"  # default of a setting that a network's configuration, or --config, decides
 
 
 @dataclass(frozen=True, kw_only=True)

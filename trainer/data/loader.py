@@ -111,9 +111,8 @@ class TrainBatches(_Batches):
     ):
         input = _fitted(rows, input, cache)
         if batch_size < world:
-            raise RowsError(
-                f"a batch of {batch_size} leaves some of {world} ranks idle: take a larger batch size"
-            )
+            idle = f"a batch of {batch_size} leaves some of {world} ranks idle"
+            raise RowsError(f"{idle}: take a larger batch size")
         usable = ~rows.removed & (rows.target >= 0)
         if not usable.any():
             raise RowsError(f"no {rows.split} clip has a label: there is nothing to train on")

@@ -95,6 +95,4 @@ class ARTNet(nn.Module):
         return self.fc(self.dropout(self.features(x)))
 
 
-register(
-    "artnet-18", ARTNet, configuration="artnet", sizes=(16, 112, 112), accuracy={"rgb": 69.2}, source=SOURCE
-)
+register("artnet-18", ARTNet, configuration="artnet", sizes=(16, 112, 112), accuracy=69.2, source=SOURCE)

@@ -7,7 +7,8 @@ sections 2.1 to 2.3, figure 2 and table 1.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections import OrderedDict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +26,13 @@ STACK = 10
 """Frames of flow that go with one of RGB."""
 
 
-class InceptionV1(nn.Module):
+def frames_inception(norm: Norm, in_channels: int, stack: int = 1) -> nn.Sequential:
     """Inception-v1, frame by frame: (N, C, T, H, W) -> (N, 1024, T / stack, h, w).
 
     `stack` frames are the channels of one picture.
     """
-
-    def __init__(self, norm: Norm, in_channels: int, stack: int = 1):
-        super().__init__()
-        layers = dict(inception_v1(norm, in_channels, (stack, 7, 7), (stack, 2, 2), time=False))
-        self.layers = nn.Sequential(*layers.values())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    layers = dict(inception_v1(norm, in_channels, (stack, 7, 7), (stack, 2, 2), time=False))
+    return nn.Sequential(OrderedDict(layers=nn.Sequential(*layers.values())))
 
 
 class ConvNetLSTM(nn.Module):
@@ -50,7 +45,7 @@ class ConvNetLSTM(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
-        self.frames = InceptionV1(norm, in_channels)
+        self.frames = frames_inception(norm, in_channels)
         self.lstm = BatchNormLSTM(CHANNELS, 512, norm.momentum, norm.frozen)
         self.dropout = Dropout(dropout)
         self.logits = nn.Linear(512, num_classes)
@@ -156,7 +151,7 @@ class TwoStream(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
-        self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
+        self.rgb, self.flow = frames_inception(norm, in_channels), frames_inception(norm, 2, STACK)
         self.dropout_rgb, self.dropout_flow = Dropout(dropout), Dropout(dropout)
         self.logits_rgb = nn.Conv3d(CHANNELS, num_classes, 1)
         self.logits_flow = nn.Conv3d(CHANNELS, num_classes, 1)
@@ -203,7 +198,7 @@ class FusedThreeD(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, norm: Norm, dropout: float = 0.5):
         super().__init__()
-        self.rgb, self.flow = InceptionV1(norm, in_channels), InceptionV1(norm, 2, STACK)
+        self.rgb, self.flow = frames_inception(norm, in_channels), frames_inception(norm, 2, STACK)
         self.fusion = Conv3d(2 * CHANNELS, 512, 3, padding=1)
         self.pool = MaxPool3dSame((3, 3, 3), (2, 2, 2))
         self.dropout = Dropout(dropout)
@@ -225,33 +220,11 @@ class FusedThreeD(nn.Module):
         return self.logits(self.dropout(self.maps(rgb, flow))).mean(dim=(2, 3, 4))
 
 
-_FACTS: dict[str, Any] = {"source": SOURCE, "norm": Norm(1e-3, 0.001)}
-_BOTH: dict[str, Any] = {"streams": ("both",), **_FACTS}
-
-register(
-    "convnet-lstm",
-    ConvNetLSTM,
-    configuration="convnet-lstm",
-    sizes=(25, 224, 224),
-    accuracy={"rgb": 63.3},
-    **_FACTS,
-)
-register("c3d-bn", C3D, configuration="c3d", sizes=(16, 112, 112), accuracy={"rgb": 56.1}, **_FACTS)
-register(
-    "two-stream",
-    TwoStream,
-    configuration="two-stream",
-    sizes=(1, 224, 224),
-    flow_frames=10,
-    accuracy={"both": 65.6},
-    **_BOTH,
-)
-register(
-    "fused-3d",
-    FusedThreeD,
-    configuration="fused-3d",
-    sizes=(5, 224, 224),
-    flow_frames=50,
-    accuracy={"both": 67.2},
-    **_BOTH,
-)
+_register = partial(register, source=SOURCE, norm=Norm(1e-3, 0.001))
+_both = partial(_register, streams=("both",))
+_register("convnet-lstm", ConvNetLSTM, configuration="convnet-lstm", sizes=(25, 224, 224), accuracy=63.3)
+_register("c3d-bn", C3D, configuration="c3d", sizes=(16, 112, 112), accuracy=56.1)
+_two = {"configuration": "two-stream", "sizes": (1, 224, 224), "flow_frames": STACK}
+_both("two-stream", TwoStream, accuracy={"both": 65.6}, **_two)
+_fused = {"configuration": "fused-3d", "sizes": (5, 224, 224), "flow_frames": 5 * STACK}
+_both("fused-3d", FusedThreeD, accuracy={"both": 67.2}, **_fused)

@@ -60,18 +60,8 @@ class CSN(ResidualNetwork):
         super().__init__(stem(norm, in_channels, frames=3), stages(blocks, layers), num_classes, dropout)
 
 
-for _name, _layers, _preserved, _accuracy in (
-    ("ir-csn-50", 50, False, {}),
-    ("ir-csn-101", 101, False, {}),
-    ("ir-csn-152", 152, False, {"rgb": 76.5}),
-    ("ip-csn-152", 152, True, {"rgb": 77.8}),
-):
-    register(
-        _name,
-        partial(CSN, layers=_layers, preserved=_preserved),
-        configuration="csn",
-        sizes=(32, 224, 224),
-        accuracy=_accuracy,
-        source=SOURCE,
-        norm=Norm(1e-3),
-    )
+_register = partial(register, configuration="csn", sizes=(32, 224, 224), source=SOURCE, norm=Norm(1e-3))
+_register("ir-csn-50", partial(CSN, layers=50))
+_register("ir-csn-101", partial(CSN, layers=101))
+_register("ir-csn-152", partial(CSN, layers=152), accuracy=76.5)
+_register("ip-csn-152", partial(CSN, layers=152, preserved=True), accuracy=77.8)

@@ -24,7 +24,10 @@ from trainer.networks.residual import (
 )
 from trainer.networks.resnet3d import basic
 
-SOURCE = "Hara et al., CVPR 2018, arXiv:1711.09577; github.com/kenshohara/3D-ResNets-PyTorch"
+SOURCE = (
+    "Hara et al., CVPR 2018, arXiv:1711.09577; github.com/kenshohara/3D-ResNets-PyTorch; "
+    "accuracy with shortcut A"
+)
 
 
 class Padded(nn.Module):
@@ -86,12 +89,6 @@ class HaraResNet(ResidualNetwork):
         super().__init__(stem, stages(blocks, layers, expansion), num_classes, dropout, expansion)
 
 
-for _layers, _accuracy in ((18, 54.2), (34, 60.1)):
-    register(
-        f"hara-r3d-{_layers}",
-        partial(HaraResNet, layers=_layers),
-        configuration="hara",
-        sizes=(16, 112, 112),
-        accuracy={"rgb": _accuracy},
-        source=f"{SOURCE}; accuracy with shortcut A",
-    )
+_register = partial(register, configuration="hara", sizes=(16, 112, 112), source=SOURCE)
+_register("hara-r3d-18", partial(HaraResNet, layers=18), accuracy=54.2)
+_register("hara-r3d-34", partial(HaraResNet, layers=34), accuracy=60.1)

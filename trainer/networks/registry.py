@@ -50,10 +50,17 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, build: Callable[..., nn.Module], **facts: Any) -> None:
-    """Enter a network; `facts` are further fields of `Entry`."""
+def register(
+    name: str,
+    build: Callable[..., nn.Module],
+    accuracy: float | Mapping[str, float] | None = None,
+    **facts: Any,
+) -> None:
+    """Enter a network; `accuracy` is of RGB or by stream, `facts` are further fields of `Entry`."""
     if name in _ENTRIES:
         raise ValueError(f"Two networks are called {name}")
+    if accuracy is not None:
+        facts["accuracy"] = accuracy if isinstance(accuracy, Mapping) else {"rgb": accuracy}
     _ENTRIES[name] = Entry(name, build, **facts)
 
 

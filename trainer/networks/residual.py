@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from trainer.networks.layers import Conv3d, Dropout, Norm, Triple
 
-DEPTHS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Blocks in each of the four stages, by the number of layers."""
 
 WIDTHS = (64, 128, 256, 512)

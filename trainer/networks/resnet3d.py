@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -123,20 +122,18 @@ class ResNet3d(ResidualNetwork):
         return super().maps(x)
 
 
-def _register(name: str, kinds: Sequence[str], accuracy: float | None = None, **facts: Any) -> None:
-    options = {key: facts.pop(key) for key in ("layers", "width") if key in facts}
-    facts = {"configuration": "resnet3d", "sizes": (16, 112, 112), "source": SOURCE, **facts}
-    build = partial(ResNet3d, kinds=tuple(kinds), **options)
-    register(name, build, accuracy={} if accuracy is None else {"rgb": accuracy}, **facts)
-
-
-_register("r2d-18", ["frames", *["2d"] * 4], configuration="r2d", sizes=(8, 112, 112))
-_register("f-r2d-18", ["2d"] * 5, 60.9)
-for _x, _accuracy in zip(range(2, 6), (64.8, 65.2, 65.6, 65.6), strict=True):
-    _register(f"mc{_x}-18", ["3d"] * (_x - 1) + ["2d"] * (6 - _x), _accuracy)
-for _x, _accuracy in zip(range(2, 6), (65.4, 65.5, 65.6, 63.5), strict=True):
-    _register(f"rmc{_x}-18", ["2d"] * (_x - 1) + ["3d"] * (6 - _x), _accuracy)
-_register("r3d-18", ["3d"] * 5, 64.7)
-_register("r2plus1d-18", ["2+1d"] * 5, 68.5)
-_deeper = {"layers": 34, "width": "vmz", "configuration": "r2plus1d-34", "sizes": (32, 112, 112)}
-_register("r2plus1d-34", ["2+1d"] * 5, 72.4, **_deeper)
+_register = partial(register, configuration="resnet3d", sizes=(16, 112, 112), source=SOURCE)
+_r2d = partial(ResNet3d, kinds=["frames", *["2d"] * 4])
+_register("r2d-18", _r2d, configuration="r2d", sizes=(8, 112, 112))
+_register("f-r2d-18", partial(ResNet3d, kinds=["2d"] * 5), accuracy=60.9)
+for _x, _accuracy in enumerate((64.8, 65.2, 65.6, 65.6), 2):
+    _kinds = ["3d"] * (_x - 1) + ["2d"] * (6 - _x)
+    _register(f"mc{_x}-18", partial(ResNet3d, kinds=_kinds), accuracy=_accuracy)
+for _x, _accuracy in enumerate((65.4, 65.5, 65.6, 63.5), 2):
+    _kinds = ["2d"] * (_x - 1) + ["3d"] * (6 - _x)
+    _register(f"rmc{_x}-18", partial(ResNet3d, kinds=_kinds), accuracy=_accuracy)
+_register("r3d-18", partial(ResNet3d, kinds=["3d"] * 5), accuracy=64.7)
+_r2plus1d = partial(ResNet3d, kinds=["2+1d"] * 5)
+_register("r2plus1d-18", _r2plus1d, accuracy=68.5)
+_deeper = partial(_r2plus1d, layers=34, width="vmz")
+_register("r2plus1d-34", _deeper, configuration="r2plus1d-34", sizes=(32, 112, 112), accuracy=72.4)

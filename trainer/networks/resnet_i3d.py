@@ -26,12 +26,7 @@ from trainer.networks.residual import (
 
 SOURCE = "Wang et al., CVPR 2018, arXiv:1711.07971; github.com/facebookresearch/SlowFast"
 
-BLOCKS = {
-    0: ((), ()),
-    1: ((), (4,)),
-    5: ((1, 3), (1, 3, 5)),
-    10: ((0, 1, 2, 3), (0, 1, 2, 3, 4, 5)),
-}
+BLOCKS = {0: ((), ()), 1: ((), (4,)), 5: ((1, 3), (1, 3, 5)), 10: ((0, 1, 2, 3), (0, 1, 2, 3, 4, 5))}
 """After which residual blocks of res3 and res4 the non-local ones stand, by their number (section 4.1)."""
 
 
@@ -149,14 +144,7 @@ def _alternate(frames: tuple[int, int], number: int) -> int:
     return frames[number % 2]
 
 
-register(
-    "i3d-r50", ResNetI3D, configuration="i3d-r50", sizes=(8, 256, 256), accuracy={"rgb": 73.5}, source=SOURCE
-)
-register(
-    "i3d-r50-nl5",
-    partial(ResNetI3D, nonlocal_blocks=5, time_stride=2),
-    configuration="i3d-r50-nl5",
-    sizes=(32, 256, 256),
-    accuracy={"rgb": 74.9},
-    source=SOURCE,
-)
+_register = partial(register, source=SOURCE)
+_register("i3d-r50", ResNetI3D, configuration="i3d-r50", sizes=(8, 256, 256), accuracy=73.5)
+_nl5 = partial(ResNetI3D, nonlocal_blocks=5, time_stride=2)
+_register("i3d-r50-nl5", _nl5, configuration="i3d-r50-nl5", sizes=(32, 256, 256), accuracy=74.9)

@@ -166,13 +166,10 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-_FACTS: dict[str, Any] = {
-    "configuration": "s3d",
-    "sizes": (64, 224, 224),
-    "source": SOURCE,
-    "norm": Norm(1e-3, 0.001),
-}
-register("s3d", S3D, accuracy={"rgb": 72.2}, **_FACTS)
-register("s3d-g", partial(S3D, gated=True), accuracy={"rgb": 74.7}, **_FACTS)
-register("i3d-bottom-heavy", partial(HalfI3D, heavy="bottom"), **_FACTS)
-register("i3d-top-heavy", partial(HalfI3D, heavy="top"), **_FACTS)
+_register = partial(
+    register, configuration="s3d", sizes=(64, 224, 224), source=SOURCE, norm=Norm(1e-3, 0.001)
+)
+_register("s3d", S3D, accuracy=72.2)
+_register("s3d-g", partial(S3D, gated=True), accuracy=74.7)
+_register("i3d-bottom-heavy", partial(HalfI3D, heavy="bottom"))
+_register("i3d-top-heavy", partial(HalfI3D, heavy="top"))

@@ -141,12 +141,6 @@ class SlowFast(nn.Module):
         return self.fc(self.dropout(self.features(x)))
 
 
-for _name, _alpha, _size, _accuracy in (("4x16", 8, 5, 75.6), ("8x8", 4, 7, 77.0)):
-    register(
-        f"slowfast-{_name}-r50",
-        partial(SlowFast, alpha=_alpha, lateral_size=_size),
-        configuration="slowfast",
-        sizes=(32, 256, 256),
-        accuracy={"rgb": _accuracy},
-        source=SOURCE,
-    )
+_register = partial(register, configuration="slowfast", sizes=(32, 256, 256), source=SOURCE)
+_register("slowfast-4x16-r50", partial(SlowFast, alpha=8, lateral_size=5), accuracy=75.6)
+_register("slowfast-8x8-r50", partial(SlowFast, alpha=4, lateral_size=7), accuracy=77.0)

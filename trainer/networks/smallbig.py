@@ -60,10 +60,5 @@ class SmallBigNet(ResidualNetwork):
 
 
 register(
-    "smallbig-r50",
-    SmallBigNet,
-    configuration="smallbig",
-    sizes=(8, 224, 224),
-    accuracy={"rgb": 76.3},
-    source=SOURCE,
+    "smallbig-r50", SmallBigNet, configuration="smallbig", sizes=(8, 224, 224), accuracy=76.3, source=SOURCE
 )

@@ -138,4 +138,4 @@ class TSM(ResidualNetwork):
         return self.fc(self.dropout(x.mean(dim=(2, 3, 4)))), kept
 
 
-register("tsm-r50", TSM, configuration="tsm", sizes=(8, 224, 224), accuracy={"rgb": 71.2}, source=SOURCE)
+register("tsm-r50", TSM, configuration="tsm", sizes=(8, 224, 224), accuracy=71.2, source=SOURCE)

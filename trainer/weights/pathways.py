@@ -80,11 +80,7 @@ def _inside(stage: int, nonlocals: int) -> list[tuple[str, int]]:
 
 
 def convert(
-    format: str,
-    state: Mapping[str, Tensor],
-    theirs: Callable[[Place], str],
-    two: bool,
-    nonlocals: int = 0,
+    format: str, state: Mapping[str, Tensor], theirs: Callable[[Place], str], two: bool, nonlocals: int = 0
 ) -> tuple[dict[str, Tensor], Description]:
     """Rename `state`, in which the weight at a place is called `theirs(place)`, to our network's.
 

@@ -26,7 +26,10 @@ for _file in pkgutil.iter_modules(__path__):  # each registers its networks
 
 @dataclass(frozen=True)
 class Description:
-    """A row of the table that the command ``networks`` prints; `gmacs` in 1e9 multiply-adds."""
+    """A row of the table that the command ``networks`` prints.
+
+    `input` is (channels of all inputs, frames of the longest, height, width), `gmacs` in 1e9 multiply-adds.
+    """
 
     name: str
     stream: str
@@ -69,23 +72,19 @@ def build(
 def describe(name: str, num_classes: int = 400) -> list[Description]:
     """Describe the size, cost and published accuracy of a network, one row a stream; allocates no weights."""
     known = entry(name)
-    rows = []
-    for stream in ("rgb", "flow", "both"):
-        if stream not in known.streams or (stream == "both" and known.separate_streams):
-            continue
-        with torch.device("meta"):
-            network = build(name, num_classes, CHANNELS.get(stream, 3))
+    rows: list[Description] = []
+    for stream in (stream for stream in ("rgb", "flow", "both") if stream in known.streams):
         inputs = known.inputs(stream)
-        parameters = sum(p.numel() for p in network.parameters())
-        gmacs = multiply_adds(network, *inputs) / 1e9
-        rows.append(
-            Description(
-                name, stream, _shown(inputs), parameters, gmacs, known.accuracy.get(stream), known.source
-            )
-        )
-    if known.separate_streams:
-        both = (sum(r.parameters for r in rows), sum(r.gmacs for r in rows), known.accuracy.get("both"))
-        rows.append(Description(name, "both", _shown(known.inputs("both")), *both, known.source))
+        if stream == "both" and known.separate_streams:
+            parameters, gmacs = sum(row.parameters for row in rows), sum(row.gmacs for row in rows)
+        else:
+            with torch.device("meta"):
+                network = build(name, num_classes, CHANNELS.get(stream, 3))
+            parameters = sum(p.numel() for p in network.parameters())
+            gmacs = multiply_adds(network, *inputs) / 1e9
+        size = sum(size[0] for size in inputs), max(size[1] for size in inputs), *inputs[0][2:]
+        accuracy = known.accuracy.get(stream)
+        rows.append(Description(name, stream, size, parameters, gmacs, accuracy, known.source))
     return rows
 
 
@@ -106,8 +105,3 @@ def multiply_adds(network: nn.Module, *sizes: tuple[int, ...]) -> int:
         network.eval()(*(torch.empty(1, *size, device=device) for size in sizes))
     network.train(was_training)
     return counter.get_total_flops() // 2
-
-
-def _shown(inputs: tuple[tuple[int, int, int, int], ...]) -> tuple[int, int, int, int]:
-    """The channels of all inputs, the frames of the longest, and the height and width."""
-    return sum(size[0] for size in inputs), max(size[1] for size in inputs), *inputs[0][2:]

@@ -91,7 +91,6 @@ class ARTNet(nn.Module):
         return F.relu(self.norm(self.blocks(self.conv1(x)))).mean(dim=(2, 3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> logits (N, num_classes)."""
         return self.fc(self.dropout(self.features(x)))
 
 

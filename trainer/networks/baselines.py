@@ -68,7 +68,6 @@ class ConvNetLSTM(nn.Module):
         return steps[:, -1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> logits (N, num_classes), after the last frame."""
         return self.answer(self.steps(x))
 
 
@@ -115,7 +114,6 @@ class C3D(nn.Module):
         return self.hidden(x).mean(dim=(2, 3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> logits (N, num_classes)."""
         return self.logits(self.dropout7(self.hidden(x))).mean(dim=(2, 3, 4))
 
 
@@ -140,7 +138,7 @@ class TwoStream(nn.Module):
 
     Takes rgb (N, 3, K, H, W) or one frame for each of flow, and flow (N, 2, 10 K, H, W); K = 1 in training,
     25 in test, of 224x224. The streams' predictions are averaged, after each one's logits over K; the loss
-    is the mean of both towers' (`steps`). 12 million parameters. Published (table 2), RGB, flow and both:
+    is the mean of both streams' (`steps`). 12 million parameters. Published (table 2), RGB, flow and both:
     Kinetics-400 62.2, 52.4, 65.6; UCF-101 83.6, 85.6, 91.2; HMDB-51 43.2, 56.3, 58.3 %. (K. Simonyan, A.
     Zisserman, "Two-Stream Convolutional Networks for Action Recognition in Videos", NIPS 2014.)
 
@@ -160,15 +158,14 @@ class TwoStream(nn.Module):
     def maps(self, rgb: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         """Each stream's average pool, (N, 1024, K, 1, 1)."""
         rgb, flow = stacks(rgb, flow)
-        seen = self.rgb(rgb), self.flow(flow)
-        return seen[0].mean(dim=(3, 4), keepdim=True), seen[1].mean(dim=(3, 4), keepdim=True)
+        return self.rgb(rgb).mean((3, 4), keepdim=True), self.flow(flow).mean((3, 4), keepdim=True)
 
     def features(self, rgb: Tensor, flow: Tensor) -> Tensor:
         """(N, 2048): RGB then flow."""
         return torch.cat([x.mean(dim=(2, 3, 4)) for x in self.maps(rgb, flow)], dim=1)
 
     def steps(self, rgb: Tensor, flow: Tensor) -> Tensor:
-        """Logits of both towers, (N, 2, num_classes)."""
+        """Logits of both streams, (N, 2, num_classes)."""
         seen_rgb, seen_flow = self.maps(rgb, flow)
         by_rgb = self.logits_rgb(self.dropout_rgb(seen_rgb)).mean(dim=(2, 3, 4))
         by_flow = self.logits_flow(self.dropout_flow(seen_flow)).mean(dim=(2, 3, 4))
@@ -179,7 +176,6 @@ class TwoStream(nn.Module):
         return steps.log_softmax(dim=2).logsumexp(dim=1) - math.log(2)
 
     def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
-        """The logarithms of both streams' mean probabilities, (N, num_classes)."""
         return self.answer(self.steps(rgb, flow))
 
 
@@ -216,7 +212,6 @@ class FusedThreeD(nn.Module):
         return self.maps(rgb, flow).mean(dim=(2, 3, 4))
 
     def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
-        """Logits (N, num_classes)."""
         return self.logits(self.dropout(self.maps(rgb, flow))).mean(dim=(2, 3, 4))
 
 

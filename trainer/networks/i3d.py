@@ -32,14 +32,15 @@ MIXED = {  # 1x1; 1x1 then 3x3 (two numbers); the like again; after the pool
 CHANNELS = 1024
 """Of the last module's output."""
 
+ONE = (1, 1, 1)
 SHORTEST = 9  # frames: fewer leave less than the two steps of the last pool
 
 
 class Unit(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU."""
+    """Convolution without bias, 1x1x1 unless a `kernel` is given, batch normalisation, ReLU."""
 
     def __init__(
-        self, norm: Norm, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1)
+        self, norm: Norm, in_channels: int, out_channels: int, kernel: Triple = ONE, stride: Triple = ONE
     ):
         super().__init__()
         self.conv = Conv3dSame(in_channels, out_channels, kernel, stride)
@@ -57,17 +58,13 @@ class Mixed(nn.Module):
 
     def __init__(self, norm: Norm, in_channels: int, widths: tuple[int, ...], kernel: Triple):
         super().__init__()
-        one, before, after, before_small, after_small, pooled = widths
-        self.branch_0 = Unit(norm, in_channels, one, (1, 1, 1))
-        self.branch_1 = nn.Sequential(
-            Unit(norm, in_channels, before, (1, 1, 1)), Unit(norm, before, after, kernel)
-        )
+        one, before, after, before_2, after_2, pooled = widths
+        self.branch_0 = Unit(norm, in_channels, one)
+        self.branch_1 = nn.Sequential(Unit(norm, in_channels, before), Unit(norm, before, after, kernel))
         self.branch_2 = nn.Sequential(
-            Unit(norm, in_channels, before_small, (1, 1, 1)), Unit(norm, before_small, after_small, kernel)
+            Unit(norm, in_channels, before_2), Unit(norm, before_2, after_2, kernel)
         )
-        self.branch_3 = nn.Sequential(
-            MaxPool3dSame(kernel, (1, 1, 1)), Unit(norm, in_channels, pooled, (1, 1, 1))
-        )
+        self.branch_3 = nn.Sequential(MaxPool3dSame(kernel, ONE), Unit(norm, in_channels, pooled))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.branch_0(x), self.branch_1(x), self.branch_2(x), self.branch_3(x)], dim=1)
@@ -84,7 +81,7 @@ def inception_v1(
     three, two = ((3, 3, 3), (2, 2, 2)) if time else ((1, 3, 3), (1, 2, 2))
     yield "conv_1a", Unit(norm, in_channels, 64, kernel, stride)
     yield "pool_2a", MaxPool3dSame((1, 3, 3), (1, 2, 2))
-    yield "conv_2b", Unit(norm, 64, 64, (1, 1, 1))
+    yield "conv_2b", Unit(norm, 64, 64)
     yield "conv_2c", Unit(norm, 64, 192, three)
     yield "pool_3a", MaxPool3dSame((1, 3, 3), (1, 2, 2))
     channels = 192
@@ -98,7 +95,7 @@ def inception_v1(
 
 
 class I3D(nn.Module):
-    """One tower of the Two-Stream Inflated 3D ConvNet.
+    """One stream of the Two-Stream Inflated 3D ConvNet.
 
     Takes (N, `in_channels`, T, H, W) float in [-1, 1], 3 channels for RGB and 2 for flow, T >= 9 at 25 frames
     a second; 224x224 as published, other crops by a last pool of (2, min(7, h), min(7, w)).
@@ -136,7 +133,6 @@ class I3D(nn.Module):
         return self.logits(self.dropout(self.pooled(x))).mean(dim=(3, 4)).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> logits (N, num_classes), averaged over time before any softmax."""
         return self.logits_over_time(x).mean(dim=1)
 
     def features(self, x: Tensor) -> Tensor:
@@ -155,7 +151,7 @@ def initialise(module: nn.Module) -> None:
 
 register(
     "i3d",
-    I3D,  # one tower; Two-Stream I3D is one for each stream, trained separately, whose logits are added
+    I3D,  # of one stream; Two-Stream I3D is one for each stream, trained separately, whose logits are added
     configuration="i3d",
     sizes=(64, 224, 224),
     source="Carreira and Zisserman, CVPR 2017, arXiv:1705.07750; github.com/google-deepmind/kinetics-i3d",

@@ -44,21 +44,16 @@ class Conv3d(nn.Conv3d):
 
 
 class Conv3dSame(Conv3d):
-    """A 3D convolution padded with zeros as TensorFlow's SAME. (N, C, T, H, W) -> (N, C', T/s, H/s, W/s)."""
+    """A 3D convolution without bias, padded with zeros as TensorFlow's SAME.
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: Triple,
-        stride: Triple = (1, 1, 1),
-        bias: bool = False,
-    ):
+    (N, C, T, H, W) -> (N, C', T/s, H/s, W/s).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1)):
         # With stride 1 SAME is symmetric and needs no copy; with a larger one it depends on the size.
         t, h, w = kernel if stride == (1, 1, 1) else (1, 1, 1)
-        super().__init__(
-            in_channels, out_channels, kernel, stride, padding=(t // 2, h // 2, w // 2), bias=bias
-        )
+        padding = (t // 2, h // 2, w // 2)
+        super().__init__(in_channels, out_channels, kernel, stride, padding, bias=False)
         self.kernel, self.steps = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,9 +75,6 @@ class MaxPool3dSame(nn.Module):
         padding = same_padding(x.shape[2:], self.kernel, self.stride)
         return F.max_pool3d(F.pad(x, padding, value=float("-inf")), self.kernel, self.stride)
 
-    def extra_repr(self) -> str:
-        return f"kernel={self.kernel}, stride={self.stride}"
-
 
 class BatchNorm3d(nn.BatchNorm3d):
     """Batch normalisation whose scale (gamma) may be fixed at one, as in DeepMind's I3D.
@@ -97,16 +89,10 @@ class BatchNorm3d(nn.BatchNorm3d):
         if not scale:
             del self.weight
             self.register_buffer("weight", torch.ones(channels), persistent=False)
-
         self.train()
 
     def train(self, mode: bool = True) -> BatchNorm3d:
         return super().train(mode and not self.frozen)
-
-    def reset_parameters(self) -> None:
-        self.reset_running_stats()
-        nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
 
 
 @dataclass(frozen=True)
@@ -141,9 +127,6 @@ class Dropout(nn.Module):
             return F.dropout(x, self.probability)
         keep = uniform(self.seeds.to(x.device), x[0].numel()) >= self.probability
         return x * keep.view(x.shape) / (1 - self.probability)
-
-    def extra_repr(self) -> str:
-        return f"probability={self.probability}"
 
 
 def seed_dropout(module: nn.Module, seeds: Tensor | None) -> None:

@@ -70,11 +70,8 @@ class BatchNormLSTM(nn.Module):
             hidden = read.sigmoid() * self.cell_norms[step](cell).tanh()
             out.append(hidden)
         if self.input_norms[0].training:  # not where statistics stay
-            self._extend(len(inputs))
+            last = len(inputs) - 1
+            for norms in (self.input_norms, self.hidden_norms, self.cell_norms):
+                for later in norms[last + 1 :]:
+                    later.load_state_dict(norms[last].state_dict())
         return torch.stack(out, dim=1)
-
-    def _extend(self, steps: int) -> None:
-        """Copy the running statistics of the last of so many `steps` to the steps after it."""
-        for norms in (self.input_norms, self.hidden_norms, self.cell_norms):
-            for later in norms[steps:]:
-                later.load_state_dict(norms[steps - 1].state_dict())

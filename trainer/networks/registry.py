@@ -18,12 +18,13 @@ class Entry:
 
     Attributes:
         build: (num_classes, in_channels, norm=Norm, **options) -> module. Every network has the option
-            dropout, the probability before its last layer.
+            dropout, the probability before its last layer. Its forward takes (N, C, T, H, W) and gives logits
+            (N, num_classes), `features` gives the means that go into the last layer.
         configuration: its default configuration, a name in trainer/configurations.
         sizes: (frames, height, width) at which its multiply-adds are published.
         source: where network and figures are published.
         streams: "rgb", "flow" or "both": what it can be trained on; the first is the default. A network with
-            `separate_streams` is trained on "both" as one independent tower a stream, whose logits are added.
+            `separate_streams` is trained on "both" as one module a stream, whose logits are added.
         accuracy: published top-1 on Kinetics-400, per cent, by stream.
         norm: its batch normalisation as published.
         flow_frames: the number of flow frames, where it differs from that of RGB.

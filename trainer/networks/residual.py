@@ -88,13 +88,14 @@ def bottleneck(
     norm: Norm,
     inner: int,
     kernel: Triple = (1, 3, 3),
-    frames: Callable[[int], int] = lambda number: 1,
+    frames: tuple[int, int] = (1, 1),
     groups: int = 1,
     kind: Callable[..., Bottleneck] = Bottleneck,
 ) -> Block:
-    """Bottlenecks whose first convolution spans `frames(number)`, the second `kernel` in so many `groups`.
+    """Bottlenecks whose first convolution spans `frames`, the second `kernel` in so many `groups`.
 
-    A block strides time where `kernel` spans it. `kind` takes the arguments of `Bottleneck`.
+    `frames` are of blocks of even and of odd number. A block strides time where `kernel` spans it. `kind`
+    takes the arguments of `Bottleneck`.
     """
 
     def block(in_channels: int, stride: int, number: int) -> Bottleneck:
@@ -102,7 +103,7 @@ def bottleneck(
         return kind(
             norm,
             inner,
-            convolution(in_channels, inner, (frames(number), 1, 1)),
+            convolution(in_channels, inner, (frames[number % 2], 1, 1)),
             convolution(inner, inner, kernel, strides, groups),
             projection(norm, in_channels, 4 * inner, strides),
         )
@@ -112,9 +113,8 @@ def bottleneck(
 
 def stage(block: Block, depth: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """`depth` blocks, of which the first strides and changes the number of channels."""
-    return nn.Sequential(
-        *(block(in_channels if i == 0 else out_channels, stride if i == 0 else 1, i) for i in range(depth))
-    )
+    later = (block(out_channels, 1, number) for number in range(1, depth))
+    return nn.Sequential(block(in_channels, stride, 0), *later)
 
 
 def stages(blocks: Sequence[Block], layers: int, expansion: int = 4) -> list[nn.Sequential]:
@@ -129,9 +129,8 @@ def stages(blocks: Sequence[Block], layers: int, expansion: int = 4) -> list[nn.
 class ResidualNetwork(nn.Module):
     """A stem, four stages, the mean over time and space, dropout and a linear layer.
 
-    Takes (N, C, T, H, W) float; any T, H and W that leave something to average.
-
-    `stages` and `expansion` are as the function `stages` has them.
+    Takes (N, C, T, H, W) float; any T, H and W that leave something to average. `stages` and `expansion` are
+    as the function `stages` has them.
     """
 
     def __init__(
@@ -158,7 +157,6 @@ class ResidualNetwork(nn.Module):
         return self.maps(x).mean(dim=(2, 3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> logits (N, num_classes)."""
         return self.fc(self.dropout(self.features(x)))
 
 

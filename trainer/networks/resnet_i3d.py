@@ -64,6 +64,7 @@ class NonLocal(nn.Module):
         self.g = nn.Conv3d(channels, self.inner, 1)
         self.out = nn.Conv3d(self.inner, channels, 1)
         self.norm = norm(channels)
+        nn.init.zeros_(self.norm.weight)
         self.pool = nn.MaxPool3d((1, 2, 2)) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,9 +121,7 @@ class ResNetI3D(ResidualNetwork):
         if nonlocal_blocks not in BLOCKS:
             raise ValueError(f"nonlocal_blocks is {nonlocal_blocks}: choose one of {list(BLOCKS)}")
         frames = ((3, 3), (3, 1), (3, 1), (1, 3))  # of even and odd blocks, by stage
-        blocks = [
-            bottleneck(norm, w, frames=partial(_alternate, f)) for w, f in zip(WIDTHS, frames, strict=True)
-        ]
+        blocks = [bottleneck(norm, w, frames=f) for w, f in zip(WIDTHS, frames, strict=True)]
         layers = stages(blocks, 50)
         layers[0].append(nn.MaxPool3d((2, 1, 1)))
         for layer, width, places in zip(layers[1:3], WIDTHS[1:3], BLOCKS[nonlocal_blocks], strict=True):
@@ -135,13 +134,6 @@ class ResNetI3D(ResidualNetwork):
         )
         super().__init__(stem, layers, num_classes, dropout)
         initialise(self, zero_last=True)
-        for module in self.modules():
-            if isinstance(module, NonLocal):
-                nn.init.zeros_(module.norm.weight)
-
-
-def _alternate(frames: tuple[int, int], number: int) -> int:
-    return frames[number % 2]
 
 
 _register = partial(register, source=SOURCE)

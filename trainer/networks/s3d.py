@@ -52,18 +52,16 @@ class Gate(nn.Module):
 class SeparableMixed(nn.Module):
     """An Inception module of separable convolutions. (N, C, T, H, W) -> (N, `channels`, T, H, W)."""
 
-    def __init__(
-        self, norm: Norm, in_channels: int, widths: tuple[int, int, int, int, int, int], gated: bool
-    ):
+    def __init__(self, norm: Norm, in_channels: int, widths: tuple[int, ...], gated: bool):
         super().__init__()
-        one, before, after, before_small, after_small, pooled = widths
+        one, before, after, before_2, after_2, pooled = widths
         self.branch0 = pointwise(norm, in_channels, one)
         self.branch1 = nn.Sequential(pointwise(norm, in_channels, before), separable(norm, before, after, 3))
         self.branch2 = nn.Sequential(
-            pointwise(norm, in_channels, before_small), separable(norm, before_small, after_small, 3)
+            pointwise(norm, in_channels, before_2), separable(norm, before_2, after_2, 3)
         )
         self.branch3 = nn.Sequential(nn.MaxPool3d(3, 1, padding=1), pointwise(norm, in_channels, pooled))
-        outs = (one, after, after_small, pooled)
+        outs = (one, after, after_2, pooled)
         self.gates = nn.ModuleList(Gate(width) if gated else nn.Identity() for width in outs)
         self.channels = sum(outs)
 
@@ -114,7 +112,6 @@ class S3D(nn.Module):
         return F.avg_pool3d(x, (min(2, x.shape[2]), min(7, x.shape[3]), min(7, x.shape[4])), stride=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> logits (N, num_classes), averaged over time."""
         return self.classifier(self.pooled(x)).mean(dim=(2, 3, 4))
 
     def features(self, x: Tensor) -> Tensor:
@@ -144,14 +141,9 @@ class HalfI3D(I3D):
         for name in LAYERS[:at] if heavy == "top" else LAYERS[at:]:
             for unit in self.get_submodule(f"mixed_{name}" if name in MIXED else f"conv_{name}").modules():
                 if isinstance(unit, Unit) and unit.conv.kernel[0] > 1:
-                    unit.conv = _flat(unit.conv)
-
-
-def _flat(conv: Conv3dSame) -> Conv3dSame:
-    """The convolution without time in its kernel, freshly initialised."""
-    flat = Conv3dSame(conv.in_channels, conv.out_channels, (1, *conv.kernel[1:]), conv.steps)
-    initialise(flat)
-    return flat
+                    old, flat = unit.conv, (1, *unit.conv.kernel[1:])
+                    unit.conv = Conv3dSame(old.in_channels, old.out_channels, flat, old.steps)
+                    initialise(unit.conv)
 
 
 def _pool(kernel: Triple, stride: Triple) -> nn.MaxPool3d:

@@ -111,8 +111,8 @@ class SlowFast(nn.Module):
             joined = Lateral(norm, *before, alpha, lateral, fusion, lateral_size)
             self.laterals.append(joined)
             depth, stride = DEPTHS[50][number], 1 if number == 0 else 2
-            on_slow = bottleneck(norm, slow, frames=(lambda _: 1) if number < 2 else (lambda _: 3))
-            on_fast = bottleneck(norm, fast, frames=lambda _: 3)
+            on_slow = bottleneck(norm, slow, frames=(1, 1) if number < 2 else (3, 3))
+            on_fast = bottleneck(norm, fast, frames=(3, 3))
             self.slow.append(stage(on_slow, depth, joined.channels, 4 * slow, stride))
             self.fast.append(stage(on_fast, depth, before[1], 4 * fast, stride))
             before = (4 * slow, 4 * fast)
@@ -137,7 +137,6 @@ class SlowFast(nn.Module):
         return torch.arange(count) * (frames - 1) // torch.sym_max(1, count - 1)  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> logits (N, num_classes)."""
         return self.fc(self.dropout(self.features(x)))
 
 

@@ -27,19 +27,17 @@ class SmallBigBottleneck(Bottleneck):
     def __init__(self, norm: Norm, inner: int, first: nn.Module, second: nn.Module, shortcut: nn.Module):
         super().__init__(norm, inner, first, second, shortcut)
         self.big = nn.ModuleList(norm(channels) for channels in (inner, inner, 4 * inner))
+        for parameter in self.big.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self._views(0, self.conv1, x, 3), inplace=True)
-        y = F.relu(self._views(1, self.conv2, y, 3), inplace=True)
-        return F.relu(self._views(2, self.conv3, y, None) + self.downsample(x), inplace=True)
+        y = F.relu(self._views(0, self.conv1, x, F.max_pool3d(x, 3, 1, padding=1)), inplace=True)
+        y = F.relu(self._views(1, self.conv2, y, F.max_pool3d(y, 3, 1, padding=1)), inplace=True)
+        around = F.max_pool3d(y.amax(dim=2, keepdim=True), (1, 3, 3), 1, padding=(0, 1, 1))
+        return F.relu(self._views(2, self.conv3, y, around) + self.downsample(x), inplace=True)
 
-    def _views(self, number: int, layer: nn.Sequential, x: Tensor, span: int | None) -> Tensor:
-        """The sum of both views; `span` is of the maximum in time, None for all of it."""
-        if span is None:
-            big = F.max_pool3d(x.amax(dim=2, keepdim=True), (1, 3, 3), 1, padding=(0, 1, 1))
-        else:
-            big = F.max_pool3d(x, (span, 3, 3), 1, padding=(span // 2, 1, 1))
-        return layer[1](layer[0](x)) + self.big[number](layer[0](big))
+    def _views(self, number: int, layer: nn.Sequential, x: Tensor, around: Tensor) -> Tensor:
+        return layer[1](layer[0](x)) + self.big[number](layer[0](around))
 
 
 class SmallBigNet(ResidualNetwork):
@@ -53,10 +51,6 @@ class SmallBigNet(ResidualNetwork):
         kinds = (Bottleneck, *[SmallBigBottleneck] * 3)
         blocks = [bottleneck(norm, inner, kind=kind) for inner, kind in zip(WIDTHS, kinds, strict=True)]
         super().__init__(stem(norm, in_channels), stages(blocks, 50), num_classes, dropout)
-        for module in self.modules():
-            if isinstance(module, SmallBigBottleneck):
-                for parameter in module.big.parameters():
-                    nn.init.zeros_(parameter)
 
 
 register(

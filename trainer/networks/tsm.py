@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.layers import Norm
@@ -49,12 +50,7 @@ class Shift(nn.Module):
         return torch.cat([before, x[:, kept.shape[1] :]], dim=1), kept
 
     def _moved(self, x: Tensor, by: int) -> Tensor:
-        moved = x.roll(by, dims=2)
-        if self.padding == "circulant":
-            return moved
-        end = torch.zeros_like(x[:, :, :1])
-        parts = [end, moved[:, :, 1:]] if by > 0 else [moved[:, :, :-1], end]
-        return torch.cat(parts, dim=2)
+        return x.roll(by, dims=2) if self.padding == "circulant" else F.pad(x, (0, 0, 0, 0, by, -by))
 
 
 class ShiftedBottleneck(Bottleneck):
@@ -119,7 +115,6 @@ class TSM(ResidualNetwork):
         return self.fc(self.dropout(self.maps(x).mean(dim=(3, 4)).transpose(1, 2)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> logits (N, num_classes)."""
         return self.logits_over_time(x).mean(dim=1)
 
     def step(self, frame: Tensor, state: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:

@@ -7,12 +7,15 @@ github.com/yjxiong/tsn-pytorch.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.layers import Dropout, Norm
 from trainer.networks.registry import register
+from trainer.networks.residual import activated, convolution
 
 SOURCE = "Wang et al., ECCV 2016, arXiv:1608.00859; github.com/yjxiong/tsn-pytorch"
 
@@ -36,10 +39,8 @@ SNIPPET = 5
 
 def unit(norm: Norm, in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Sequential:
     """A 2D convolution with a bias, normalisation, ReLU."""
-    conv = nn.Conv3d(
-        in_channels, out_channels, (1, size, size), (1, stride, stride), (0, size // 2, size // 2), bias=True
-    )
-    return nn.Sequential(conv, norm(out_channels), nn.ReLU(inplace=True))
+    conv = convolution(in_channels, out_channels, (1, size, size), (1, stride, stride), bias=True)
+    return activated(conv, norm(out_channels))
 
 
 class StridedPool(nn.Module):
@@ -52,11 +53,9 @@ class StridedPool(nn.Module):
         return F.max_pool3d(x, (1, 3, 3), (1, 2, 2), ceil_mode=True)
 
 
-class AveragePool(nn.Module):
-    """The mean of 3x3 at every place, zeros beyond the edge counted."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool3d(F.pad(x, (1, 1, 1, 1)), (1, 3, 3), 1)  # padded here, since torch minds 2x2 maps
+def average_pool() -> nn.Sequential:
+    """The mean of 3x3 at every place, zeros beyond the edge counted; torch's own padding minds 2x2 maps."""
+    return nn.Sequential(nn.ZeroPad3d((1, 1, 1, 1, 0, 0)), nn.AvgPool3d((1, 3, 3), 1))
 
 
 class Inception(nn.Module):
@@ -64,26 +63,20 @@ class Inception(nn.Module):
 
     def __init__(self, norm: Norm, in_channels: int, name: str):
         super().__init__()
-        one, (before, after), (before_double, after_double), pooled = MODULES[name]
+        one, (reduced, width), (reduced_2, width_2), pooled = MODULES[name]
         stride = 1 if one else 2
         branches: list[nn.Module] = [unit(norm, in_channels, one, 1)] if one else []
-        branches.append(
-            nn.Sequential(unit(norm, in_channels, before, 1), unit(norm, before, after, 3, stride))
-        )
-        branches.append(
-            nn.Sequential(
-                unit(norm, in_channels, before_double, 1),
-                unit(norm, before_double, after_double, 3),
-                unit(norm, after_double, after_double, 3, stride),
-            )
-        )
+        first = unit(norm, in_channels, reduced, 1)
+        branches.append(nn.Sequential(first, unit(norm, reduced, width, 3, stride)))
+        first, second = unit(norm, in_channels, reduced_2, 1), unit(norm, reduced_2, width_2, 3)
+        branches.append(nn.Sequential(first, second, unit(norm, width_2, width_2, 3, stride)))
         if stride == 2:
             branches.append(StridedPool())
         else:
-            pool = nn.MaxPool3d((1, 3, 3), 1, padding=(0, 1, 1)) if name == "5b" else AveragePool()
+            pool = nn.MaxPool3d((1, 3, 3), 1, padding=(0, 1, 1)) if name == "5b" else average_pool()
             branches.append(nn.Sequential(pool, unit(norm, in_channels, pooled, 1)))
         self.branches = nn.ModuleList(branches)
-        self.channels = one + after + after_double + (pooled or in_channels)
+        self.channels = one + width + width_2 + (pooled or in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self.branches], dim=1)
@@ -110,7 +103,7 @@ class TSN(nn.Module):
         stacked = snippet if in_channels == 2 else 1
         first = nn.Conv3d(in_channels, 64, (stacked, 7, 7), (snippet, 2, 2), padding=(0, 3, 3))
         layers: list[nn.Module] = [
-            nn.Sequential(first, norm(64), nn.ReLU(inplace=True)),
+            activated(first, norm(64)),
             StridedPool(),
             unit(norm, 64, 64, 1),
             unit(norm, 64, 192, 3),
@@ -137,7 +130,6 @@ class TSN(nn.Module):
         return self.over_time(x).mean(dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 5 K, H, W) -> logits (N, num_classes)."""
         return self.fc(self.dropout(self.over_time(x))).mean(dim=1)
 
 
@@ -151,12 +143,5 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-register(
-    "tsn-bninception",
-    TSN,
-    configuration="tsn",
-    sizes=(15, 224, 224),
-    source=SOURCE,
-    streams=("rgb", "flow", "both"),
-    separate_streams=True,
-)
+_register = partial(register, streams=("rgb", "flow", "both"), separate_streams=True, source=SOURCE)
+_register("tsn-bninception", TSN, configuration="tsn", sizes=(15, 224, 224))

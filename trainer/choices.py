@@ -27,7 +27,7 @@ FORMATS = {
     "hara": "hara",
     "bninception": "bninception",
 }
-"""Publishers of weights, and the module of `trainer.weights` that reads theirs."""
+"""Publishers of weights, and the module of `trainer.weights.formats` that reads theirs."""
 
 
 class ConfigurationError(CallError, ValueError):

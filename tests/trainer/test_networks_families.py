@@ -16,7 +16,7 @@ from trainer.networks.s3d import LAYERS
 from trainer.networks.slowfast import Lateral
 from trainer.networks.tsm import Shift
 from trainer.stream_models import Objective, StreamModel
-from trainer.weights import torchvision as from_torchvision
+from trainer.weights.formats import torchvision as from_torchvision
 
 
 @pytest.mark.parametrize("name", from_torchvision.NAMES)

@@ -10,7 +10,7 @@ import torch
 from trainer import networks
 from trainer.configuration import ConfigurationError, as_begun, difference, from_dict, read, resolve
 from trainer.optimisation import Optimisation, learning_rate
-from trainer.weights import hara
+from trainer.weights.formats import hara
 
 
 def test_i3d_is_set_as_published_by_default():

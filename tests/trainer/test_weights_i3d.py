@@ -16,7 +16,8 @@ import torch
 
 from pipeline.flow import tvl1_clip
 from trainer import networks, weights
-from trainer.weights import Description, WeightsError, deepmind, hassony2, piergiaj
+from trainer.weights import Description, WeightsError
+from trainer.weights.formats import deepmind, hassony2, piergiaj
 
 CHANNELS = {"rgb": 3, "flow": 2}
 PREFIX = {"rgb": "RGB/inception_i3d/", "flow": "Flow/inception_i3d/"}

@@ -14,7 +14,7 @@ from trainer import checkpoint as checkpoints
 from trainer import configuration, networks, stream_models, weights
 from trainer.__main__ import main
 from trainer.weights import WeightsError
-from trainer.weights import torchvision as from_torchvision
+from trainer.weights.formats import torchvision as from_torchvision
 
 LABELS = Path(__file__).parents[2] / "manifests"
 

@@ -1,4 +1,4 @@
-"""Reads checkpoints of other implementations, one file a format, and inflates 2D weights."""
+"""Reads checkpoints of other implementations, one file of `formats` each, and inflates 2D weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.weights.keys import Description, WeightsError, check
 __all__ = ["Description", "WeightsError", "inflate", "initialise", "load"]
 
 _READERS: dict[str, ModuleType] = {
-    name: importlib.import_module(f"{__name__}.{module}") for name, module in FORMATS.items()
+    name: importlib.import_module(f"{__name__}.formats.{module}") for name, module in FORMATS.items()
 }
 
 

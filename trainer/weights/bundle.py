@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -120,22 +121,18 @@ def _read_shard(file: Path, entries: list[Entry]) -> dict[str, Tensor]:
 
 
 def _read_tensor(stream: BinaryIO, file: Path, entry: Entry) -> Tensor:
-    if entry.type not in TYPES:
-        raise WeightsError(
-            f"{file} holds {entry.name} of type {entry.type}, no number: take a checkpoint of weights"
-        )
-    dtype = TYPES[entry.type]
+    dtype = TYPES.get(entry.type)
+    if dtype is None:
+        what = f"{entry.name} of type {entry.type}, no number"
+        raise WeightsError(f"{file} holds {what}: take a checkpoint of weights")
     most = math.prod(max(1, length) for length in entry.shape)
     if most > _MOST_ELEMENTS or math.prod(entry.shape) * dtype.itemsize != entry.size:
         raise WeightsError(f"{file}: {entry.name} is no {dtype} of {entry.shape}: {_DAMAGED}")
     data = bytearray(stream.read(entry.size))
     if masked_crc(bytes(data)) != entry.crc:
         raise WeightsError(f"{file} is damaged in {entry.name}, its checksum is another: {_DAMAGED}")
-    return (
-        torch.frombuffer(data, dtype=dtype).reshape(entry.shape)
-        if data
-        else torch.empty(entry.shape, dtype=dtype)
-    )
+    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return flat.reshape(entry.shape)
 
 
 def _read_index(file: Path) -> tuple[int, list[Entry]]:
@@ -165,14 +162,17 @@ def _rows(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = data[-_FOOTER_SIZE:]
     if len(data) < _FOOTER_SIZE or not footer.endswith(_MAGIC):
         raise ValueError("its last bytes are others")
-    meta_offset, place = _varint(footer, 0)
-    meta_size, place = _varint(footer, place)
-    offset, place = _varint(footer, place)
-    size, place = _varint(footer, place)
-    if any(footer[place : -len(_MAGIC)]):
+    stream = BytesIO(footer.removesuffix(_MAGIC))
+    meta, index = _handle(stream), _handle(stream)
+    if any(stream.read()):
         raise ValueError("its footer is longer than it should be")
-    handles = [_handle(value) for _, value in _block(data, offset, size)]
-    handles += [(meta_offset, meta_size), (offset, size)]
+    handles = []
+    for _, value in _block(data, *index):
+        stream = BytesIO(value)
+        handles.append(_handle(stream))
+        if stream.read():
+            raise ValueError("a block's place is not understood")
+    handles += [meta, index]
     end = 0
     for begin, length in handles:  # side by side, so that no byte stands outside a block
         if begin != end:
@@ -180,11 +180,11 @@ def _rows(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = begin + length + _TRAILER_SIZE
     if end != len(data) - _FOOTER_SIZE:
         raise ValueError("its blocks do not end where its footer begins")
-    if list(_block(data, meta_offset, meta_size)):
+    if list(_block(data, *meta)):
         raise ValueError("it has a filter, which TensorFlow does not write")
     before: bytes | None = None
-    for begin, length in handles[:-2]:
-        for key, value in _block(data, begin, length):
+    for handle in handles[:-2]:
+        for key, value in _block(data, *handle):
             if before is not None and key <= before:
                 raise ValueError("its keys are not in order")
             yield key, value
@@ -201,32 +201,23 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     if data[end]:
         raise ValueError("it is compressed, which TensorFlow does not do to an index")
     restarts = int.from_bytes(data[end - 4 : end], "little")
-    stop = end - 4 - 4 * restarts
-    if stop < offset:
+    most = size - 4 - 4 * restarts
+    if most < 0:
         raise ValueError("a block has more restarts than bytes")
-    key, place = b"", offset
-    while place < stop:
-        shared, place = _varint(data, place)
-        rest, place = _varint(data, place)
-        length, place = _varint(data, place)
-        if shared > len(key) or place + rest + length > stop:
+    key, stream = b"", BytesIO(data[offset : offset + most])
+    while stream.tell() < most:
+        shared, rest, length = _varint(stream), _varint(stream), _varint(stream)
+        if shared > len(key) or stream.tell() + rest + length > most:
             raise ValueError("an entry is longer than its block")
         if shared + rest > _LONGEST_NAME:
             raise ValueError("a name is longer than a variable's")
-        key = key[:shared] + data[place : place + rest]
-        place += rest
-        yield key, data[place : place + length]
-        place += length
-    if place != stop:
-        raise ValueError("an entry is longer than its block")
+        key = key[:shared] + stream.read(rest)
+        yield key, stream.read(length)
 
 
-def _handle(value: bytes) -> tuple[int, int]:
-    offset, place = _varint(value, 0)
-    size, place = _varint(value, place)
-    if place != len(value):
-        raise ValueError("a block's place is not understood")
-    return offset, size
+def _handle(stream: BytesIO) -> tuple[int, int]:
+    """The place of a block: its offset and size."""
+    return _varint(stream), _varint(stream)
 
 
 def _shards(header: bytes) -> int:
@@ -248,7 +239,10 @@ def _entry(name: bytes, value: bytes) -> Entry:
         if number == 7:
             raise ValueError(f"{name!r} is partitioned, which no checkpoint of weights known here is")
         if number == 2 and isinstance(field, bytes):
-            shape = tuple(_dimension(f) for n, f in _fields(field) if n == 2 and isinstance(f, bytes))
+            sizes = [dict(_fields(f)).get(1, 0) for n, f in _fields(field) if n == 2 and isinstance(f, bytes)]
+            shape = tuple(size for size in sizes if isinstance(size, int))
+            if len(shape) != len(sizes):
+                raise ValueError("a dimension is no number")
         elif isinstance(field, int):
             plain[number] = field
     if len(shape) > _MOST_DIMENSIONS:
@@ -257,43 +251,29 @@ def _entry(name: bytes, value: bytes) -> Entry:
     return Entry(name.decode("utf-8"), plain.get(1, 0), shape, shard, offset, size, crc)
 
 
-def _dimension(value: bytes) -> int:
-    """A TensorShapeProto.Dim."""
-    size = dict(_fields(value)).get(1, 0)
-    if not isinstance(size, int):
-        raise ValueError("a dimension is no number")
-    return size
-
-
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Numbers and values of a protocol buffer's fields (protobuf.dev/programming-guides/encoding)."""
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        number, kind = tag >> 3, tag & 7
+    stream = BytesIO(data)
+    while stream.tell() < len(data):
+        number, kind = divmod(_varint(stream), 8)
         if kind == 0:
-            value, place = _varint(data, place)
-            yield number, value
+            yield number, _varint(stream)
             continue
-        length = {1: 8, 5: 4}.get(kind, 0)
-        if kind == 2:
-            length, place = _varint(data, place)
-        elif not length:
+        if kind not in (1, 2, 5):
             raise ValueError("a message is not understood")
-        if place + length > len(data):
+        length = _varint(stream) if kind == 2 else {1: 8, 5: 4}[kind]
+        if stream.tell() + length > len(data):
             raise ValueError("a message is cut short")
-        piece = data[place : place + length]
+        piece = stream.read(length)
         yield number, piece if kind == 2 else int.from_bytes(piece, "little")
-        place += length
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the place after it. Raises IndexError where the data ends."""
+def _varint(stream: BytesIO) -> int:
+    """The next number, of seven bits a byte. Raises IndexError where the data ends."""
     value = 0
     for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
+        byte = stream.read(1)[0]
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, place
+            return value
     raise ValueError("a number has no end")

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from trainer.weights.keys import AbsentError, WeightsError
 
-_INSIDE = ("state_dict", "model_state")
-"""Keys under which a training program's file has its weights."""
-
-_PARALLEL = "module."
-"""The prefix that torch's DataParallel adds to each name."""
+_INSIDE = ("state_dict", "model_state")  # keys under which a training program's file has its weights
+_PARALLEL = "module."  # torch's DataParallel adds it to each name
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -33,9 +30,8 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): download it again") from None
     except Exception as error:  # whatever a damaged or hostile file makes torch raise
         said = str(error).strip().split("\n")[0][:120]
-        raise WeightsError(
-            f"{path} is damaged or holds more than weights ({type(error).__name__}: {said}): copy it again"
-        ) from None
+        why = f"is damaged or holds more than weights ({type(error).__name__}: {said})"
+        raise WeightsError(f"{path} {why}: copy it again") from None
     for name in _INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
@@ -43,9 +39,8 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} holds no state dict: take the file of weights")
     for name, value in found.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise WeightsError(
-                f"{path}: its {name} holds no plain numbers: take the file as it was published"
-            )
+            unfit = f"{path}: its {name} holds no plain numbers"
+            raise WeightsError(f"{unfit}: take the file as it was published")
     names = [str(name) for name in found]
     cut = len(_PARALLEL) if all(name.startswith(_PARALLEL) for name in names) else 0
     return {name[cut:]: value for name, value in zip(names, found.values(), strict=True)}

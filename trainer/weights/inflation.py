@@ -5,9 +5,10 @@ The image networks are torchvision's GoogLeNet and ResNet-50.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,9 @@ GOOGLENET = (
     "conv2",
     "conv3",
     *(
-        f"inception{module}.{branch}"
+        f"inception{module}.branch{branch}"
         for module in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
-        for branch in ("branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branch4.1")
+        for branch in ("1", "2.0", "2.1", "3.0", "3.1", "4.1")
     ),
 )
 """Units of torchvision's GoogLeNet, in the order of I3D's. Its "5x5" branch is 3x3, as in I3D."""
@@ -36,6 +37,9 @@ GOOGLENET = (
 _HEADS = ("logits", "fc")
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"
+_AUXILIARY = rf"aux[12]\.(conv\.conv\.weight|conv\.bn\.({'|'.join(_NORM)}|{_COUNTER})|fc[12]\.(weight|bias))"
+_UNUSED = re.compile(rf"fc\.(weight|bias)|{_AUXILIARY}")
+"""Weights that are not used: the last layer's, and GoogLeNet's auxiliary ones."""
 
 
 def inflate(state_dict_2d: Mapping[str, Tensor], module_3d: nn.Module) -> dict[str, Tensor]:
@@ -58,8 +62,7 @@ def inflate(state_dict_2d: Mapping[str, Tensor], module_3d: nn.Module) -> dict[s
 
     Raises WeightsError for a module that no image network is known for, and a key missing or unknown.
     """
-    own = module_3d.state_dict()
-    return own | _inflated(state_dict_2d, module_3d)
+    return module_3d.state_dict() | _inflated(state_dict_2d, module_3d)
 
 
 def initialise(networks: Iterable[nn.Module], path: str | Path) -> list[str]:
@@ -68,7 +71,7 @@ def initialise(networks: Iterable[nn.Module], path: str | Path) -> list[str]:
     Raises WeightsError.
     """
     state = read_torch(Path(path))
-    fresh: dict[str, None] = {}
+    fresh: dict[str, None] = {}  # in its order
     folded = False
     for network in networks:
         try:
@@ -77,7 +80,7 @@ def initialise(networks: Iterable[nn.Module], path: str | Path) -> list[str]:
             raise WeightsError(f"{path}: {error}") from None
         own = network.state_dict()
         network.load_state_dict(own | inflated)
-        fresh |= {name: None for name in own if name not in inflated and not name.endswith(_COUNTER)}
+        fresh |= dict.fromkeys(name for name in own if name not in inflated and not name.endswith(_COUNTER))
         folded |= any(isinstance(m, BatchNorm3d) and not (m.scale or m.frozen) for m in network.modules())
     told = [f"left fresh, the image network not having them: {', '.join(fresh)}"] if fresh else []
     if folded:
@@ -90,14 +93,14 @@ def initialise(networks: Iterable[nn.Module], path: str | Path) -> list[str]:
 
 def _inflated(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """The weights that `module` gets, by our names."""
-    pairs = _pairs(module)
+    layers = _layers(module)
     own = module.state_dict()
-    wanted = {f"{layer.conv}.weight" for layer in pairs} | {
-        f"{p.norm}.{part}" for p in pairs for part in _NORM
-    }
-    found = rename(state, {name: name for name in sorted(wanted)}, _unused(pairs))
+    wanted = {f"{layer.conv}.weight" for layer in layers}
+    wanted |= {f"{layer.norm}.{part}" for layer in layers for part in _NORM}
+    unused = {f"{layer.norm}.{_COUNTER}" for layer in layers} | {n for n in state if _UNUSED.fullmatch(n)}
+    found = rename(state, {name: name for name in sorted(wanted)}, unused)
     result: dict[str, Tensor] = {}
-    for layer in pairs:
+    for layer in layers:
         kernel = _repeated(found[f"{layer.conv}.weight"], own[f"{layer.our_conv}.weight"].shape, layer.conv)
         scale, bias, mean, variance = (found[f"{layer.norm}.{part}"] for part in _NORM)
         if f"{layer.our_norm}.weight" in own:
@@ -105,7 +108,7 @@ def _inflated(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tenso
         else:
             kernel, mean = kernel * scale[:, None, None, None, None], mean * scale
         result[f"{layer.our_conv}.weight"] = kernel
-        for part, value in (("bias", bias), ("running_mean", mean), ("running_var", variance)):
+        for part, value in zip(_NORM[1:], (bias, mean, variance), strict=True):
             result[f"{layer.our_norm}.{part}"] = value
     for part in ("weight", "bias"):  # the last layer, where it tells as many classes apart
         ours = next((f"{head}.{part}" for head in _HEADS if f"{head}.{part}" in own), None)
@@ -120,8 +123,7 @@ def _inflated(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tenso
     return result
 
 
-@dataclass(frozen=True)
-class _Layer:
+class _Layer(NamedTuple):
     """A convolution with its normalisation: torchvision's names, and ours."""
 
     conv: str
@@ -130,15 +132,13 @@ class _Layer:
     our_norm: str
 
 
-def _pairs(module: nn.Module) -> list[_Layer]:
+def _layers(module: nn.Module) -> list[_Layer]:
     """The layers of the image network that `module` starts from, once for each stream made of it."""
     units = [name for name, unit in module.named_modules() if isinstance(unit, Unit)]
     if units and len(units) % len(GOOGLENET) == 0:
         theirs = GOOGLENET * (len(units) // len(GOOGLENET))
-        return [
-            _Layer(f"{name}.conv", f"{name}.bn", f"{unit}.conv", f"{unit}.norm")
-            for name, unit in zip(theirs, units, strict=True)
-        ]
+        pairs = zip(theirs, units, strict=True)
+        return [_Layer(f"{name}.conv", f"{name}.bn", f"{unit}.conv", f"{unit}.norm") for name, unit in pairs]
     if isinstance(module, ResNetI3D | TSM | SmallBigNet):
         return _resnet50(module)
     raise WeightsError(
@@ -155,30 +155,15 @@ def _resnet50(module: ResidualNetwork) -> list[_Layer]:
         inside = module.get_submodule(stage).named_children()
         blocks = [f"{stage}.{name}" for name, block in inside if isinstance(block, Bottleneck)]
         for number, ours in enumerate(blocks):
+            parts = [(f"conv{i}", f"bn{i}", f"conv{i}") for i in (1, 2, 3)]
+            if number == 0:
+                parts.append(("downsample.0", "downsample.1", "downsample"))
             theirs = f"{stage}.{number}"
             layers += [
-                _Layer(f"{theirs}.conv{i}", f"{theirs}.bn{i}", f"{ours}.conv{i}.0", f"{ours}.conv{i}.1")
-                for i in (1, 2, 3)
+                _Layer(f"{theirs}.{conv}", f"{theirs}.{norm}", f"{ours}.{part}.0", f"{ours}.{part}.1")
+                for conv, norm, part in parts
             ]
-        first = f"{stage}.0.downsample"
-        layers.append(
-            _Layer(f"{first}.0", f"{first}.1", f"{blocks[0]}.downsample.0", f"{blocks[0]}.downsample.1")
-        )
     return layers
-
-
-def _unused(layers: Iterable[_Layer]) -> frozenset[str]:
-    """Weights that are not used: the last layer, GoogLeNet's auxiliary ones, counters of batches."""
-    auxiliary = {
-        f"{aux}.{name}"
-        for aux in ("aux1", "aux2")
-        for name in (
-            "conv.conv.weight",
-            *(f"conv.bn.{part}" for part in (*_NORM, _COUNTER)),
-            *(f"fc{i}.{part}" for i in (1, 2) for part in ("weight", "bias")),
-        )
-    }
-    return frozenset({f"{layer.norm}.{_COUNTER}" for layer in layers} | auxiliary | {"fc.weight", "fc.bias"})
 
 
 def _repeated(kernel: Tensor, shape: torch.Size, name: str) -> Tensor:

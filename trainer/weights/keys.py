@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,9 +41,14 @@ class Description:
     input: Mapping[str, Any] = field(default_factory=dict)
 
 
-def rename(
-    state: Mapping[str, Tensor], keys: Mapping[str, str], ignored: frozenset[str] = frozenset()
-) -> dict[str, Tensor]:
+State = Mapping[str, Tensor]
+"""Weights by another implementation's names."""
+
+Converted = tuple[dict[str, Tensor], Description]
+"""A state dict of our network, and what it fits."""
+
+
+def rename(state: State, keys: Mapping[str, str], ignored: Collection[str] = ()) -> dict[str, Tensor]:
     """Rename the weights in `state`.
 
     Args:
@@ -64,7 +69,7 @@ def rename(
     return {ours: state[theirs] for theirs, ours in keys.items()}
 
 
-def ends(state: Mapping[str, Tensor], first: str, last: str, ndim: int = 5) -> tuple[str, int]:
+def ends(state: State, first: str, last: str, ndim: int = 5) -> tuple[str, int]:
     """The stream and the number of classes, by the weights of the first and the last layer.
 
     Raises WeightsError where one is missing, or the first has not `ndim` dimensions.
@@ -93,7 +98,7 @@ def shapes(description: Description) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in built.state_dict().items()}
 
 
-def check(state: Mapping[str, Tensor], description: Description) -> None:
+def check(state: State, description: Description) -> None:
     """Raise WeightsError unless `state` fits the described network and holds finite numbers only."""
     name = description.network
     for weight, shape in shapes(description).items():
@@ -103,24 +108,29 @@ def check(state: Mapping[str, Tensor], description: Description) -> None:
             raise WeightsError(f"its {weight} holds what is no number: take another copy")
 
 
-def fitted(
-    state: Mapping[str, Tensor], candidates: Sequence[Description], theirs: Callable[[str], str]
-) -> tuple[dict[str, Tensor], Description]:
+def resnet_name(ours: str) -> str:
+    """The name, in torchvision's image networks, of a weight of our `ResidualNetwork`."""
+    layer, _, part = ours.rpartition(".")
+    path, _, place = layer.rpartition(".")
+    if layer == "fc" or path.endswith("downsample"):
+        return ours
+    path = "conv1" if path == "stem" else path
+    return f"{path if place == '0' else path.replace('conv', 'bn')}.{part}"
+
+
+def fitted(state: State, candidates: Sequence[Description], theirs: Callable[[str], str]) -> Converted:
     """Rename `state` to the weights of the candidate that it fits best.
 
     `theirs` maps our name of a weight to theirs. Counters of batches may be absent. Raises WeightsError for a
     key that is missing or unknown.
     """
-    known = [(description, shapes(description)) for description in candidates]
-    misfits = [
-        sum(theirs(name) not in state or state[theirs(name)].shape != shape for name, shape in own.items())
-        for _, own in known
-    ]
-    description, own = known[misfits.index(min(misfits))]
+
+    def misfits(known: tuple[Description, dict[str, torch.Size]]) -> int:
+        named = ((theirs(name), shape) for name, shape in known[1].items())
+        return sum(name not in state or state[name].shape != shape for name, shape in named)
+
+    description, own = min(((candidate, shapes(candidate)) for candidate in candidates), key=misfits)
     keys = {theirs(name): name for name in own}
     counters = {key: ours for key, ours in keys.items() if ours.endswith(".num_batches_tracked")}
-    needed = {key: ours for key, ours in keys.items() if key not in counters}
-    renamed = rename(state, needed, frozenset(counters))
-    for key, ours in counters.items():
-        renamed[ours] = state.get(key, torch.tensor(0))
-    return renamed, description
+    renamed = rename(state, {key: keys[key] for key in keys if key not in counters}, counters)
+    return renamed | {ours: state.get(key, torch.tensor(0)) for key, ours in counters.items()}, description

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
 from trainer.networks.residual import DEPTHS
 from trainer.networks.resnet_i3d import BLOCKS
-from trainer.weights.keys import Description, ends, fitted
+from trainer.weights.keys import Converted, Description, State, ends, fitted
 
 PIXELS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
 """_C.DATA.MEAN and .STD in slowfast/config/defaults.py; pytorchvideo's model zoo has the same."""
 
-_UNITS = {
-    "conv1.0": "a",
-    "conv1.1": "a_norm",
-    "conv2.0": "b",
-    "conv2.1": "b_norm",
-    "conv3.0": "c",
-    "conv3.1": "c_norm",
-    "downsample.0": "shortcut",
-    "downsample.1": "shortcut_norm",
-}
+_UNITS = {"conv1": "a", "conv2": "b", "conv3": "c", "downsample": "shortcut"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +53,8 @@ def place(ours: str, nonlocals: int = 0) -> Place:
         return Place(1, "stem", pathway, 0, ("conv", "norm")[int(rest[0])], part)
     stage = int(first.removeprefix("layer")) + 1
     kind, number = _inside(stage, nonlocals)[int(rest[0])]
-    unit = ".".join(rest[1:])
-    return Place(stage, kind, pathway, number, _UNITS[unit] if kind == "block" else unit, part)
+    unit = rest[1] if kind == "nonlocal" else _UNITS[rest[1]] + ("", "_norm")[int(rest[2])]
+    return Place(stage, kind, pathway, number, unit, part)
 
 
 def _inside(stage: int, nonlocals: int) -> list[tuple[str, int]]:
@@ -80,8 +69,8 @@ def _inside(stage: int, nonlocals: int) -> list[tuple[str, int]]:
 
 
 def convert(
-    format: str, state: Mapping[str, Tensor], theirs: Callable[[Place], str], two: bool, nonlocals: int = 0
-) -> tuple[dict[str, Tensor], Description]:
+    format: str, state: State, theirs: Callable[[Place], str], two: bool, nonlocals: int = 0
+) -> Converted:
     """Rename `state`, in which the weight at a place is called `theirs(place)`, to our network's.
 
     With `two` pathways that is a SlowFast, else an I3D with so many non-local blocks. Raises WeightsError for
@@ -90,8 +79,6 @@ def convert(
     name = partial(place, nonlocals=nonlocals)
     stream, classes = ends(state, theirs(name("slow.0.0.weight")), theirs(name("fc.weight")))
     options = {"nonlocal_blocks": nonlocals, "nonlocal_pool": "before"} if nonlocals else {}
-    described = [
-        Description(format, network, options, stream, classes, PIXELS)
-        for network in (("slowfast-4x16-r50", "slowfast-8x8-r50") if two else ("i3d-r50",))
-    ]
+    networks = ("slowfast-4x16-r50", "slowfast-8x8-r50") if two else ("i3d-r50",)
+    described = [Description(format, ours, options, stream, classes, PIXELS) for ours in networks]
     return fitted(state, described, lambda ours: theirs(name(ours)))

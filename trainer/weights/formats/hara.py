@@ -7,24 +7,19 @@ mean and std. The former, of 18 and 34 layers, have shortcut A, which has no wei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from trainer.weights.keys import Description, ends, fitted
+from trainer.weights.keys import Converted, Description, State, ends, fitted, resnet_name
 
 OLD = {"mean": (114.7748 / 255, 107.7354 / 255, 99.4750 / 255), "std": (1 / 255,) * 3}
 NEW = {"mean": (0.4345, 0.4051, 0.3775), "std": (0.2768, 0.2713, 0.2737)}
 """mean.py in the branch CVPR2018, with norm_value 1 and without std_norm; mean.py since."""
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's; a 2D network has the same ones."""
-    first = state.get("conv1.weight")
+def matches(state: State) -> bool:
+    first = state.get("conv1.weight")  # a 2D network has the same names
     return first is not None and first.ndim == 5 and "layer1.0.conv1.weight" in state
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our 3D-ResNet's. Raises WeightsError for a key that is missing or unknown."""
     stream, classes = ends(state, "conv1.weight", "fc.weight")
     padded = not any(".downsample." in name for name in state)
@@ -34,19 +29,6 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
     if "layer1.0.conv3.weight" in state:
         depths = [("hara-r3d-34", {"layers": layers}) for layers in (50, 101, 152)]
     described = [
-        Description("hara", name, {**options, **shortcut}, stream, classes, pixels)
-        for name, options in depths
+        Description("hara", name, options | shortcut, stream, classes, pixels) for name, options in depths
     ]
-    return fitted(state, described, _theirs)
-
-
-def _theirs(ours: str) -> str:
-    """Their name of one of our weights."""
-    layer, _, part = ours.rpartition(".")
-    path, _, index = layer.rpartition(".")
-    if layer == "fc" or path.endswith("downsample"):
-        return ours
-    if path == "stem":
-        return f"{('conv1', 'bn1')[int(index)]}.{part}"
-    block, _, name = path.rpartition(".")
-    return f"{block}.{name if index == '0' else name.replace('conv', 'bn')}.{part}"
+    return fitted(state, described, resnet_name)

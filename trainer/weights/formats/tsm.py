@@ -9,21 +9,16 @@ nothing in it says so, import it with --config tsm-dense.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from trainer.weights.keys import Description, ends, fitted
+from trainer.weights.keys import Converted, Description, State, ends, fitted, resnet_name
 
 PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's."""
+def matches(state: State) -> bool:
     return "base_model.layer1.0.conv1.net.weight" in state
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our tsm-r50's. Raises WeightsError for a key that is missing or unknown."""
     stream, classes = ends(state, "base_model.conv1.weight", "new_fc.weight", ndim=4)
     flat = {name: value[:, :, None] if value.ndim == 4 else value for name, value in state.items()}
@@ -33,16 +28,7 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
 
 def _theirs(ours: str) -> str:
     """Their name of one of our weights."""
-    layer, _, part = ours.rpartition(".")
-    if layer == "fc":
-        return f"new_fc.{part}"
-    path, _, place = layer.rpartition(".")
-    if path == "stem":
-        return f"base_model.{('conv1', 'bn1')[int(place)]}.{part}"
-    block, _, name = path.rpartition(".")
-    if name == "downsample":
-        return f"base_model.{layer}.{part}"
-    number = name.removeprefix("conv")
-    if place == "1":
-        return f"base_model.{block}.bn{number}.{part}"
-    return f"base_model.{block}.conv{number}.{'net.' if number == '1' else ''}{part}"
+    name = resnet_name(ours)
+    if name.startswith("fc."):
+        return f"new_{name}"
+    return f"base_model.{name.replace('.conv1.', '.conv1.net.')}"

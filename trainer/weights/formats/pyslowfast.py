@@ -7,18 +7,11 @@ The networks are SLOWFAST_4x16_R50, SLOWFAST_8x8_R50, I3D_8x8_R50 and I3D_NLN_8x
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from trainer.weights import pathways
-from trainer.weights.keys import Description
+from trainer.weights.keys import Converted, State
 from trainer.weights.pathways import Place
 
-_BLOCK = {
-    letter + end: f"branch2.{letter}{bn}" for letter in "abc" for end, bn in (("", ""), ("_norm", "_bn"))
-}
-_BLOCK |= {"shortcut": "branch1", "shortcut_norm": "branch1_bn"}
+_BRANCHES = {"a": "branch2.a", "b": "branch2.b", "c": "branch2.c", "shortcut": "branch1"}
 
 
 def theirs(place: Place) -> str:
@@ -33,16 +26,16 @@ def theirs(place: Place) -> str:
     elif place.kind == "nonlocal":
         layer = f"{at}_nonlocal{place.number}.{'bn' if place.unit == 'norm' else f'conv_{place.unit}'}"
     else:
-        layer = f"{at}_res{place.number}.{_BLOCK[place.unit]}"
+        unit, norm, _ = place.unit.partition("_norm")
+        layer = f"{at}_res{place.number}.{_BRANCHES[unit]}{'_bn' if norm else ''}"
     return f"{layer}.{place.part}"
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's."""
+def matches(state: State) -> bool:
     return "s1.pathway0_stem.conv.weight" in state
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our network's. Raises WeightsError for a key that is missing or unknown."""
     nonlocals = 5 if any("_nonlocal" in name for name in state) else 0
     return pathways.convert("pyslowfast", state, theirs, "s1.pathway1_stem.conv.weight" in state, nonlocals)

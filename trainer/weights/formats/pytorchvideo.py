@@ -6,12 +6,8 @@ on Kinetics-400) were trained by PySlowFast; their names are those of pytorchvid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from trainer.weights import pathways
-from trainer.weights.keys import Description
+from trainer.weights.keys import Converted, State
 from trainer.weights.pathways import Place
 
 _BLOCK = {letter: f"branch2.conv_{letter}" for letter in "abc"}
@@ -41,17 +37,16 @@ def _inside(place: Place) -> str:
     return place.unit if place.kind == "stem" else f"res_blocks.{place.number}.{_BLOCK[place.unit]}"
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's."""
+def matches(state: State) -> bool:
     one = {"blocks.0.conv.weight", "blocks.1.res_blocks.0.branch2.conv_a.weight"}
     return _two(state) or one <= state.keys()
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our network's. Raises WeightsError for a key that is missing or unknown."""
     two = _two(state)
     return pathways.convert("pytorchvideo", state, _of_two if two else _of_one, two)
 
 
-def _two(state: Mapping[str, Tensor]) -> bool:
+def _two(state: State) -> bool:
     return "blocks.0.multipathway_blocks.0.conv.weight" in state

@@ -8,12 +8,8 @@ and v of each frame in turn (transforms.py, dataset.py); our first kernel is sca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from trainer.networks.tsn import MODULES, SNIPPET
-from trainer.weights.keys import Description, WeightsError, fitted
+from trainer.weights.keys import Converted, Description, State, WeightsError, fitted
 
 PIXELS = {"mean": (128 / 255, 117 / 255, 104 / 255), "std": (0.5, 0.5, 0.5)}
 """The mean is theirs (models.py), of R, G and B here."""
@@ -28,12 +24,11 @@ _BRANCHES = (
 _FIRST = "conv1_7x7_s2.weight"
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's."""
+def matches(state: State) -> bool:
     return _FIRST in state or f"base_model.{_FIRST}" in state
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our TSN's. Raises WeightsError for a key that is missing or unknown."""
     trained = f"base_model.{_FIRST}" in state
     prefix = "base_model." if trained else ""

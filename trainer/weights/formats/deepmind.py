@@ -7,12 +7,10 @@ holds the optimiser's slots besides. None has scales of batch normalisation; Son
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from trainer.weights import i3d
-from trainer.weights.keys import Description, WeightsError, stream_of
+from trainer.weights.keys import Converted, State, WeightsError, stream_of
 
 PREFIXES = {"RGB/inception_i3d/": "rgb", "Flow/inception_i3d/": "flow", "": None}
 
@@ -44,12 +42,11 @@ def unit(ours: str) -> str:
     return f"{module.capitalize()}/{_BRANCHES[branch]}"
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's."""
+def matches(state: State) -> bool:
     return _prefix(state) is not None
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our I3D's, and transpose kernels from (T, H, W, in, out), vectors from (1, 1, 1, 1, C).
 
     Raises WeightsError for a variable that is missing, unknown, or of another shape.
@@ -60,7 +57,7 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
     below = {name.removeprefix(prefix): _turned(value) for name, value in state.items()}
     if len(below) != len(state):
         raise WeightsError("it has variables twice, with and without a prefix: take another copy")
-    slots = frozenset(f"{name}/Momentum" for name in below)
+    slots = {f"{name}/Momentum" for name in below}
     converted, description = i3d.convert(below, unit, _PARTS, _HEAD, "deepmind", ignored=slots)
     stream = PREFIXES[prefix]
     if stream not in (None, stream_of(converted["conv_1a.conv.weight"].shape[1])):
@@ -68,7 +65,7 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
     return converted, description
 
 
-def _prefix(state: Mapping[str, Tensor]) -> str | None:
+def _prefix(state: State) -> str | None:
     return next((p for p in PREFIXES if f"{p}{i3d.STEM['conv_1a']}/conv_3d/w" in state), None)
 
 

@@ -5,12 +5,8 @@ They were converted from DeepMind's, and have scales of batch normalisation, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from trainer.weights import i3d
-from trainer.weights.keys import Description
+from trainer.weights.keys import Converted, State
 
 _BRANCHES = dict(zip(i3d.BRANCHES, ("b0", "b1a", "b1b", "b2a", "b2b", "b3b"), strict=True))
 _PARTS = i3d.torch_parts(".conv3d", ".bn")
@@ -25,11 +21,10 @@ def unit(ours: str) -> str:
     return f"{module.capitalize()}.{_BRANCHES[branch]}"
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's."""
+def matches(state: State) -> bool:
     return "Conv3d_1a_7x7.conv3d.weight" in state
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our I3D's. Raises WeightsError for a key that is missing or unknown."""
-    return i3d.convert(state, unit, _PARTS, _HEAD, "piergiaj", ".bn.num_batches_tracked")
+    return i3d.convert(state, unit, _PARTS, _HEAD, "piergiaj")

@@ -6,12 +6,8 @@ space as if height and width were even: its logits equal the others' for even si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from trainer.weights import i3d
-from trainer.weights.keys import Description
+from trainer.weights.keys import Converted, State
 
 _STEM = {"conv_1a": "conv3d_1a_7x7", "conv_2b": "conv3d_2b_1x1", "conv_2c": "conv3d_2c_3x3"}
 _PARTS = i3d.torch_parts(".conv3d", ".batch3d")
@@ -23,11 +19,10 @@ def unit(ours: str) -> str:
     return _STEM.get(ours, ours)
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's."""
+def matches(state: State) -> bool:
     return "conv3d_1a_7x7.conv3d.weight" in state
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our I3D's. Raises WeightsError for a key that is missing or unknown."""
-    return i3d.convert(state, unit, _PARTS, _HEAD, "hassony2", ".batch3d.num_batches_tracked")
+    return i3d.convert(state, unit, _PARTS, _HEAD, "hassony2")

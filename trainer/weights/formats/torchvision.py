@@ -7,11 +7,9 @@ r2plus1d_34, ir_csn_152 and ip_csn_152. Both are fed with pictures normalised by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 
-from torch import Tensor
-
-from trainer.weights.keys import Description, WeightsError, ends, fitted
+from trainer.weights.keys import Converted, Description, State, WeightsError, ends, fitted
 
 NAMES = {"r3d-18": "r3d_18", "mc3-18": "mc3_18", "r2plus1d-18": "r2plus1d_18", "s3d": "s3d"}
 """Our networks that torchvision has, and what it calls them."""
@@ -23,13 +21,12 @@ PIXELS = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.2169
 """torchvision.transforms._presets.VideoClassification; pt/vmz/func/test.py."""
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this format's."""
+def matches(state: State) -> bool:
     residual = "layer1.0.conv1.0.weight" in state or "layer1.0.conv1.0.0.weight" in state
     return "features.0.0.0.weight" in state or ("stem.0.weight" in state and residual)
 
 
-def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[dict[str, Tensor], Description]:
+def convert(state: State, network: str | None = None) -> Converted:
     """Rename to our networks': the residual networks' names are the same, S3D's layers differ.
 
     Args:
@@ -51,6 +48,4 @@ def convert(state: Mapping[str, Tensor], network: str | None = None) -> tuple[di
         else Description("torchvision", name, {}, stream, classes, {**PIXELS, "stride": 2})
         for name in ([network] if network else ["s3d"] if separable else alike)
     ]
-    return fitted(
-        state, described, lambda ours: f"features.{ours[7:]}" if ours.startswith("layers.") else ours
-    )
+    return fitted(state, described, lambda ours: re.sub(r"^layers\.", "features.", ours))

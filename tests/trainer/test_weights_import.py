@@ -132,6 +132,12 @@ def test_what_cannot_be_imported_is_a_sentence(deepmind, tmp_path, capsys, argum
     assert not (tmp_path / "out.pt").exists()
 
 
+def test_of_three_files_the_two_of_one_stream_are_named(deepmind, tmp_path, capsys):
+    files = [str(deepmind / stream) for stream in ("flow", "rgb", "rgb")]
+    assert main(["import", *files, "--output", str(tmp_path / "out.pt")]) == 2
+    assert f"{files[1]} and {files[2]} are both of rgb" in capsys.readouterr().err
+
+
 def saved(path: Path, network: nn.Module) -> Path:
     torch.save(network.state_dict(), path)
     return path

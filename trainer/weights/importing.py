@@ -25,16 +25,15 @@ def run(options: ImportOptions) -> str:
     described = [description for _, description in loaded]
     for file, description in zip(options.files, described, strict=True):
         if options.stream not in (None, description.stream):
-            raise ConfigurationError(
-                f"{file} is of {description.stream}: leave out --stream {options.stream}"
-            )
+            said = f"{file} is of {description.stream}: leave out --stream {options.stream}"
+            raise ConfigurationError(said)
     first = described[0]
     _go_together(options.files, described)
     classes, told = _classes(options, first)
     stream = first.stream if len(described) == 1 else "both"
+    network = {"name": first.network, **first.options}
     settings = configuration.resolve(
-        options.config,
-        {"network": {"name": first.network, **first.options}, "input": {"stream": stream, **first.input}},
+        options.config, {"network": network, "input": {"stream": stream, **first.input}}
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write(
@@ -56,18 +55,18 @@ def run(options: ImportOptions) -> str:
 
 
 def _go_together(files: Sequence[str], described: Sequence[Description]) -> None:
-    """Raises ConfigurationError unless the files are towers of one network."""
+    """Raises ConfigurationError unless the files are streams of one network."""
     first = described[0]
-    for file, other in zip(files[1:], described[1:], strict=True):
+    file_of: dict[str, str] = {}
+    for file, other in zip(files, described, strict=True):
         alike = (other.network, other.classes) == (first.network, first.classes)
         if not alike or dict(other.options) != dict(first.options):
             raise ConfigurationError(f"{file} and {files[0]} are of different networks: import each alone")
-    streams = [d.stream for d in described]
-    if len(set(streams)) != len(streams):
-        raise ConfigurationError(
-            f"{files[0]} and {files[1]} are both of {streams[0]}: name one of each stream"
-        )
-    if len(streams) > 1 and not networks.entry(first.network).separate_streams:
+        if other.stream in file_of:
+            both = f"{file_of[other.stream]} and {file} are both of {other.stream}"
+            raise ConfigurationError(f"{both}: name one of each stream")
+        file_of[other.stream] = file
+    if len(file_of) > 1 and not networks.entry(first.network).separate_streams:
         raise ConfigurationError(f"{first.network} has one tower: import one file")
 
 
@@ -79,8 +78,8 @@ def _classes(options: ImportOptions, description: Description) -> tuple[tuple[st
     if count in LABEL_MAPS:
         names = (Path(__file__).parent / LABEL_MAPS[count]).read_text(encoding="utf-8").splitlines()
         return tuple(names), f"{count} classes, taken to be Kinetics-{count}'s (--classes names others)"
-    placeholders = tuple(f"class {number}" for number in range(count))
-    return placeholders, f"the names of its {count} classes are not known: give them with --classes FILE"
+    numbered = tuple(f"class {number}" for number in range(count))
+    return numbered, f"the names of its {count} classes are not known: give them with --classes FILE"
 
 
 def _read_classes(file: str, count: int) -> tuple[str, ...]:
@@ -88,9 +87,8 @@ def _read_classes(file: str, count: int) -> tuple[str, ...]:
         names = tuple(Path(file).read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigurationError(
-            f"{file} cannot be read ({why}): give a text file, one name a line"
-        ) from None
+        said = f"{file} cannot be read ({why}): give a text file, one name a line"
+        raise ConfigurationError(said) from None
     if len(names) != count or len(set(names)) != count or not all(map(str.strip, names)):
         raise ConfigurationError(
             f"{file} names {len(set(names))} classes, the weights are of {count}: give each one a line"

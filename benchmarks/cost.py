@@ -20,7 +20,7 @@ def table() -> str:
     costs = {name: of(clips, clips, SECONDS * clips, budget=BUDGETS[0]) for name, clips in EDITIONS.items()}
     rows = [
         ("clips", lambda c: f"{c['clips']:,}"),
-        ("hours of footage", lambda c: f"{c['footage_hours']:,.0f}"),
+        ("hours of video", lambda c: f"{c['footage_hours']:,.0f}"),
         ("core hours", lambda c: f"{c['core_hours']:,.0f}"),
         ("of which encode", lambda c: f"{c['encode_core_hours']:,.0f}"),
         ("of which flow", lambda c: f"{c['flow_core_hours']:,.0f}"),

@@ -4,7 +4,7 @@
 
     worker.py --id=ID --provision_endpoint=HOST:PORT
 
-Everything else it is told over the provision service. It ends with the pool or executor that started it.
+The provision service gives it everything else. It ends with the pool or executor that started it.
 """
 
 from __future__ import annotations

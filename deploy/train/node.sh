@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What one node of a training runs; slurm.sbatch and ssh.sh start it on every node, with the same arguments.
+# Runs one node of a training; slurm.sbatch and ssh.sh start it on every node, with the same arguments.
 #
 #   NODES=8 ENDPOINT=node-1:29400 ID=i3d deploy/train/node.sh --data ROOT --network i3d --output RUN
 #
@@ -7,7 +7,7 @@
 # ENDPOINT  host:port of the rendezvous: one of the nodes, reached by all
 # ID        of the training, the same on all nodes: another on the same endpoint is not mixed up with it
 # GPUS      processes a node (default auto: one a GPU, and without any one a core)
-# RESTARTS  how often processes are started anew when one of them or a node is lost (default 100)
+# RESTARTS  how often processes are restarted when one of them or a node is lost (default 100)
 # PYTHON    the interpreter with the project installed (default python3)
 #
 # SIGTERM: torchrun passes it on, the step in hand is finished and saved, and the node ends. The same command

@@ -26,8 +26,6 @@ def solve_pairs(gray: np.ndarray, params: TVL1, device: str) -> np.ndarray:
 
     Args:
         gray: uint8 (T, H, W), T at least 2.
-        params: see `TVL1`.
-        device: a torch device.
 
     Returns:
         float32 (T - 1, H, W, 2), pixels.
@@ -50,9 +48,8 @@ def solve_pairs(gray: np.ndarray, params: TVL1, device: str) -> np.ndarray:
 def _solve(frames: Tensor, params: TVL1) -> Tensor:
     """(n + 1, H, W) -> (n, 2, H, W), coarse to fine."""
     height, width = frames.shape[1:]
-    pyramid = [frames]
+    pyramid, ratio = [frames], 1 / params.scale_step
     sizes = level_sizes(width, height, params.scales, params.scale_step)
-    ratio = 1 / params.scale_step
     for size in sizes[1:]:
         pyramid.append(resize(pyramid[-1], size, (ratio, ratio)))
     flow = frames.new_zeros((len(frames) - 1, 2, *pyramid[-1].shape[1:]))
@@ -115,13 +112,8 @@ def iteration(u: Tensor, q: Tensor, normal: Tensor, rho: Tensor, limit: Tensor, 
     residual = torch.minimum(torch.maximum(residual, -limit), limit)
     down = residual[:, None] * normal - params.tau * divergence(q)
     new = u - down
-    slope = torch.stack(
-        [
-            functional.pad(new[..., 1:] - new[..., :-1], (0, 1)),
-            functional.pad(new[..., 1:, :] - new[..., :-1, :], (0, 0, 0, 1)),
-        ],
-        dim=2,
-    )
+    dx, dy = new.diff(append=new[..., -1:]), new.diff(dim=-2, append=new[..., -1:, :])
+    slope = torch.stack([dx, dy], dim=2)
     norm = (slope * slope).sum(2, keepdim=True).sqrt()
     return new, (q + slope) / (1 + params.tau / params.theta * norm), (down * down).sum((1, 2, 3))
 
@@ -187,14 +179,10 @@ def resize(planes: Tensor, size: tuple[int, int], ratio: tuple[float, float]) ->
         place = ((steps + 0.5) * scale - 0.5).clamp(0, old - 1)
         low = place.floor().long()
         weight = (place - low).to(planes.dtype)
-        high = (low + 1).clamp(max=old - 1)
-        shape = [1] * planes.dim()
-        shape[dim] = count
-        a, b = planes.index_select(dim, low), planes.index_select(dim, high)
-        return a + weight.reshape(shape) * (b - a)
+        a, b = planes.index_select(dim, low), planes.index_select(dim, (low + 1).clamp(max=old - 1))
+        return a + (weight[:, None] if dim == -2 else weight) * (b - a)
 
-    planes = axis(planes, planes.dim() - 2, size[1], ratio[1])
-    return axis(planes, planes.dim() - 1, size[0], ratio[0])
+    return axis(axis(planes, -2, size[1], ratio[1]), -1, size[0], ratio[0])
 
 
 def median(flow: Tensor) -> Tensor:

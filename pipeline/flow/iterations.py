@@ -101,16 +101,9 @@ def _first_row(fields: Any, here: Any, blocks: Any, tau: Any, errors: Any) -> An
 
 @kernel
 def _middle_row(
-    fields: Any,
-    here: Any,
-    above: Any,
-    blocks: Any,
-    tau: Any,
-    tau_over_theta: Any,
-    inside: Any,
-    errors: Any,
-    counted: Any,
-) -> Any:
+    fields: Any, here: Any, above: Any, blocks: Any, tau: Any, tau_over_theta: Any, inside: Any,
+    errors: Any, counted: Any,
+) -> Any:  # fmt: skip
     """Primal step of one row and dual step of the row above it.
 
     The dual step runs a block behind the primal one, so that neither waits for the other's results:
@@ -158,13 +151,9 @@ def _last_row(fields: Any, above: Any, blocks: Any, tau_over_theta: Any, inside:
 def iterate(
     fields: Any, width: int, height: int, count: Any, tau: Any, tau_over_theta: Any, inside: Any, partial: Any
 ) -> Any:
-    """Run `count` iterations over a level.
+    """Run `count` iterations, at least 1, over a level; `fields` (u and q) are updated in place.
 
     Args:
-        fields: the level's fields (see `pipeline.flow.layout`); u and q are updated in place.
-        width, height: pixels.
-        count: iterations, at least 1.
-        tau, tau_over_theta: float32.
         inside: (16,) 1 for the lanes of a row's last block that have a right neighbour.
         partial: (16,) scratch.
 
@@ -207,8 +196,6 @@ def clear_dual(fields: Any, width: int, height: int) -> None:
     for y in range(height):
         block = y * stride
         for _ in range(blocks):
-            store(fields, block + Q11, zero)
-            store(fields, block + Q12, zero)
-            store(fields, block + Q21, zero)
-            store(fields, block + Q22, zero)
+            for q in (Q11, Q12, Q21, Q22):
+                store(fields, block + q, zero)
             block += BLOCK

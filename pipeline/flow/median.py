@@ -23,7 +23,7 @@ from numba.core import cgutils
 
 from pipeline.flow.compilation import kernel
 from pipeline.flow.layout import BLOCK, LANES, row_stride, vectors_across
-from pipeline.flow.vectors import intrinsic, load, load_unaligned, store, vector
+from pipeline.flow.vectors import choose, intrinsic, load, load_unaligned, store, vector
 
 MARGIN = 2 * LANES  # floats of a padded row beside its vectors, half of them on either side
 SCRATCH_ROWS = 15  # sorted columns, then merged pairs
@@ -75,9 +75,7 @@ def _network(outputs: int, wire: Callable[[list, Order], list]) -> Any:
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             def order(a: ir.Value, b: ir.Value) -> tuple[ir.Value, ir.Value]:
-                low = builder.select(builder.fcmp_ordered("<", a, b), a, b)
-                high = builder.select(builder.fcmp_ordered(">", a, b), a, b)
-                return low, high
+                return choose("<")(builder, a, b), choose(">")(builder, a, b)
 
             values = cgutils.unpack_tuple(builder, args[0], len(sig.args[0]))
             return context.make_tuple(builder, sig.return_type, wire(values, order))
@@ -114,36 +112,26 @@ def _pad(fields: Any, width: int, height: int, plane: Any, padded: Any) -> None:
 
 
 @kernel
+def _five(rows: Any, at: Any, row: Any) -> Any:
+    """The vectors at index `at` and in the four rows below, each `row` floats long."""
+    return (
+        load_unaligned(rows, at),
+        load_unaligned(rows, at + row),
+        load_unaligned(rows, at + 2 * row),
+        load_unaligned(rows, at + 3 * row),
+        load_unaligned(rows, at + 4 * row),
+    )
+
+
+@kernel
 def _sort_columns(padded: Any, row: Any, y: Any, scratch: Any) -> None:
     """Sorted columns of the window rows y - 2 .. y + 2, and their merged pairs."""
     for x in range(0, row, LANES):
-        at = y * row + x
-        column = _sort_column(
-            (
-                load(padded, at),
-                load(padded, at + row),
-                load(padded, at + 2 * row),
-                load(padded, at + 3 * row),
-                load(padded, at + 4 * row),
-            )
-        )
+        column = _sort_column(_five(padded, y * row + x, row))
         for rank in range(5):
             store(scratch, x + rank * row, column[rank])
     for x in range(0, row, LANES):
-        pair = _merge_columns(
-            (
-                load(scratch, x),
-                load(scratch, x + row),
-                load(scratch, x + 2 * row),
-                load(scratch, x + 3 * row),
-                load(scratch, x + 4 * row),
-                load_unaligned(scratch, x + 1),
-                load_unaligned(scratch, x + row + 1),
-                load_unaligned(scratch, x + 2 * row + 1),
-                load_unaligned(scratch, x + 3 * row + 1),
-                load_unaligned(scratch, x + 4 * row + 1),
-            )
-        )
+        pair = _merge_columns(_five(scratch, x, row) + _five(scratch, x + 1, row))
         for rank in range(10):
             store(scratch, x + (5 + rank) * row, pair[rank])
 
@@ -151,19 +139,7 @@ def _sort_columns(padded: Any, row: Any, y: Any, scratch: Any) -> None:
 @kernel
 def _pair(scratch: Any, row: Any, x: Any) -> Any:
     """The sorted ten of columns x and x + 1, sixteen x at once."""
-    at = x + 5 * row
-    return (
-        load_unaligned(scratch, at),
-        load_unaligned(scratch, at + row),
-        load_unaligned(scratch, at + 2 * row),
-        load_unaligned(scratch, at + 3 * row),
-        load_unaligned(scratch, at + 4 * row),
-        load_unaligned(scratch, at + 5 * row),
-        load_unaligned(scratch, at + 6 * row),
-        load_unaligned(scratch, at + 7 * row),
-        load_unaligned(scratch, at + 8 * row),
-        load_unaligned(scratch, at + 9 * row),
-    )
+    return _five(scratch, x + 5 * row, row) + _five(scratch, x + 10 * row, row)
 
 
 @kernel
@@ -173,7 +149,6 @@ def median_filter(
     """Replace the field at offset `plane` by its 5x5 median.
 
     Args:
-        fields: the level's fields; width, height: pixels.
         padded: scratch of (height + 4) rows of `LANES * blocks + MARGIN` floats.
         scratch: `SCRATCH_ROWS` such rows and one vector more.
         valid: (16,) 1 for the lanes of a row's last block that are pixels.
@@ -186,14 +161,7 @@ def median_filter(
         target = y * stride + plane
         for block in range(blocks):
             x = LANES + block * LANES
-            column = (
-                load(scratch, x),
-                load(scratch, x + row),
-                load(scratch, x + 2 * row),
-                load(scratch, x + 3 * row),
-                load(scratch, x + 4 * row),
-            )
-            window = _pair(scratch, row, x - 2) + _pair(scratch, row, x + 1) + column
+            window = _pair(scratch, row, x - 2) + _pair(scratch, row, x + 1) + _five(scratch, x, row)
             median = _window_median(window)[0]
             if block == blocks - 1:
                 median = median * load(valid, 0)

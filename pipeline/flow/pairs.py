@@ -27,7 +27,6 @@ def tvl1(prev: np.ndarray, next: np.ndarray, params: TVL1 = DEFAULTS) -> np.ndar
 
     Args:
         prev, next: uint8 (H, W) or (H, W, 3 RGB), of one size.
-        params: the solver's parameters.
 
     Returns:
         float32 (H, W, 2): how far each pixel of `prev` moves to the right and down, pixels.
@@ -44,7 +43,6 @@ def tvl1_pairs(frames: Iterable[np.ndarray], params: TVL1 = DEFAULTS) -> Iterato
 
     Args:
         frames: uint8 (H, W) or (H, W, 3 RGB), all of one size.
-        params: the solver's parameters.
 
     Yields:
         float32 (H, W, 2), pixels, a new array each: one fewer than there are frames.
@@ -69,17 +67,13 @@ def tvl1_pairs(frames: Iterable[np.ndarray], params: TVL1 = DEFAULTS) -> Iterato
 
 
 def tvl1_clip(
-    frames: Iterable[np.ndarray],
-    params: TVL1 = DEFAULTS,
-    threads: int = 1,
-    device: str = "cpu",
+    frames: Iterable[np.ndarray], params: TVL1 = DEFAULTS, threads: int = 1, device: str = "cpu"
 ) -> np.ndarray:
     """Flow of every pair of a clip.
 
     Args:
         frames: T frames, uint8 (H, W) or (H, W, 3 RGB), T at least 1; an array (T, H, W) or (T, H, W, 3) will
             do, and so will what yields them.
-        params: the solver's parameters.
         threads: threads that share the pairs; the bytes do not depend on it.
         device: "cpu", or a torch device such as "cuda" for the batched backend, whose bytes differ.
 

@@ -68,12 +68,7 @@ class Buffers(NamedTuple):
 
 
 class Solver:
-    """Solves pairs of (height, width) pictures with one set of parameters.
-
-    Args:
-        width, height: pixels, at least 1.
-        parameters: see `TVL1`.
-    """
+    """Solves pairs of (height, width) pictures, each side at least 1, with one set of parameters."""
 
     def __init__(self, width: int, height: int, parameters: TVL1) -> None:
         self.sizes = level_sizes(width, height, parameters.scales, parameters.scale_step)
@@ -87,7 +82,16 @@ class Solver:
             for large, small in zip(self.sizes, [*self.sizes[1:], self.sizes[-1]], strict=True)
         ]
         self._factor = np.float32(1 / step)
-        self._constants = _constants(parameters)
+        self._constants = Constants(
+            limit=np.float32(parameters.lambda_ * parameters.theta),
+            tau=np.float32(parameters.tau),
+            tau_over_theta=np.float32(parameters.tau / parameters.theta),
+            epsilon=float(parameters.epsilon),
+            warps=parameters.warps,
+            inner=parameters.inner_iterations,
+            outer=parameters.outer_iterations,
+            filtered=parameters.median > 1,
+        )
         self._buffers = _buffers(width, height)
         self._masks = [
             (lane_mask(w - 1, vectors_across(w)), lane_mask(w, vectors_across(w))) for w, _ in self.sizes
@@ -119,34 +123,16 @@ class Solver:
         buffers.u1[:] = buffers.u2[:] = 0
         coarsest = len(self.sizes) - 1
         for index in range(coarsest, -1, -1):
+            smaller, tables = self.sizes[min(index + 1, coarsest)], self._enlarging[index]
             solve_level(
-                first[index],
-                second[index],
-                self.sizes[min(index + 1, coarsest)],
-                self._enlarging[index],
-                self._factor,
-                self._masks[index],
-                self._constants,
-                buffers,
-            )
+                first[index], second[index], smaller, tables,
+                self._factor, self._masks[index], self._constants, buffers,
+            )  # fmt: skip
         width, height = self.sizes[0]
         flow = np.empty((height, width, 2), np.float32)
-        write_flow(buffers.u1, buffers.u2, flow)
+        for component, plane in enumerate((buffers.u1, buffers.u2)):
+            flow[..., component] = plane.reshape(height, -1)[:, :width]
         return flow
-
-
-def _constants(parameters: TVL1) -> Constants:
-    p = parameters
-    return Constants(
-        limit=np.float32(p.lambda_ * p.theta),
-        tau=np.float32(p.tau),
-        tau_over_theta=np.float32(p.tau / p.theta),
-        epsilon=float(p.epsilon),
-        warps=p.warps,
-        inner=p.inner_iterations,
-        outer=p.outer_iterations,
-        filtered=p.median > 1,
-    )
 
 
 def _buffers(width: int, height: int) -> Buffers:
@@ -188,16 +174,9 @@ def _iterations_until(error: Any, target: Any, done: Any, most: Any) -> Any:
 
 @kernel
 def _relax(
-    fields: Any,
-    width: int,
-    height: int,
-    inside: Any,
-    valid: Any,
-    constants: Any,
-    padded: Any,
-    ranks: Any,
-    partial: Any,
-) -> None:
+    fields: Any, width: int, height: int, inside: Any, valid: Any, constants: Any,
+    padded: Any, ranks: Any, partial: Any,
+) -> None:  # fmt: skip
     """Rounds of median filter and iterations, until an iteration changes u by less than epsilon."""
     target = constants.epsilon * constants.epsilon * width * height
     error = np.inf
@@ -212,10 +191,8 @@ def _relax(
             count = 1
             if done > 0:
                 count = _iterations_until(error, target, done, constants.inner - done)
-            changed = iterate(
-                fields, width, height, count, constants.tau, constants.tau_over_theta, inside, partial
-            )
-            error = np.float64(changed)
+            tau, tau_over_theta = constants.tau, constants.tau_over_theta
+            error = np.float64(iterate(fields, width, height, count, tau, tau_over_theta, inside, partial))
             done += count
 
 
@@ -261,14 +238,3 @@ def _take_flow(fields: Any, width: int, height: int, u1: Any, u2: Any) -> None:
             store(u1, at, load(fields, block + U1))
             store(u2, at, load(fields, block + U2))
             block += BLOCK
-
-
-@entry
-def write_flow(u1: Any, u2: Any, flow: Any) -> None:
-    """Interleave two padded planes into (height, width, 2)."""
-    height, width, _ = flow.shape
-    row = vectors_across(width) * LANES
-    for y in range(height):
-        for x in range(width):
-            flow[y, x, 0] = u1[y * row + x]
-            flow[y, x, 1] = u2[y * row + x]

@@ -9,8 +9,9 @@ a `pointer` to one, and an index counts elements.
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -35,9 +36,8 @@ class _Vector(types.Type):
 vector = _Vector()
 
 
-def intrinsic(function: Callable) -> Any:
-    """Numba's decorator for a function that writes LLVM code; what it returns is called from kernels only."""
-    return extending.intrinsic(function)
+intrinsic: Any = extending.intrinsic
+"""Numba's decorator for a function that writes LLVM code; kernels alone call the result."""
 
 
 @register_model(_Vector)
@@ -59,13 +59,10 @@ def _operator(function: Callable, instruction: str) -> None:
         return getattr(builder, instruction)(*args)
 
 
-for _function, _instruction in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _operator(_function, _instruction)
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
 
 
 # Memory
@@ -95,9 +92,8 @@ def _make_load(alignment: int) -> Any:
     @intrinsic
     def load(typing_context: Any, array: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return builder.load(
-                _pointer(context, builder, sig.args[0], args[0], args[1], _FLOATS), align=alignment
-            )
+            pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _FLOATS)
+            return builder.load(pointer, align=alignment)
 
         return vector(array, types.intp), generate
 
@@ -111,21 +107,16 @@ load_unaligned = _make_load(4)
 """load_unaligned(array, index): the 16 values from `index` on, wherever that is."""
 
 
-def _make_store(alignment: int) -> Any:
-    @intrinsic
-    def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _FLOATS)
-            builder.store(args[2], pointer, align=alignment)
-            return context.get_dummy_value()
+@intrinsic
+def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write a vector to a 64-byte boundary."""
 
-        return types.void(array, types.intp, vector), generate
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _FLOATS)
+        builder.store(args[2], pointer, align=4 * LANES)
+        return context.get_dummy_value()
 
-    return store
-
-
-store = _make_store(4 * LANES)
-"""store(array, index, value): to a 64-byte boundary."""
+    return types.void(array, types.intp, vector), generate
 
 
 @intrinsic
@@ -139,10 +130,8 @@ def load_fours(typing_context: Any, array: Any, first: Any, second: Any, third: 
             for index in args[1:]
         ]
         eight = ir.Constant(ir.VectorType(_INT, 8), list(range(8)))
-        sixteen = ir.Constant(_INTS, list(range(16)))
-        low = builder.shuffle_vector(groups[0], groups[1], eight)
-        high = builder.shuffle_vector(groups[2], groups[3], eight)
-        return builder.shuffle_vector(low, high, sixteen)
+        low, high = builder.shuffle_vector(*groups[:2], eight), builder.shuffle_vector(*groups[2:], eight)
+        return builder.shuffle_vector(low, high, ir.Constant(_INTS, list(range(16))))
 
     index = types.intp
     return vector(array, index, index, index, index), generate
@@ -150,34 +139,56 @@ def load_fours(typing_context: Any, array: Any, first: Any, second: Any, third: 
 
 # Arithmetic
 
+Emit = Callable[..., ir.Value]  # (builder, *values): writes the LLVM code of one operation
 
-def _make_call(name: str, operands: int) -> Any:
+
+def _function(emit: Emit, operand: Any = vector, result: Any = vector) -> Any:
+    """A function for kernels, of one or more operands of one type."""
+
+    def function(typing_context: Any, *operands: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return emit(builder, *args)
+
+        return result(*[operand] * len(operands)), generate
+
+    vars(function)["__signature__"] = inspect.signature(emit)  # Numba would pack *operands into a tuple
+    return intrinsic(function)
+
+
+def _call(builder: Any, name: str, *values: Any) -> Any:
     """An LLVM intrinsic such as llvm.fma on vectors."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        function_type = ir.FunctionType(_FLOATS, [_FLOATS] * operands)
-        function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.v{LANES}f32")
-        return builder.call(function, args)
-
-    if operands == 1:
-
-        @intrinsic
-        def call(typing_context: Any, a: Any) -> Any:
-            return vector(vector), generate
-    else:
-
-        @intrinsic
-        def call(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-            return vector(vector, vector, vector), generate
-
-    return call
+    function_type = ir.FunctionType(_FLOATS, [_FLOATS] * len(values))
+    function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.v{LANES}f32")
+    return builder.call(function, values)
 
 
-fma = _make_call("fma", 3)
+def choose(comparison: str) -> Emit:
+    """min ("<") and max (">") as x86 has them: the second operand where neither is smaller."""
+    return lambda builder, a, b: builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
+
+
+def _broadcast(builder: Any, scalar: Any) -> Any:
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, _INT(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * LANES))
+
+
+fma = _function(lambda builder, a, b, c: _call(builder, "fma", a, b, c))
 """fma(a, b, c): a * b + c, rounded once."""
 
-sqrt = _make_call("sqrt", 1)
-floor = _make_call("floor", 1)
+sqrt = _function(lambda builder, a: _call(builder, "sqrt", a))
+floor = _function(lambda builder, a: _call(builder, "floor", a))
+minimum, maximum = _function(choose("<")), _function(choose(">"))
+
+broadcast = _function(_broadcast, types.float32)
+"""broadcast(scalar): a float32 in all lanes."""
+
+where_equal = _function(
+    lambda builder, a, b, if_equal, otherwise: builder.select(
+        builder.fcmp_ordered("==", a, b), if_equal, otherwise
+    )
+)
+"""where_equal(a, b, if_equal, otherwise), lane by lane."""
 
 
 @intrinsic
@@ -193,135 +204,68 @@ def weighted_taps(
         array, index, stride = args[:3]
         across = cgutils.unpack_tuple(builder, args[3], len(sig.args[3]))
         down = cgutils.unpack_tuple(builder, args[4], len(sig.args[4]))
-        function_type = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        multiply_add = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.v{LANES}f32")
+
+        def add(weight: Any, value: Any, to: Any) -> Any:
+            return builder.fmul(weight, value) if to is None else _call(builder, "fma", weight, value, to)
+
         result = None
         for weight_y in down:
             row = None
             for i, weight_x in enumerate(across):
                 at = builder.add(index, ir.Constant(index.type, i))
                 tap = builder.load(_pointer(context, builder, sig.args[0], array, at, _FLOATS), align=4)
-                row = (
-                    builder.fmul(weight_x, tap)
-                    if row is None
-                    else builder.call(multiply_add, [weight_x, tap, row])
-                )
-            result = (
-                builder.fmul(weight_y, row)
-                if result is None
-                else builder.call(multiply_add, [weight_y, row, result])
-            )
+                row = add(weight_x, tap, row)
+            result = add(weight_y, row, result)
             index = builder.add(index, stride)
         return result
 
     return vector(array, types.intp, types.intp, weights_x, weights_y), generate
 
 
-def _make_choice(comparison: str) -> Any:
-    """min and max as x86 has them: the second operand where neither is smaller."""
-
-    @intrinsic
-    def choose(typing_context: Any, a: Any, b: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(comparison, *args), *args)
-
-        return vector(vector, vector), generate
-
-    return choose
-
-
-minimum = _make_choice("<")
-maximum = _make_choice(">")
-
-
-@intrinsic
-def broadcast(typing_context: Any, scalar: Any) -> Any:
-    """A float32 in all lanes."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        undefined = ir.Constant(_FLOATS, ir.Undefined)
-        first = builder.insert_element(undefined, args[0], _INT(0))
-        return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * LANES))
-
-    return vector(types.float32), generate
-
-
-@intrinsic
-def where_equal(typing_context: Any, a: Any, b: Any, if_equal: Any, otherwise: Any) -> Any:
-    """Lane by lane, `if_equal` where a == b and `otherwise` elsewhere."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
-
-    return vector(vector, vector, vector, vector), generate
-
-
-def _make_reduction(make: Callable) -> Any:
+def _reduce(combine: Emit) -> Any:
     """A scalar from 16 lanes, halving: lane i with lane i + 8, then + 4, + 2, + 1."""
 
-    @intrinsic
-    def reduce(typing_context: Any, a: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            value, width = args[0], LANES
-            while width > 1:
-                width //= 2
-                low, high = (
-                    builder.shuffle_vector(
-                        value, value, ir.Constant(ir.VectorType(_INT, width), list(range(s, s + width)))
-                    )
-                    for s in (0, width)
-                )
-                value = make(builder, low, high)
-            return builder.extract_element(value, _INT(0))
+    def emit(builder: Any, value: Any) -> Any:
+        for width in (8, 4, 2, 1):
+            lanes = ir.VectorType(_INT, width)
+            low = builder.shuffle_vector(value, value, ir.Constant(lanes, list(range(width))))
+            high = builder.shuffle_vector(value, value, ir.Constant(lanes, list(range(width, 2 * width))))
+            value = combine(builder, low, high)
+        return builder.extract_element(value, _INT(0))
 
-        return types.float32(vector), generate
-
-    return reduce
+    return _function(emit, result=types.float32)
 
 
-total = _make_reduction(lambda builder, a, b: builder.fadd(a, b))
-smallest = _make_reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
-largest = _make_reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+total = _reduce(ir.IRBuilder.fadd)
+smallest, largest = _reduce(choose("<")), _reduce(choose(">"))
 
 
 # Order of lanes
 
 
-def _make_shuffle(lanes: Sequence[int]) -> Any:
+def _shuffle(lanes: Iterable[int]) -> Any:
     """Lanes 0..15 are the first operand's, 16..31 the second's."""
-
-    @intrinsic
-    def shuffle(typing_context: Any, a: Any, b: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return builder.shuffle_vector(args[0], args[1], ir.Constant(_INTS, list(lanes)))
-
-        return vector(vector, vector), generate
-
-    return shuffle
+    order = ir.Constant(_INTS, list(lanes))
+    return _function(lambda builder, a, b: builder.shuffle_vector(a, b, order))
 
 
-following = _make_shuffle(range(1, LANES + 1))
+following = _shuffle(range(1, LANES + 1))
 """following(a, b): a[1], ..., a[15], b[0]: the right neighbours of a, b being the next vector."""
 
-preceding = _make_shuffle(range(LANES - 1, 2 * LANES - 1))
+preceding = _shuffle(range(LANES - 1, 2 * LANES - 1))
 """preceding(a, b): a[15], b[0], ..., b[14]: the left neighbours of b, a being the vector before."""
 
-even = _make_shuffle(range(0, 2 * LANES, 2))
+even = _shuffle(range(0, 2 * LANES, 2))
 """even(a, b): a[0], a[2], ..., b[14]."""
 
-odd = _make_shuffle(range(1, 2 * LANES, 2))
+odd = _shuffle(range(1, 2 * LANES, 2))
 """odd(a, b): a[1], a[3], ..., b[15]."""
 
-interleave_low = _make_shuffle([k // 2 + LANES * (k % 2) for k in range(LANES)])
+interleave_low = _shuffle([k // 2 + LANES * (k % 2) for k in range(LANES)])
 """interleave_low(a, b): a[0], b[0], a[1], ..., b[7]."""
 
-interleave_high = _make_shuffle([8 + k // 2 + LANES * (k % 2) for k in range(LANES)])
+interleave_high = _shuffle([8 + k // 2 + LANES * (k % 2) for k in range(LANES)])
 """interleave_high(a, b): a[8], b[8], a[9], ..., b[15]."""
 
-
-def _make_spread(group: int) -> Any:
-    """Lane 4 i + j gets what lane 4 * group + i has: four values, each four times."""
-    return _make_shuffle([4 * group + k // 4 for k in range(LANES)])
-
-
-spread_fours = tuple(_make_spread(group) for group in range(4))
+spread_fours = tuple(_shuffle(4 * group + k // 4 for k in range(LANES)) for group in range(4))
+"""spread_fours[group](a, a): lane 4 i + j gets what lane 4 * group + i has: four values, each four times."""

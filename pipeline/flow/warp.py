@@ -203,21 +203,12 @@ def _read(
 
 @kernel
 def warp(
-    fields: Any,
-    width: int,
-    height: int,
-    first_image: Any,
-    image: Any,
-    gx: Any,
-    gy: Any,
-    limit: Any,
-    values: Any,
-    firsts: Any,
-) -> None:
-    """Fill NX, NY, RHO and LIMIT of a level's fields from its U1 and U2.
+    fields: Any, width: int, height: int, first_image: Any, image: Any, gx: Any, gy: Any,
+    limit: Any, values: Any, firsts: Any,
+) -> None:  # fmt: skip
+    """Fill NX, NY, RHO and LIMIT of a level's `fields` from its U1 and U2.
 
     Args:
-        fields: the level's fields (see `pipeline.flow.layout`); width, height: pixels.
         first_image: the first frame's image; image, gx, gy: the second one's planes.
         limit: lambda * theta, float32.
         values, firsts: scratch, see `sources`.

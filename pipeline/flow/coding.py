@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.flow.pairs import tvl1_clip, tvl1_pairs
 from pipeline.flow.recipe import FlowCoding
-from pipeline.media import clip, subprocesses
+from pipeline.media import clip
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
 
@@ -105,15 +105,20 @@ def encode(
         raise ValueError(f"H.264 needs an even width, not {width}")
     with clip.written(Path(out), "the flow") as temporary:
         argv = command(temporary, width, 2 * height, coding, rate, ffmpeg)
-        _run(argv, _pictures(chain((first,), rest), first.shape, coding), timeout)
+        pictures = _pictures(chain((first,), rest), first.shape, coding)
+        finished = clip.run_ffmpeg(argv, timeout, "the flow was not solved and encoded", stdin=pictures)
+        if finished.returncode:
+            said = (finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"])[0]
+            full = "No space left" in finished.stderr
+            kind = FailureClass.STORAGE if full else FailureClass.ENVIRONMENT
+            raise Failed(kind, f"ffmpeg did not encode the flow: {said}")
 
 
 def command(out: Path, width: int, height: int, coding: FlowCoding, rate: int, ffmpeg: str) -> list[str]:
     """The argument list that makes `out` of raw yuv420p on standard input.
 
-    One thread and mbtree=0 keep the bytes the same on every x86-64 machine; aq-mode=0 spends no bits on
-    the flat areas that flow is full of; B-frames and weighted prediction would double the time for a few
-    per cent of size; filter_units drops the message that names the encoder's build.
+    aq-mode=0 spends no bits on the flat areas that flow is full of; B-frames and weighted prediction would
+    double the time for a few per cent of size.
     """
     import ffmpeg as ffmpeg_python
 
@@ -125,25 +130,9 @@ def command(out: Path, width: int, height: int, coding: FlowCoding, rate: int, f
         framerate=rate,
         color_range="pc",
     )
-    options = {
-        "c:v": "libx264",
-        "preset": coding.preset,
-        "crf": coding.crf,
-        "g": coding.keyframe_interval,
-        "pix_fmt": "yuv420p",
-        "threads": 1,
-        "x264-params": "threads=1:lookahead-threads=1:mbtree=0:aq-mode=0:bframes=0:weightp=0",
-        "bsf:v": "filter_units=remove_types=6",
-        "flags:v": "+bitexact",
-        "fflags": "+bitexact",
-        "map_metadata": -1,
-        "map_chapters": -1,
-        "color_range": "pc",
-        "write_btrt": 0,
-        "movflags": "+faststart",
-    }
-    arguments = ffmpeg_python.output(source, f"file:{out.absolute()}", f="mp4", **options).get_args()
-    return [ffmpeg, "-hide_banner", "-y", "-v", "error", *arguments]
+    x264 = ":aq-mode=0:bframes=0:weightp=0"
+    output = clip.h264_output(source, coding, out, x264, pix_fmt="yuv420p", color_range="pc")
+    return [ffmpeg, "-hide_banner", "-y", "-v", "error", *output.get_args()]
 
 
 def _pictures(flows: Iterable[np.ndarray], shape: tuple[int, ...], coding: FlowCoding) -> Iterator[bytes]:
@@ -157,22 +146,6 @@ def _pictures(flows: Iterable[np.ndarray], shape: tuple[int, ...], coding: FlowC
         yield luma[..., 0].tobytes()
         yield luma[..., 1].tobytes()
         yield chroma
-
-
-def _run(argv: list[str], pictures: Iterable[bytes], timeout: float) -> None:
-    try:
-        finished = subprocesses.run(argv, timeout=timeout, stdin=pictures)
-    except subprocesses.ChildTimeout as error:
-        raise Failed(
-            FailureClass.TOO_LARGE, f"the flow was not solved and encoded within {timeout:g} s"
-        ) from error
-    except OSError as error:
-        raise Failed(FailureClass.ENVIRONMENT, f"{argv[0]} does not run: {error.strerror}") from error
-    if finished.returncode:
-        said = (finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"])[0]
-        full = "No space left" in finished.stderr
-        kind = FailureClass.STORAGE if full else FailureClass.ENVIRONMENT
-        raise Failed(kind, f"ffmpeg did not encode the flow: {said}")
 
 
 def decode(

@@ -21,16 +21,7 @@ import numpy as np
 
 from pipeline.media import subprocesses
 from pipeline.media.corruption import MIN_SECONDS, NO_DAMAGE, examine, find_complaint, judge
-from pipeline.media.probe import (
-    FORMATS,
-    MAX_PIXELS,
-    PROBE_BYTES,
-    PROBE_MICROSECONDS,
-    PROTOCOLS,
-    SEEKABLE,
-    SourceInfo,
-    reader_options,
-)
+from pipeline.media.probe import SEEKABLE, SourceInfo, reader_options
 from pipeline.media.probe import probe as probe
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
@@ -38,6 +29,8 @@ from pipeline.storage import Sync, replacing
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+
+    from pipeline.flow.recipe import FlowCoding
 
 GENERAL = "-nostdin -hide_banner -y -v repeat+verbose -nostats -filter_complex_threads 1".split()  # noqa: SIM905
 """The first options of every ffmpeg call on a source."""
@@ -119,9 +112,8 @@ def cut(
         raise Failed(FailureClass.SHORT, f"the section is {end - start:g} s long: less than a second")
     width, height = info.output_size(recipe.short_side)
     if (wanted + 1) * width * height > _MAX_PLANE_BYTES:
-        raise Failed(
-            FailureClass.TOO_LARGE, f"{end - start:g} s are too long to hold: ask for less at a time"
-        )
+        text = f"{end - start:g} s are too long to hold: ask for less at a time"
+        raise Failed(FailureClass.TOO_LARGE, text)
     with contextlib.nullcontext() if out is None else written(out, "the clip") as temporary:
         argv = command(source, info, start, wanted, recipe, temporary, ffmpeg)
         finished = _run(argv, timeout, (wanted + 1) * width * height)
@@ -156,48 +148,30 @@ def command(
     """
     import ffmpeg as ffmpeg_python
 
-    frames = frame_graph(source, info, start, wanted, recipe)
-    if out is None:
-        streams = [_plane_output(ffmpeg_python, frames)]
-    else:
+    frames, clips = frame_graph(source, info, start, wanted, recipe), []
+    if out is not None:
         both = frames.filter_multi_output("split")
-        streams = [
-            clip_output(both[0].filter("trim", end_frame=wanted), recipe, out),
-            _plane_output(ffmpeg_python, both[1]),
-        ]
-    arguments = ffmpeg_python.merge_outputs(*streams) if len(streams) > 1 else streams[0]
-    return [ffmpeg, *GENERAL, *arguments.get_args()]
+        clips, frames = [h264_output(both[0].filter("trim", end_frame=wanted), recipe, out)], both[1]
+    planes = ffmpeg_python.output(frames.filter("extractplanes", "y"), "pipe:1", f="rawvideo", pix_fmt="gray")
+    return [ffmpeg, *GENERAL, *ffmpeg_python.merge_outputs(*clips, planes).get_args()]
 
 
 def frame_graph(source: Path, info: SourceInfo, start: float, wanted: int, recipe: EncodeRecipe) -> Any:
-    """ffmpeg-python's stream of the wanted + 1 frames of `command`, from the opening of `source` on."""
+    """ffmpeg-python's stream of the wanted + 1 frames of `command`, from the opening of `source` on.
+
+    They have the clip's rate and size, and are upright, square, yuv420p, limited range.
+    """
     import ffmpeg as ffmpeg_python
 
     preroll = max(0, math.floor(min(_PREROLL, start) * recipe.rate + 1e-9))
-    options: dict[str, object] = {
-        "copyts": None,
-        "threads": 1,
-        "protocol_whitelist": PROTOCOLS,
-        "format_whitelist": FORMATS,
-        "probesize": PROBE_BYTES,
-        "analyzeduration": PROBE_MICROSECONDS,
-        "max_pixels": MAX_PIXELS,
-        "reinit_filter": 0,
-    }
+    options: dict[str, object] = dict(reader_options()) | {"copyts": None, "reinit_filter": 0}
     seek = start - preroll / recipe.rate
     if info.container in SEEKABLE and seek > 0:
         options |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{seek + info.origin:.6f}"}
     video = ffmpeg_python.input(f"file:{Path(source).absolute()}", **options)["V:0"]
-    return _frames(video, info, start + info.origin, preroll, wanted, recipe)
-
-
-def _frames(
-    video: Any, info: SourceInfo, zero: float, preroll: int, wanted: int, recipe: EncodeRecipe
-) -> Any:
-    """The wanted + 1 frames at the clip's rate and size, upright, square, yuv420p, limited range."""
     width, height = info.output_size(recipe.short_side)
     video = (
-        video.filter("setpts", f"PTS-{zero:.6f}/TB")
+        video.filter("setpts", f"PTS-{start + info.origin:.6f}/TB")
         .filter("fps", recipe.rate, start_time=f"{-preroll / recipe.rate:.6f}")
         .filter("trim", start_frame=preroll, end_frame=preroll + wanted + 1)
         .filter("setpts", f"N/{recipe.rate}/TB")
@@ -218,50 +192,58 @@ def _frames(
     return video
 
 
-def clip_output(frames: Any, recipe: EncodeRecipe, out: Path | int) -> Any:
-    """ffmpeg-python's output of `frames` as a clip: an mp4, or nut into the pipe of that descriptor."""
+def h264_output(
+    frames: Any, coding: EncodeRecipe | FlowCoding, out: Path | int, x264: str = "", **options: object
+) -> Any:
+    """ffmpeg-python's output of `frames`: an mp4, or nut into the pipe of that descriptor.
+
+    `x264` and `options` are further parameters; an option replaces the one of that name.
+    """
     import ffmpeg as ffmpeg_python
 
-    options: dict[str, object] = {
+    options = {
         "c:v": "libx264",
-        "preset": recipe.preset,
-        "crf": recipe.crf,
-        "g": recipe.keyframe_interval,
+        "preset": coding.preset,
+        "crf": coding.crf,
+        "g": coding.keyframe_interval,
         "threads": 1,
-        "x264-params": "threads=1:lookahead-threads=1:mbtree=0",
+        "x264-params": f"threads=1:lookahead-threads=1:mbtree=0{x264}",
         "bsf:v": "filter_units=remove_types=6",  # the SEI that names the encoder's build
         "flags:v": "+bitexact",
         "fflags": "+bitexact",
         "map_metadata": -1,
         "map_chapters": -1,
         "color_range": "tv",
-    }
+    } | options
     if isinstance(out, int):
         return ffmpeg_python.output(frames, f"pipe:{out}", f="nut", flush_packets=1, **options)
     options |= {"write_btrt": 0, "movflags": "+faststart"}
     return ffmpeg_python.output(frames, f"file:{out.absolute()}", f="mp4", **options)
 
 
-def _plane_output(ffmpeg_python: Any, frames: Any) -> Any:
-    return ffmpeg_python.output(frames.filter("extractplanes", "y"), "pipe:1", f="rawvideo", pix_fmt="gray")
+def run_ffmpeg(argv: list[str], timeout: float, late: str, **limits: Any) -> subprocesses.Finished:
+    """`subprocesses.run`, whose failures become `Failed`.
+
+    Raises:
+        Failed: TOO_LARGE past `timeout` seconds, with `late` as its sentence; ENVIRONMENT without ffmpeg.
+    """
+    try:
+        return subprocesses.run(argv, timeout=timeout, **limits)
+    except subprocesses.ChildTimeout as error:
+        raise Failed(FailureClass.TOO_LARGE, f"{late} within {timeout:g} s") from error
+    except OSError as error:
+        raise Failed(FailureClass.ENVIRONMENT, f"{argv[0]} does not run: {error.strerror}") from error
 
 
 def _run(argv: list[str], timeout: float, plane_bytes: int) -> subprocesses.Finished:
     try:
-        finished = subprocesses.run(argv, timeout=timeout, max_stdout=plane_bytes)
-    except subprocesses.ChildTimeout as error:
-        raise Failed(
-            FailureClass.TOO_LARGE, f"ffmpeg did not read the source within {timeout:g} s"
-        ) from error
+        finished = run_ffmpeg(argv, timeout, "ffmpeg did not read the source", max_stdout=plane_bytes)
     except subprocesses.ChildOutputTooLarge as error:
         raise Failed(FailureClass.CORRUPT, "the source gave more pictures than were asked for") from error
-    except OSError as error:
-        raise Failed(FailureClass.ENVIRONMENT, f"{argv[0]} does not run: {error.strerror}") from error
     code, said = finished.returncode, finished.stderr
     if code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
-        raise Failed(
-            FailureClass.ENVIRONMENT, f"ffmpeg was ended from outside by {signal.Signals(-code).name}"
-        )
+        name = signal.Signals(-code).name
+        raise Failed(FailureClass.ENVIRONMENT, f"ffmpeg was ended from outside by {name}")
     full = _UNWRITABLE.search(said)
     if code == -signal.SIGXFSZ or (code and full):
         why = full.group(0) if full else "File too large"
@@ -288,9 +270,8 @@ def _check_end(finished: subprocesses.Finished, frames: int) -> None:
     encoded = _ENCODED.search(finished.stderr)
     if finished.returncode or (encoded and int(encoded.group(2)) != frames):
         last = next((line for line in reversed(finished.stderr.splitlines()) if line.startswith("[")), "")
-        raise Failed(
-            FailureClass.ENVIRONMENT, f"ffmpeg did not finish the clip ({finished.returncode}): {last}"
-        )
+        text = f"ffmpeg did not finish the clip ({finished.returncode}): {last}"
+        raise Failed(FailureClass.ENVIRONMENT, text)
 
 
 @contextlib.contextmanager

@@ -73,38 +73,36 @@ def examine(path: Path, info: SourceInfo, start: float, end: float, timeout: flo
     """
     import av
 
-    try:
-        return _count(path, info, start, end, timeout)
-    except av.error.FFmpegError as error:
-        raise Failed(FailureClass.CORRUPT, f"the source cannot be read: {error.strerror}") from error
-
-
-def _count(path: Path, info: SourceInfo, start: float, end: float, timeout: float) -> Damage:
-    import av
-
     deadline = time.monotonic() + timeout
     first, last = start + info.origin, end + info.origin
     decoded = concealed = lost = 0
-    with av.open(f"file:{Path(path).absolute()}", options=reader_options(), timeout=timeout) as container:
-        video = main_video(container)
-        video.codec_context.thread_count = 1
-        if info.container in SEEKABLE:
-            with contextlib.suppress(av.error.FFmpegError):  # then from the beginning
-                container.seek(round(first / video.time_base), stream=video, backward=True, any_frame=False)
-        for packet in packets(container, video):
-            if time.monotonic() > deadline:
-                raise Failed(FailureClass.TOO_LARGE, f"the damaged source was not read within {timeout:g} s")
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            try:
-                pictures = packet.decode()
-            except av.error.FFmpegError:
-                lost += stamp is None or first <= stamp * video.time_base < last
-                continue
-            inside = [p for p in pictures if p.time is not None and first <= p.time < last]
-            decoded += len(inside)
-            concealed += sum(1 for p in inside if p.is_corrupt)
-            if any(p.time is not None and p.time >= last for p in pictures):
-                break
+    try:
+        with av.open(f"file:{Path(path).absolute()}", options=reader_options(), timeout=timeout) as container:
+            video = main_video(container)
+            video.codec_context.thread_count = 1
+            if info.container in SEEKABLE:
+                with contextlib.suppress(av.error.FFmpegError):  # then from the beginning
+                    container.seek(
+                        round(first / video.time_base), stream=video, backward=True, any_frame=False
+                    )
+            for packet in packets(container, video):
+                if time.monotonic() > deadline:
+                    raise Failed(
+                        FailureClass.TOO_LARGE, f"the damaged source was not read within {timeout:g} s"
+                    )
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                try:
+                    pictures = packet.decode()
+                except av.error.FFmpegError:
+                    lost += stamp is None or first <= stamp * video.time_base < last
+                    continue
+                inside = [p for p in pictures if p.time is not None and first <= p.time < last]
+                decoded += len(inside)
+                concealed += sum(1 for p in inside if p.is_corrupt)
+                if any(p.time is not None and p.time >= last for p in pictures):
+                    break
+    except av.error.FFmpegError as error:
+        raise Failed(FailureClass.CORRUPT, f"the source cannot be read: {error.strerror}") from error
     return Damage(decoded, concealed, lost)
 
 

@@ -41,16 +41,14 @@ _CODECS = frozenset(
 """FFmpeg's names of the codecs that are decoded: those that videos are kept in, as far as both the reference
 encoder and PyAV read them. FFmpeg has decoders of texts, drawings and games too, which no file is given."""
 _OWN_ZERO = ("mpegts", "mpeg")  # containers of broadcasts and discs, whose clocks begin anywhere
-_TRANSFERS = {1: "bt709", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1"} | {
-    14: "bt2020-10",
-    15: "bt2020-12",
-    16: "smpte2084",
-    18: "arib-std-b67",
-}
-_MATRICES = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m"} | {
-    9: "bt2020nc",
+_TRANSFERS = {
+    1: "bt709", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1", 14: "bt2020-10",
+    15: "bt2020-12", 16: "smpte2084", 18: "arib-std-b67",
+}  # fmt: skip
+_MATRICES = {
+    0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020nc",
     10: "bt2020c",
-}
+}  # fmt: skip
 SEEKABLE = ("mov", "matroska")
 """Where a seek lands on a keyframe at or before its time. In mpegts it lands seconds late, in avi behind
 the only keyframe even at 0, and what is decoded then is grey: others are read from their start."""
@@ -142,23 +140,17 @@ def probe(path: str | Path, trimmed: bool = False) -> SourceInfo:
         with av.open(f"file:{path}", options=reader_options(), timeout=_OPEN_SECONDS) as container:
             return _describe(container, trimmed)
     except (av.error.FFmpegError, ValueError, UnicodeError) as error:
-        if looks_like_video(head):
-            why = "is damaged: its header cannot be read"
-            raise Failed(FailureClass.CORRUPT, f"the source {why} ({_first_words(error)})") from error
+        if _looks_like_video(head):
+            said = str(error).split(";")[0].split(": '")[0][:120]
+            text = f"the source is damaged: its header cannot be read ({said})"
+            raise Failed(FailureClass.CORRUPT, text) from error
         raise Failed(FailureClass.FORMAT, f"the source is no video file: it begins {head[:24]!r}") from error
 
 
-def looks_like_video(head: bytes) -> bool:
+def _looks_like_video(head: bytes) -> bool:
     """Whether a file's first 512 bytes bear the mark of one of `FORMATS`."""
     boxes = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
-    marks = (
-        b"\x1a\x45\xdf\xa3",
-        b"FLV\x01",
-        b"OggS",
-        b"\x00\x00\x01\xba",
-        b"\x00\x00\x01\xb3",
-        b"\x30\x26\xb2\x75",
-    )
+    marks = (b"\x1a\x45\xdf\xa3", b"FLV\x01", b"OggS", b"\0\0\1\xba", b"\0\0\1\xb3", b"\x30\x26\xb2\x75")
     transport = any(
         head[i : i + 1] == b"\x47" == head[i + step : i + step + 1] for i, step in ((0, 188), (4, 192))
     )
@@ -170,12 +162,10 @@ def _describe(container: InputContainer, trimmed: bool) -> SourceInfo:
     context = video.codec_context
     codec = "of an unknown codec" if context is None else context.codec.canonical_name
     if codec not in _CODECS:
-        raise Failed(
-            FailureClass.FORMAT,
-            f"the source's video stream is {codec}, which is not read here: encode it again",
-        )
+        text = f"the source's video stream is {codec}, which is not read here: encode it again"
+        raise Failed(FailureClass.FORMAT, text)
     sar = video.sample_aspect_ratio or Fraction(1)
-    check_size(context.width, context.height, sar)
+    _check_size(context.width, context.height, sar)
     name = container.format.name.split(",")[0]
     start = (container.start_time or 0) / 1e6
     origin = start if name in _OWN_ZERO else max(0.0, start) if trimmed else 0.0
@@ -183,6 +173,7 @@ def _describe(container: InputContainer, trimmed: bool) -> SourceInfo:
     if name == "matroska" and duration is not None:  # its durations count from zero, not from the start
         duration = round(duration - origin, 6)
     rotation, first = _first_picture(container, video)
+    lowest = video.base_rate  # that has all time stamps; of a variable rate that is thousands a second
     return SourceInfo(
         container=name,
         codec=codec,
@@ -191,7 +182,7 @@ def _describe(container: InputContainer, trimmed: bool) -> SourceInfo:
         sar=f"{sar.numerator}:{sar.denominator}",
         rotation=rotation,
         rate=round(float(video.average_rate or 0), 6),
-        constant_rate=_constant_rate(video.base_rate),
+        constant_rate=round(float(lowest), 3) if lowest and lowest <= _HIGHEST_RATE else None,
         duration=duration,
         start=start,
         first=None if first is None else round(first - origin, 6),
@@ -218,19 +209,17 @@ def main_video(container: InputContainer) -> Any:
     return video
 
 
-def check_size(width: int, height: int, sar: Fraction = Fraction(1)) -> None:
+def _check_size(width: int, height: int, sar: Fraction) -> None:
     """Raise Failed where a picture is nothing, or too large to be decoded or scaled."""
     if width <= 0 or height <= 0 or sar <= 0:
         raise Failed(FailureClass.CORRUPT, "the source's pictures have no size that can be decoded")
     if width * height > MAX_PIXELS:
-        raise Failed(
-            FailureClass.TOO_LARGE, f"a picture of {width} x {height} is more than {MAX_PIXELS} pixels"
-        )
+        text = f"a picture of {width} x {height} is more than {MAX_PIXELS} pixels"
+        raise Failed(FailureClass.TOO_LARGE, text)
     aspect = width * sar / height
     if not Fraction(1, MAX_ASPECT) <= aspect <= MAX_ASPECT:
-        raise Failed(
-            FailureClass.TOO_LARGE, f"a picture {float(aspect):.3g} times as wide as high is out of bounds"
-        )
+        text = f"a picture {float(aspect):.3g} times as wide as high is out of bounds"
+        raise Failed(FailureClass.TOO_LARGE, text)
 
 
 def _first_picture(container: InputContainer, video: Any) -> tuple[int, float | None]:
@@ -280,12 +269,3 @@ def _end(container: str, video: Any, start: float, duration: float | None, origi
     if container == "mpeg" and video.average_rate:
         duration += float(2 / video.average_rate)  # it is made of stamps, up to the last or last but one
     return round(first + duration - origin, 6)
-
-
-def _first_words(error: BaseException) -> str:
-    return str(error).split(";")[0].split(": '")[0][:120]
-
-
-def _constant_rate(rate: Fraction | None) -> float | None:
-    """FFmpeg's lowest rate that has all time stamps; of a variable rate that is thousands a second."""
-    return round(float(rate), 3) if rate and rate <= _HIGHEST_RATE else None

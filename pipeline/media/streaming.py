@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 _PLANES = 64  # in the queue at most, unless the reader waits for a picture
 _COMPLAINTS = 100  # lines of ffmpeg's log that are kept
 
-T = TypeVar("T")
-
 
 class Pass:
     """The pass of `pipeline.media.clip` over a whole video, from its start on.
@@ -43,28 +41,18 @@ class Pass:
     """
 
     def __init__(
-        self,
-        path: Path,
-        info: SourceInfo,
-        start: float,
-        wanted: int,
-        recipe: EncodeRecipe,
-        ffmpeg: str,
+        self, path: Path, info: SourceInfo, start: float, wanted: int, recipe: EncodeRecipe, ffmpeg: str,
         patience: float,
-    ):
+    ):  # fmt: skip
         self._path, self._patience = path, patience
         self._width, self._height = info.output_size(recipe.short_side)
         self._encoded, writing = os.pipe()
         argv = clip.command(path, info, start, wanted, recipe, writing, ffmpeg)
         try:
             self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(writing,),
-                start_new_session=True,
-            )
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                pass_fds=(writing,), start_new_session=True,
+            )  # fmt: skip
         except OSError as error:
             os.close(self._encoded)
             raise Failed(FailureClass.ENVIRONMENT, f"{ffmpeg} does not run: {error.strerror}") from error
@@ -123,12 +111,8 @@ class Pass:
 
     def grays(self) -> Iterator[np.ndarray]:
         """The luma planes in full range, uint8 (H, W): one more than pictures where the source goes on."""
-        while (plane := self._plane()) is not None:
+        while (plane := self.plane()) is not None:
             yield clip.gray(np.frombuffer(plane, np.uint8).reshape(self._height, self._width))
-
-    def skip_plane(self) -> None:
-        """Drops the next plane."""
-        self._plane()
 
     def ended(self) -> str | None:
         """Waits for ffmpeg's end; its first complaint about damage, if any.
@@ -136,7 +120,7 @@ class Pass:
         Raises:
             Failed: CORRUPT where it ended with neither success nor such a complaint.
         """
-        while self._plane() is not None:
+        while self.plane() is not None:
             pass
         code = self._process.wait()
         for thread in self._threads:
@@ -146,7 +130,8 @@ class Pass:
             raise Failed(FailureClass.CORRUPT, f"ffmpeg ended with {code} before the video did")
         return complaint
 
-    def _plane(self) -> bytes | None:
+    def plane(self) -> bytes | None:
+        """The next luma plane in limited range; None at their end."""
         with self._changed:
             self._wait(lambda: bool(self._planes))
             if self._planes[0] is None:
@@ -158,7 +143,7 @@ class Pass:
         if not self._changed.wait_for(there, self._patience):
             raise Failed(FailureClass.TOO_LARGE, f"ffmpeg gave nothing for {self._patience:g} s")
 
-    def _put(self, line: deque[T], item: T) -> None:
+    def _put(self, line: deque[Any], item: bytes | None) -> None:
         with self._changed:
             line.append(item)
             self._changed.notify_all()

@@ -37,16 +37,11 @@ class Finished:
 
 
 def run(
-    argv: list[str],
-    *,
-    timeout: float,
-    stdin: Iterable[bytes] = (),
-    max_stdout: int = 1 << 30,
+    argv: list[str], *, timeout: float, stdin: Iterable[bytes] = (), max_stdout: int = 1 << 30
 ) -> Finished:
     """Run `argv` (never a shell) in a process group of its own and wait for it.
 
     Args:
-        argv: program and arguments.
         timeout: seconds from start to end; the whole group is killed then.
         stdin: chunks for its standard input, produced as it reads them. An exception raised by the
             iterable kills the group and goes on to the caller.
@@ -55,27 +50,21 @@ def run(
     Raises:
         ChildTimeout, ChildOutputTooLarge: as named; the child is dead when they are raised.
     """
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     _running.add(process.pid)
     started = time.monotonic()
     stdout, stderr = bytearray(), bytearray()
-    timed_out, too_large = threading.Event(), threading.Event()
+    stopped: list[Exception] = []  # why we killed the group
 
-    def on_timeout() -> None:
-        timed_out.set()
+    def stop(why: Exception) -> None:
+        stopped.append(why)
         kill_group(process.pid)
 
     def read_stdout() -> None:
         while chunk := process.stdout.read1(1 << 20):  # type: ignore[union-attr]
             if len(stdout) + len(chunk) > max_stdout:
-                too_large.set()
-                kill_group(process.pid)
+                stop(ChildOutputTooLarge(f"{argv[0]} wrote more than {max_stdout} bytes"))
                 return
             stdout.extend(chunk)
 
@@ -84,7 +73,7 @@ def run(
             stderr.extend(chunk)
             del stderr[:-_STDERR_LIMIT]
 
-    timer = threading.Timer(timeout, on_timeout)
+    timer = threading.Timer(timeout, stop, [ChildTimeout(f"{argv[0]} ran past {timeout:g} s")])
     readers = [threading.Thread(target=read_stdout), threading.Thread(target=read_stderr)]
     for thread in (timer, *readers):
         thread.daemon = True
@@ -103,10 +92,8 @@ def run(
         kill_group(process.pid)
         returncode = process.wait()
         _running.discard(process.pid)
-    if timed_out.is_set():
-        raise ChildTimeout(f"{argv[0]} ran past {timeout:g} s")
-    if too_large.is_set():
-        raise ChildOutputTooLarge(f"{argv[0]} wrote more than {max_stdout} bytes")
+    if stopped:
+        raise stopped[0]
     return Finished(returncode, bytes(stdout), stderr.decode("utf-8", "replace"))
 
 

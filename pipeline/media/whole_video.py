@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.media import clip, subprocesses
+from pipeline.media import clip
 from pipeline.media.corruption import NO_DAMAGE, examine, judge
 from pipeline.media.probe import SourceInfo, probe
 from pipeline.media.recipe import EncodeRecipe
@@ -67,7 +67,7 @@ def frames(
         given, last = 0, np.full((2 * height, width), 128, np.uint8)
         for picture in made.pictures():
             if flows is None:
-                made.skip_plane()
+                made.plane()
             else:
                 last = next(flows, last)  # repeated where the source has no frame after its last
             given += 1
@@ -118,13 +118,13 @@ def annotate(
         "pipe:0", f="rawvideo", pix_fmt="rgba", video_size=(width, height), framerate=f"{1 / seconds:.9f}"
     )
     shown = ffmpeg_python.filter([base, over], "overlay", eof_action="repeat")
-    binary = clip.ffmpeg_binary(ffmpeg)
     with clip.written(out, str(out)) as temporary:
-        argv = [binary, *clip.GENERAL, *clip.clip_output(shown, recipe, temporary).get_args()]
-        try:
-            finished = subprocesses.run(argv, timeout=timeout, stdin=labels(width, height))
-        except subprocesses.ChildTimeout as error:
-            raise Failed(FailureClass.TOO_LARGE, f"{out} was not written within {timeout:g} s") from error
+        argv = [
+            clip.ffmpeg_binary(ffmpeg),
+            *clip.GENERAL,
+            *clip.h264_output(shown, recipe, temporary).get_args(),
+        ]
+        finished = clip.run_ffmpeg(argv, timeout, f"{out} was not written", stdin=labels(width, height))
         if finished.returncode:
             said = (finished.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise Failed(FailureClass.STORAGE, f"{out} cannot be written: {said}")

@@ -228,3 +228,8 @@ def test_an_annotated_video_shows_each_picture_in_its_time_upright(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.mp4", "turned.mp4"]
     with pytest.raises(Failed, match="cannot be written"):
         whole_video.annotate(tmp_path / "turned.mp4", tmp_path / "no" / "out.mp4", colours, 0.8)
+    with pytest.raises(Failed, match="/no/such/ffmpeg does not run") as caught:
+        whole_video.annotate(
+            tmp_path / "turned.mp4", tmp_path / "out.mp4", colours, 0.8, ffmpeg="/no/such/ffmpeg"
+        )
+    assert caught.value.failure_class is FailureClass.ENVIRONMENT

@@ -22,16 +22,9 @@ BATCH_PIXELS = 16 << 20  # pixels of all pairs in one batch: some 2 GB of fields
 
 
 def solve_pairs(gray: np.ndarray, params: TVL1, device: str) -> np.ndarray:
-    """Flow of every pair of frames.
+    """Flow of every pair of uint8 frames (T, H, W), T at least 2: float32 (T - 1, H, W, 2), pixels.
 
-    Args:
-        gray: uint8 (T, H, W), T at least 2.
-
-    Returns:
-        float32 (T - 1, H, W, 2), pixels.
-
-    Raises:
-        ValueError: this torch has no such device.
+    Raises ValueError where this torch has no such device.
     """
     try:
         frames = torch.from_numpy(gray).to(device=device, dtype=torch.float32)

@@ -43,15 +43,10 @@ def dequantise(luma: np.ndarray, bound: float = _DEFAULTS.bound) -> np.ndarray:
 
 
 def stored_flows(grays: Iterator[np.ndarray], bound: float, threads: int = 1) -> Iterator[np.ndarray]:
-    """Flow of each frame to the next as the flow video holds it before it is encoded.
+    """Flow of each frame, uint8 (H, W), to the next as the flow video holds it before it is encoded.
 
-    Args:
-        grays: uint8 (H, W) each.
-        bound: pixels that 127 steps of luma stand for.
-        threads: that share the pairs; the bytes do not depend on it.
-
-    Yields:
-        uint8 (2 H, W), u above v, 128 for zero: one fewer than there are frames.
+    Yields one fewer than there are frames: uint8 (2 H, W), u above v, 128 for zero, 127 steps for `bound`
+    pixels. The bytes do not depend on the number of threads that share the pairs.
     """
 
     def solved() -> Iterator[np.ndarray]:
@@ -87,9 +82,8 @@ def encode(
 
     Args:
         flows: float32 (H, W, 2) each, pixels; W even.
-        out: the file; it appears whole or not at all.
-        rate: frames a second.
-        ffmpeg: the encoder's binary; timeout: seconds for all of it, the making of the flows included.
+        out: appears whole or not at all.
+        timeout: seconds for all of it, the making of the flows included.
 
     Raises:
         ValueError: no flow, flows of different shapes, or an odd width.
@@ -151,13 +145,9 @@ def _pictures(flows: Iterable[np.ndarray], shape: tuple[int, ...], coding: FlowC
 def decode(
     data: bytes | Path, frames: range | None = None, bound: float = _DEFAULTS.bound, threads: int = 1
 ) -> np.ndarray:
-    """Flow of one of our videos, or of a contiguous range of its frames, from the keyframe before.
+    """Flow of one of our videos, or of a contiguous range of its frames: float32 (T, H, W, 2), pixels.
 
-    Returns:
-        float32 (T, H, W, 2), pixels.
-
-    Raises:
-        Failed, IndexError: as `pipeline.media.clip.pictures`.
+    Raises Failed and IndexError as `pipeline.media.clip.pictures`.
     """
     lumas = [_luma(picture) for picture in clip.pictures(data, frames, threads, "the flow")]
     if not lumas or lumas[0].shape[0] % 2:

@@ -23,10 +23,7 @@ _RGB_WEIGHTS = (9798, 19235, 3735)  # OpenCV's COLOR_RGB2GRAY: .299, .587, .114 
 
 
 def tvl1(prev: np.ndarray, next: np.ndarray, params: TVL1 = DEFAULTS) -> np.ndarray:
-    """Flow from `prev` to `next`.
-
-    Args:
-        prev, next: uint8 (H, W) or (H, W, 3 RGB), of one size.
+    """Flow between two frames of one size, uint8 (H, W) or (H, W, 3 RGB).
 
     Returns:
         float32 (H, W, 2): how far each pixel of `prev` moves to the right and down, pixels.
@@ -41,14 +38,10 @@ def tvl1(prev: np.ndarray, next: np.ndarray, params: TVL1 = DEFAULTS) -> np.ndar
 def tvl1_pairs(frames: Iterable[np.ndarray], params: TVL1 = DEFAULTS) -> Iterator[np.ndarray]:
     """Flow of each frame to the one after it, in memory that does not grow with their number.
 
-    Args:
-        frames: uint8 (H, W) or (H, W, 3 RGB), all of one size.
+    Takes frames and raises as `tvl1`.
 
     Yields:
         float32 (H, W, 2), pixels, a new array each: one fewer than there are frames.
-
-    Raises:
-        TypeError, ValueError: as for `tvl1`.
     """
     from pipeline.flow.solver import Solver
 

@@ -278,8 +278,7 @@ def _check_end(finished: subprocesses.Finished, frames: int) -> None:
 def written(out: Path, what: str) -> Iterator[Path]:
     """A temporary file for ffmpeg to write, which becomes `out` when the block ends without an exception.
 
-    Raises:
-        Failed: class storage, with `what` as the subject of its sentence.
+    Raises Failed of class storage, with `what` as the subject of its sentence.
     """
     if not out.absolute().parent.is_dir():
         raise Failed(FailureClass.STORAGE, f"{what} cannot be written: its folder is not there")
@@ -303,7 +302,7 @@ def read(
     ffmpeg: str | None = None,
     timeout: float = 3600.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames and gray planes of a raw video, the very same way as a prepared clip's.
+    """Frames and gray planes of a raw video, the very same way as a prepared clip's. Raises as `cut`.
 
     Args:
         start, end: seconds by the file's clock; default its first time stamp and its end.
@@ -311,9 +310,6 @@ def read(
     Returns:
         rgb uint8 (T, H, W, 3), as decoded from the encoded clip, and gray uint8 (T or T + 1, H, W) for
         the flow, full range. Memory is proportional to the length.
-
-    Raises:
-        Failed: as `cut` does.
     """
     recipe = recipe or EncodeRecipe()
     info = probe(path)
@@ -329,16 +325,10 @@ def read(
 
 
 def decode(data: bytes | Path, frames: range | None = None, threads: int = 1) -> np.ndarray:
-    """RGB of one of our clips, or of a contiguous range of its frames.
+    """RGB of one of our clips, or of a contiguous range of its frames: uint8 (T, H, W, 3).
 
     Untagged colours are read as BT.601, tagged ones as tagged, by swscale's exact paths: the same bytes
-    on every machine.
-
-    Returns:
-        uint8 (T, H, W, 3).
-
-    Raises:
-        Failed, IndexError: as `pictures`.
+    on every machine. Raises Failed and IndexError as `pictures`.
     """
     from av.video.reformatter import Interpolation, VideoReformatter
 

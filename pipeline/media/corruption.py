@@ -68,8 +68,7 @@ def find_complaint(stderr: str, path: str) -> str | None:
 def examine(path: Path, info: SourceInfo, start: float, end: float, timeout: float) -> Damage:
     """Decode the section [start, end) once more and count its pictures: the same count every time.
 
-    Raises:
-        Failed: TOO_LARGE past `timeout` seconds, CORRUPT where it cannot be opened again.
+    Raises Failed: TOO_LARGE past `timeout` seconds, CORRUPT where it cannot be opened again.
     """
     import av
 

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 FORMATS = "mov,matroska,mpegts,avi,flv,mpeg,ogg,asf"
 """FFmpeg's names of the containers that are opened. Playlists, concat lists, images, subtitles and
 descriptions of streams elsewhere (HLS, DASH, SDP, ffconcat...) are not among them."""
-PROTOCOLS = "file,pipe"
 MAX_PIXELS = 7680 * 4352  # an 8K picture in whole macroblocks
 MAX_ASPECT = 8  # of the picture as shown: a short side of 256 makes 2048 pixels of the long one
-PROBE_BYTES, PROBE_MICROSECONDS = 5_000_000, 5_000_000  # FFmpeg's own defaults, the same for both readers
 _PACKETS_TO_FIRST_PICTURE = 300
 _OPEN_SECONDS = 30.0
 
@@ -102,12 +100,12 @@ class SourceInfo:
 
 
 def reader_options() -> dict[str, str]:
-    """Options for `av.open` on a file of unknown origin: no other file, no network, no huge picture."""
+    """Options for FFmpeg on a file of unknown origin: no other file, no network, no huge picture."""
     return {
-        "protocol_whitelist": PROTOCOLS,
+        "protocol_whitelist": "file,pipe",
         "format_whitelist": FORMATS,
-        "probesize": str(PROBE_BYTES),
-        "analyzeduration": str(PROBE_MICROSECONDS),
+        "probesize": "5000000",  # bytes, and microseconds: FFmpeg's own defaults, the same for both readers
+        "analyzeduration": "5000000",
         "max_pixels": str(MAX_PIXELS),
         "threads": "1",
     }
@@ -197,8 +195,7 @@ def _describe(container: InputContainer, trimmed: bool) -> SourceInfo:
 def main_video(container: InputContainer) -> Any:
     """The first video stream that is no cover picture, which ffmpeg calls V:0.
 
-    Raises:
-        Failed: FORMAT where there is only sound, CORRUPT where there is nothing.
+    Raises Failed: FORMAT where there is only sound, CORRUPT where there is nothing.
     """
     cover = 0x400  # AV_DISPOSITION_ATTACHED_PIC
     video = next((s for s in container.streams.video if not int(s.disposition) & cover), None)

@@ -30,14 +30,11 @@ _COMPLAINTS = 100  # lines of ffmpeg's log that are kept
 
 
 class Pass:
-    """The pass of `pipeline.media.clip` over a whole video, from its start on.
+    """The pass of `pipeline.media.clip` over a whole video. Raises Failed(ENVIRONMENT) without ffmpeg.
 
     Args:
         start: seconds, by the clip's clock; wanted: frames at the recipe's rate.
         patience: seconds without output after which ffmpeg is killed.
-
-    Raises:
-        Failed: ENVIRONMENT where ffmpeg does not run.
     """
 
     def __init__(
@@ -117,8 +114,7 @@ class Pass:
     def ended(self) -> str | None:
         """Waits for ffmpeg's end; its first complaint about damage, if any.
 
-        Raises:
-            Failed: CORRUPT where it ended with neither success nor such a complaint.
+        Raises Failed(CORRUPT) where it ended with neither success nor such a complaint.
         """
         while self.plane() is not None:
             pass

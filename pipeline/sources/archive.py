@@ -25,8 +25,8 @@ import pyarrow.compute as pc
 from pipeline.lists.manifest import Clip
 from pipeline.outcome import PROCESS, CallError, Failed, FailureClass
 from pipeline.sources.archive_index import SCHEMA, UNREADABLE, copy_bytes, is_packed, read_index
-from pipeline.sources.base import Fetched, FetchOptions, Piece, Video, all_failed, gather
-from pipeline.sources.directory import find, names
+from pipeline.sources.base import Fetched, FetchOptions, Video, all_failed
+from pipeline.sources.directory import gather, names
 from pipeline.sources.registry import parse
 from pipeline.storage import location, open_storage
 from pipeline.storage.tables import TableError, read_table, write_table
@@ -52,11 +52,9 @@ class Members:
 
     def __init__(self, tables: dict[str, pa.Table]):
         self.tables = tables
-        names = [pa.array([path] * table.num_rows, pa.string()) for path, table in tables.items()]
-        table = pa.concat_tables(
-            [SCHEMA.empty_table(), *(t.replace_schema_metadata() for t in tables.values())]
-        )
-        self._table = table.append_column("archive", pa.chunked_array(names, pa.string()))
+        archives = [pa.array([path] * table.num_rows, pa.string()) for path, table in tables.items()]
+        table = pa.concat_tables([SCHEMA.empty_table(), *tables.values()])
+        self._table = table.append_column("archive", pa.chunked_array(archives, pa.string()))
         self._rows: dict[str, int] = {}
         self._twice: dict[str, int] = {}
         for number, stem in enumerate(table["stem"].to_pylist()):
@@ -76,12 +74,9 @@ class Members:
             return first
         other = self._member(self._twice[stem])
         where = "" if other.archive == first.archive else f" and {other.archive}"
-        refused = (
-            "stands there twice; name the archive that is to win as a source of its own, before the others"
-        )
-        return replace(
-            first, archive=first.archive + where, failure_class=str(FailureClass.MISSING), refused=refused
-        )
+        why = "stands there twice; name the archive that is to win as a source of its own, before the others"
+        missing = str(FailureClass.MISSING)
+        return replace(first, archive=first.archive + where, failure_class=missing, refused=why)
 
     def refused(self) -> list[Member]:
         """All members that may not be read, each with its reason."""
@@ -126,15 +121,8 @@ class ArchiveSource:
         except OSError as error:
             reason = f"{self.pattern} cannot be read: {error.strerror}."
             return all_failed(video, Failed(FailureClass.STORAGE, reason))
-        copies: dict[str, Path] = {}
-
-        def piece_for(clip: Clip) -> Piece:
-            stem = find(clip, members, self.pattern)
-            if stem not in copies:
-                copies[stem] = _copy(members[stem], folder / stem, options)
-            return Piece.of(clip, copies[stem], self.kind, trimmed=stem != clip.youtube_id)
-
-        return gather(video, piece_for)
+        copy = functools.cache(lambda stem: _copy(members[stem], folder / stem, options))
+        return gather(video, members, self, copy)
 
 
 def archives(pattern: str) -> list[str]:
@@ -150,11 +138,8 @@ def index(pattern: str, work: str | None) -> Members:
     Raises OSError for an archive that cannot be read.
     """
     store = WorkStore(work) if work else None
-    tables = {}
-    for path in archives(pattern):
-        table = _known(store, path) if store else None
-        tables[path] = read_index(path) if table is None else table
-    return Members(tables)
+    tables = {path: _known(store, path) if store else None for path in archives(pattern)}
+    return Members({path: read_index(path) if t is None else t for path, t in tables.items()})
 
 
 def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: FetchOptions) -> None:
@@ -174,9 +159,7 @@ def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: Fet
     if not paths:
         return
     rows = plan.filter(pc.equal(plan["decision"], PROCESS)).select(list(Clip.__dataclass_fields__))
-    wanted: set[str] = set()
-    for row in rows.to_pylist():
-        wanted.update(names(Clip(**row)))
+    wanted = {name for row in rows.to_pylist() for name in names(Clip(**row))}
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking and hashing leave the interpreter free
             list(pool.map(lambda path: _lay_out(path, wanted, store, options.max_bytes), paths))
@@ -188,7 +171,7 @@ def lay_out(specs: Sequence[str], plan: pa.Table, store: WorkStore, options: Fet
 def clear(specs: Sequence[str], store: WorkStore) -> None:
     """Delete the copies that `lay_out` made; the lists of members stay."""
     for path in _paths(specs):
-        store.storage.delete(_laid_out(path))
+        store.storage.delete(_place(path, "videos"))
 
 
 def _paths(specs: Sequence[str]) -> list[str]:
@@ -199,11 +182,11 @@ def _paths(specs: Sequence[str]) -> list[str]:
 def _lay_out(path: str, wanted: Collection[str], store: WorkStore, max_bytes: int) -> None:
     table = _known(store, path)
     if table is None and not is_packed(path):
-        write_table(store.storage, _table(path), read_index(path))
+        write_table(store.storage, _place(path, "parquet"), read_index(path))
     elif is_packed(path) and (table is None or _lacks(table, path, wanted, store, max_bytes)):
-        with store.storage.writer(_laid_out(path)) as file:
+        with store.storage.writer(_place(path, "videos")) as file:
             table = read_index(path, file, wanted, max_bytes)
-        write_table(store.storage, _table(path), table)
+        write_table(store.storage, _place(path, "parquet"), table)
 
 
 def _lacks(table: pa.Table, path: str, wanted: Collection[str], store: WorkStore, max_bytes: int) -> bool:
@@ -211,7 +194,7 @@ def _lacks(table: pa.Table, path: str, wanted: Collection[str], store: WorkStore
     rows = table.filter(pc.and_(pc.is_null(table["refused"]), pc.less_equal(table["size"], max_bytes)))
     stems, places = rows["stem"].to_pylist(), rows["laid_out"].to_pylist()
     found = [place for stem, place in zip(stems, places, strict=True) if stem in wanted]
-    return None in found or (bool(found) and not store.storage.exists(_laid_out(path)))
+    return None in found or (bool(found) and not store.storage.exists(_place(path, "videos")))
 
 
 def _copy(member: Member, target: Path, options: FetchOptions) -> Path:
@@ -228,7 +211,8 @@ def _copy(member: Member, target: Path, options: FetchOptions) -> Path:
             source: IO[bytes] | None = None
             if member.laid_out is not None and options.work:
                 with contextlib.suppress(FileNotFoundError):
-                    source = stack.enter_context(open_storage(options.work).open(_laid_out(member.archive)))
+                    copies = _place(member.archive, "videos")
+                    source = stack.enter_context(open_storage(options.work).open(copies))
                     source.seek(member.laid_out)
             if source is None:
                 source = stack.enter_context(location.open_file(member.archive))
@@ -246,19 +230,12 @@ def _copy(member: Member, target: Path, options: FetchOptions) -> Path:
 
 def _known(store: WorkStore, path: str) -> pa.Table | None:
     try:
-        return read_table(store.storage, _table(path), SCHEMA, keep_metadata=True)
+        return read_table(store.storage, _place(path, "parquet"), SCHEMA, keep_metadata=True)
     except TableError:
         return None
 
 
-def _table(path: str) -> str:
-    return f"archive/{_identity(path)}.parquet"
-
-
-def _laid_out(path: str) -> str:
-    return f"archive/{_identity(path)}.videos"
-
-
-def _identity(path: str) -> str:
-    """A name for an archive that changes when the archive does."""
-    return hashlib.sha256(os.fsencode(location.identity(path))).hexdigest()[:16]
+def _place(path: str, ending: str) -> str:
+    """The work store's path of an archive's table (parquet) or copies (videos), until the archive changes."""
+    identity = hashlib.sha256(os.fsencode(location.identity(path))).hexdigest()[:16]
+    return f"archive/{identity}.{ending}"

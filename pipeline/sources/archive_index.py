@@ -43,15 +43,8 @@ _MAX_GLOBAL = 1 << 14  # characters of records for all later members: each membe
 _MAX_MEMBERS = 1_000_000
 _HEADERS = 1 << 16  # bytes a request to an object store, where a header is read here and there
 _MAX_SIZE = 1 << 36  # bytes of one member: a packed archive of a few megabytes can promise petabytes
-UNREADABLE = (
-    tarfile.TarError,
-    EOFError,
-    zlib.error,
-    gzip.BadGzipFile,
-    UnicodeError,
-    ValueError,
-    RecursionError,  # raised by tarfile for headers that announce each other
-)
+UNREADABLE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError)
+"""Errors of `tarfile` and `gzip`; RecursionError is raised for headers that announce each other."""
 CUT_OFF = "is cut off: the archive ends before it does"
 
 
@@ -67,7 +60,7 @@ def read_index(
 
     Returns:
         Rows in the archive's order. Where the archive ends early or is not an archive, the metadata
-        ``problem`` say so; the rows before that point stay.
+        ``problem`` says so; the rows before that point stay.
 
     Raises:
         OSError: the file cannot be read, or the target not written.
@@ -76,13 +69,11 @@ def read_index(
     problem, position = "", 0
     packed = is_packed(path)
     with location.open_file(path, BLOCK if packed else _HEADERS) as raw:
-        file = gzip.GzipFile(fileobj=raw) if packed else raw
-        end = None
-        if file is raw:
-            end = raw.seek(0, os.SEEK_END)
-            raw.seek(0)
+        file = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
+        end = None if packed else raw.seek(0, os.SEEK_END)
+        raw.seek(0)
         try:
-            for member in _members(cast("IO[bytes]", file)):
+            for member in _members(file):
                 row = _row(member, end)
                 if row is None:
                     continue
@@ -90,14 +81,13 @@ def read_index(
                 fits = row["refused"] is None and row["size"] <= max_bytes
                 if target is not None and fits and row["stem"] in wanted:
                     file.seek(row["offset"])
-                    copy_bytes(cast("IO[bytes]", file), row["size"], target)
+                    copy_bytes(file, row["size"], target)
                     row["laid_out"], position = position, position + row["size"]
         except UNREADABLE as error:
             if rows and rows[-1]["refused"] is None and file.tell() < rows[-1]["offset"] + rows[-1]["size"]:
                 rows[-1] |= {"failure_class": str(FailureClass.CORRUPT), "refused": CUT_OFF, "laid_out": None}
             problem = " ".join(str(error).split())[:200] or type(error).__name__
-    metadata = {"problem": problem}
-    return pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
+    return pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata({"problem": problem})
 
 
 def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
@@ -125,8 +115,7 @@ class _Guarded:
     """A file that refuses reads of any size that a header claims: a packed header can claim anything."""
 
     def __init__(self, file: IO[bytes]):
-        self._file = file
-        self._left = _MAX_HEADER
+        self._file, self._left = file, _MAX_HEADER
         self.seek, self.tell = file.seek, file.tell
 
     def begin(self) -> None:
@@ -142,10 +131,12 @@ class _Guarded:
 
 def _row(member: tarfile.TarInfo, end: int | None) -> dict[str, Any] | None:
     """The row of a member; None for a folder, and for other files that are not refused."""
+    if member.isdir():
+        return None
     stem, suffix = os.path.splitext(PurePosixPath(member.name).name)
     is_video = suffix.lower() in VIDEO_SUFFIXES and _STEM.fullmatch(stem) is not None
     failure, why = _refusal(member, end)
-    if member.isdir() or not (is_video or why):
+    if not (is_video or why):
         return None
     return {
         "name": member.name[:300].encode("utf-8", "replace").decode(),
@@ -162,8 +153,6 @@ def _row(member: tarfile.TarInfo, end: int | None) -> dict[str, Any] | None:
 def _refusal(member: tarfile.TarInfo, end: int | None) -> tuple[FailureClass | None, str | None]:
     if member.issym() or member.islnk():
         return FailureClass.UNSAFE, "is a link"
-    if member.isdir():
-        return None, None
     if not member.isreg():
         return FailureClass.UNSAFE, "is no plain file"
     if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -103,13 +103,9 @@ class FetchOptions:
 
     recipe: FetchRecipe = field(default_factory=FetchRecipe)
     timeout: float = option(
-        "give up a video after that long, all attempts together",
-        300.0,
-        unit="seconds",
-        group=SITE,
-        flag="--fetch-timeout",
-        parse=positive,
-    )
+        "give up a video after that long, all attempts together", 300.0, unit="seconds", group=SITE,
+        flag="--fetch-timeout", parse=positive,
+    )  # fmt: skip
     attempts: int = option("tries a video in one run", 3, unit="N", group=SITE, parse=natural)
     ffmpeg: str | None = None
     cookies: str | None = option(
@@ -117,29 +113,20 @@ class FetchOptions:
     )
     proxy: str | None = option(
         "proxy for every request; sections of videos need an http:// one, else full downloads are made",
-        None,
-        unit="URL",
-        group=SITE,
-    )
+        None, unit="URL", group=SITE,
+    )  # fmt: skip
     ytdlp: Mapping[str, Any] = option(
         "further options of yt-dlp by their Python names, values as JSON, such as "
         """'extractor_args={"youtube": {"player_client": ["tv"]}}'; ratelimit holds for full """
         "downloads only (a section is a few MB: --budget limits all workers); source_address makes full ones",
-        {},
-        unit="KEY=VALUE",
-        group=SITE,
-        flag="--yt-dlp",
-        parse=key_and_value,
-    )
+        {}, unit="KEY=VALUE", group=SITE, flag="--yt-dlp", parse=key_and_value,
+    )  # fmt: skip
     max_bytes: int = option(
         "most disk space of a worker; a video of more than half of it is too_large",
-        2 * GIB,
-        unit="GIB",
-        group="where it runs",
+        2 * GIB, unit="GIB", group="where it runs", flag="--scratch-limit",
         shown="4 GiB: one video of up to 2 GiB, and what is made of it",
-        flag="--scratch-limit",
         parse=lambda text: int(positive(text) * GIB / 2),
-    )
+    )  # fmt: skip
     max_duration: float = 6 * 3600.0
     backoff: float = 1.0
     work: str | None = None
@@ -174,17 +161,6 @@ class Source(Protocol):
 def all_failed(video: Video, failure: Failed) -> Fetched:
     """The result for a video whose clips all failed for one reason, before any request."""
     return Fetched({clip.key: failure for clip in video.clips})
-
-
-def gather(video: Video, piece_for: Callable[[Clip], Piece]) -> Fetched:
-    """The result for a video whose pieces are had without requests; `piece_for` may raise Failed."""
-    pieces: dict[str, Piece | Failed] = {}
-    for clip in video.clips:
-        try:
-            pieces[clip.key] = piece_for(clip)
-        except Failed as failure:
-            pieces[clip.key] = failure
-    return Fetched(pieces, whole=share_one_file(pieces))
 
 
 def share_one_file(pieces: Mapping[str, Piece | Failed]) -> bool:

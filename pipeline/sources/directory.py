@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import glob
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +22,13 @@ from pipeline.sources.base import (
     Piece,
     Video,
     all_failed,
-    gather,
     seconds_text,
+    share_one_file,
 )
 
 if TYPE_CHECKING:
     from pipeline.lists.manifest import Clip
+    from pipeline.sources.archive import ArchiveSource
 
 VIDEO_SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".ts", ".flv", ".mpg", ".mpeg", ".3gp", ".3g2",
@@ -70,12 +71,7 @@ class DirectorySource:
             why = f"{error.filename} cannot be listed: {(error.strerror or str(error)).lower()}"
             remedy = "see that every worker can read it, and repeat the command"
             return all_failed(video, Failed(FailureClass.STORAGE, f"{why}; {remedy}"))
-
-        def piece_for(clip: Clip) -> Piece:
-            name = find(clip, files, self.pattern)
-            return Piece.of(clip, Path(files[name]), self.kind, trimmed=name != clip.youtube_id)
-
-        return gather(video, piece_for)
+        return gather(video, files, self, lambda name: Path(files[name]))
 
 
 def names(clip: Clip) -> list[str]:
@@ -89,13 +85,28 @@ def names(clip: Clip) -> list[str]:
     return [clip.key, plain, f"{clip.youtube_id}_{start!r}_{end!r}", clip.youtube_id]
 
 
-def find(clip: Clip, present: Container[str], place: str) -> str:
-    """The first of `names` that is present. Raises `Failed`, class missing, which names the `place`."""
-    for name in names(clip):
-        if name in present:
-            return name
-    reason = f"Neither {clip.key} nor {clip.youtube_id} is in {place}."
-    raise Failed(FailureClass.MISSING, reason)
+def gather(
+    video: Video,
+    present: Container[str],
+    source: DirectorySource | ArchiveSource,
+    file: Callable[[str], Path],
+) -> Fetched:
+    """The result without requests: for each clip the file of the first of its `names` that is `present`.
+
+    `file` gets that name, and may raise Failed.
+    """
+    pieces: dict[str, Piece | Failed] = {}
+    for clip in video.clips:
+        name = next((name for name in names(clip) if name in present), None)
+        try:
+            if name is None:
+                reason = f"Neither {clip.key} nor {clip.youtube_id} is in {source.pattern}."
+                raise Failed(FailureClass.MISSING, reason)
+            trimmed = name != clip.youtube_id
+            pieces[clip.key] = Piece.of(clip, file(name), source.kind, trimmed=trimmed)
+        except Failed as failure:
+            pieces[clip.key] = failure
+    return Fetched(pieces, whole=share_one_file(pieces))
 
 
 @functools.lru_cache(maxsize=8)

@@ -41,8 +41,7 @@ def title(name: str) -> str:
 def local_file(name: str, folder: Path, timeout: float = 3600.0) -> Path:
     """The file of a video: the named file, or a download into `folder` of an address or a YouTube id.
 
-    Raises:
-        Failed: MISSING for a name that is neither, or the failure of the download.
+    Raises Failed: MISSING for a name that is neither, or the failure of the download.
     """
     source = source_of(name)
     if source is None:

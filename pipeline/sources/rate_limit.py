@@ -62,11 +62,7 @@ class Lane:
         self._broken = 0  # failures of the installation in a row
 
     def wait(self, lane: int | None = None) -> None:
-        """Return when the next video may be started: in its turn, and not during a pause.
-
-        Args:
-            lane: the number of the video's lane; None where there are no lanes.
-        """
+        """Return when the next video of a lane may be started: in its turn, and not during a pause."""
         while True:
             while (left := self._paused_for()) > 0:
                 time.sleep(min(left, _LOOK_SECONDS))

@@ -75,19 +75,7 @@ class Rehearsal:
 
 
 _INFO = SourceInfo(
-    container="mp4",
-    codec=NAME,
-    width=_WIDTH,
-    height=EncodeRecipe.short_side,
-    sar="1:1",
-    rotation=0,
-    rate=25.0,
-    constant_rate=25.0,
-    duration=None,
-    start=0.0,
-    first=None,
-    end=None,
-    end_is_video=False,
-    transfer=None,
-    matrix=None,
-)
+    container="mp4", codec=NAME, width=_WIDTH, height=EncodeRecipe.short_side, sar="1:1", rotation=0,
+    rate=25.0, constant_rate=25.0, duration=None, start=0.0, first=None, end=None, end_is_video=False,
+    transfer=None, matrix=None,
+)  # fmt: skip

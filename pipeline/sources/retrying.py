@@ -93,10 +93,9 @@ def worth_repeating(piece: Piece | Failed) -> bool:
 
 def most_telling(failures: Sequence[Failed]) -> Failed:
     """The failure to keep of several sources' for one clip, as `fetch` says; the first of equals."""
-    return min(failures, key=_rank)
 
+    def rank(failed: Failed) -> tuple[bool, bool]:
+        kind = failed.failure_class
+        return kind is FailureClass.MISSING, kind not in RETRY_AFTER
 
-def _rank(failed: Failed) -> int:
-    if failed.failure_class is FailureClass.MISSING:
-        return 2
-    return 0 if failed.failure_class in RETRY_AFTER else 1
+    return min(failures, key=rank)

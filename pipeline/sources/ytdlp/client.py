@@ -88,12 +88,10 @@ class Fetch:
 
     def run(self) -> dict[str, Any]:
         """Serve the request: a file or a failure for each range, or one of either for all."""
-        answers: list[dict[str, Any]] = []
         try:
             with Downloader(options(self.request, self.log)) as self.ydl:
                 self.ydl.guard = self.guard
-                info = self.extract()
-                answers = self.bring(info)
+                answers = self.bring(self.extract())
         except Exception as error:
             answers = [record_of(self.explain(error))]
         finally:
@@ -134,8 +132,7 @@ class Fetch:
                 continue
             if why_whole is None:
                 try:
-                    path, lasts = self.range(info, number, low, high, end)
-                    answers.append({"file": str(path), "duration": lasts})
+                    answers.append(self.range(info, number, low, high, end))
                     continue
                 except Exception as error:
                     for rest in self.folder.glob(f"{number}.*"):
@@ -162,14 +159,8 @@ class Fetch:
             return "a range cannot be asked for from a source_address"  # ffmpeg does not know it
         return None
 
-    def range(
-        self, info: dict[str, Any], number: int, low: float, high: float, end: float
-    ) -> tuple[Path, float | None]:
-        """Bring seconds `low` to `high`, on the source's clock, as a file that is whole up to `end`.
-
-        Returns:
-            The file, and the duration of its source in seconds.
-        """
+    def range(self, info: dict[str, Any], number: int, low: float, high: float, end: float) -> dict[str, Any]:
+        """The answer for seconds `low` to `high` on the source's clock: a file that is whole up to `end`."""
         from yt_dlp.downloader.external import FFmpegFD
 
         path = self.folder / f"{number}.{info['ext']}"
@@ -192,7 +183,7 @@ class Fetch:
             if turn or not might_be_redirect(said) or not self.follow(section):
                 raise self.explain_ffmpeg(said)
             info["url"] = section["url"]
-        return path, self.check_range(path, said, low, end)
+        return {"file": str(path), "duration": self.check_range(path, said, low, end)}
 
     def follow(self, info: dict[str, Any]) -> bool:
         """Replace the address by the one that it redirects to, if any; yt-dlp asks, so the guard sees it."""
@@ -281,9 +272,8 @@ class Fetch:
         if any("larger than max-filesize" in line for line in self.log.lines):
             return self.too_large()
         said = next((line for line in reversed(self.log.lines) if line.strip()), "nothing")
-        return classify(
-            ExtractorError(f"The download came to nothing: {said.strip()}"), site=self.request.site
-        )
+        nothing = ExtractorError(f"The download came to nothing: {said.strip()}")
+        return classify(nothing, site=self.request.site)
 
     def explain(self, error: BaseException, *, media: bool = False) -> Failed:
         """The failure that `error` means, unless the guard refused a connection."""

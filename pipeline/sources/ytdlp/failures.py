@@ -109,10 +109,14 @@ def classify(error: BaseException, *, site: bool = False, media: bool = False) -
         return error
     unknown = FailureClass.UNAVAILABLE if site else FailureClass.FORMAT
     chain = _chain(error)
+
+    def holds(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(e, kinds) for e in chain)
+
     text = _sentence(chain)
     plain = text.lower().replace("’", "'")
     media = media or _MEDIA in plain
-    if any(isinstance(e, GeoRestrictedError) for e in chain):
+    if holds(GeoRestrictedError):
         return Failed(FailureClass.GEO, text)
     for e in chain:
         if isinstance(e, HTTPError):
@@ -131,29 +135,20 @@ def classify(error: BaseException, *, site: bool = False, media: bool = False) -
         return Failed(FailureClass.ENVIRONMENT if site else FailureClass.FORMAT, text)
     if _NO_VIDEO.search(plain) and not (site and "video unavailable" in plain):
         return Failed(unknown, text)
-    if any(isinstance(e, TransportError | TimeoutError | ConnectionError) for e in chain):
+    if holds(TransportError, TimeoutError, ConnectionError):
         return Failed(FailureClass.NETWORK, text)
-    if any(isinstance(e, NoSupportingHandlers) or type(e) is RequestError for e in chain):
+    if holds(NoSupportingHandlers) or any(type(e) is RequestError for e in chain):
         return Failed(FailureClass.UNSAFE, text)
-    if any(isinstance(e, YoutubeDLError) for e in chain):
-        return Failed(unknown, text)
-    return Failed(unknown, f"{type(error).__name__}: {text}")
+    return Failed(unknown, text if holds(YoutubeDLError) else f"{type(error).__name__}: {text}")
 
 
-_STATUSES = {
-    404: FailureClass.GONE,
-    410: FailureClass.GONE,
-    429: FailureClass.RATE,
-    451: FailureClass.GEO,
-}
+_STATUSES = {404: FailureClass.GONE, 410: FailureClass.GONE, 429: FailureClass.RATE, 451: FailureClass.GEO}
 
 
 def of_status(status: int, reason: str, headers: Mapping[str, str], *, token: bool = False) -> Failed:
     """The failure that an HTTP status means.
 
     Args:
-        status: three digits.
-        reason: the sentence to keep.
         headers: of the answer; Retry-After (seconds or a date) becomes the time to ask again.
         token: a 403 here means the client or the token, not the video.
     """
@@ -197,7 +192,6 @@ _FFMPEG = (
 )
 _FFMPEG_STATUS = re.compile(r"HTTP error (\d{3})|Server returned (\d{3})\b")
 _RANGE_REFUSED = (400, 405, 412, 416, 501)
-_FFMPEG_5XX = re.compile(r"Server returned 5XX")
 
 
 def classify_ffmpeg(stderr: str, *, site: bool = False) -> Failed:
@@ -213,7 +207,7 @@ def classify_ffmpeg(stderr: str, *, site: bool = False) -> Failed:
         if number in _RANGE_REFUSED:
             return Failed(FailureClass.FORMAT, reason)
         return of_status(number, reason, {}, token=site)
-    if _FFMPEG_5XX.search(stderr):
+    if "Server returned 5XX" in stderr:
         return Failed(FailureClass.NETWORK, "ffmpeg: Server returned 5XX")
     for failure_class, pattern in _FFMPEG:
         for line in lines:

@@ -42,13 +42,11 @@ def fetch(
     trusted: tuple[str, ...] = (),
     trimmed: bool = False,
 ) -> Fetched:
-    """Ask for each address in turn and gather the results.
+    """Ask for each address in turn and gather the results, each address in a folder of its own.
 
     Args:
         kind: of the source, for its pieces.
         clips_by_url: address -> the clips that it holds.
-        folder: for the files; each address gets a folder of its own in it.
-        options: limits, and what is passed to yt-dlp.
         trusted: URLs named by the user, whose hosts may have private addresses.
         trimmed: each address holds its clips alone, so that the whole file is wanted.
     """

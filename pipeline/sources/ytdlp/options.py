@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,8 @@ def refuse_ours(names: Iterable[str]) -> None:
             raise CallError(f"yt-dlp's option {name!r} is decided by this program: {_OURS[name]}.")
 
 
-def check_ytdlp(names: Iterable[str]) -> None:
+def check_ytdlp(names: Collection[str]) -> None:
     """Raise `CallError` for an option that the installed yt-dlp does not know and would ignore."""
-    names = list(names)
     if not names:
         return
     from yt_dlp import parse_options

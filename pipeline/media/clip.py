@@ -197,7 +197,7 @@ def h264_output(
 ) -> Any:
     """ffmpeg-python's output of `frames`: an mp4, or nut into the pipe of that descriptor.
 
-    `x264` and `options` are further parameters; an option replaces the one of that name.
+    `x264` (such as ``:bframes=0``) and `options` are further parameters; an option replaces its namesake.
     """
     import ffmpeg as ffmpeg_python
 

@@ -122,7 +122,7 @@ class ArchiveSource:
             reason = f"{self.pattern} cannot be read: {error.strerror}."
             return all_failed(video, Failed(FailureClass.STORAGE, reason))
         copy = functools.cache(lambda stem: _copy(members[stem], folder / stem, options))
-        return gather(video, members, self, copy)
+        return gather(video, self.kind, self.pattern, members, copy)
 
 
 def archives(pattern: str) -> list[str]:

@@ -28,7 +28,6 @@ from pipeline.sources.base import (
 
 if TYPE_CHECKING:
     from pipeline.lists.manifest import Clip
-    from pipeline.sources.archive import ArchiveSource
 
 VIDEO_SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".ts", ".flv", ".mpg", ".mpeg", ".3gp", ".3g2",
@@ -71,7 +70,7 @@ class DirectorySource:
             why = f"{error.filename} cannot be listed: {(error.strerror or str(error)).lower()}"
             remedy = "see that every worker can read it, and repeat the command"
             return all_failed(video, Failed(FailureClass.STORAGE, f"{why}; {remedy}"))
-        return gather(video, files, self, lambda name: Path(files[name]))
+        return gather(video, self.kind, self.pattern, files, lambda name: Path(files[name]))
 
 
 def names(clip: Clip) -> list[str]:
@@ -86,10 +85,7 @@ def names(clip: Clip) -> list[str]:
 
 
 def gather(
-    video: Video,
-    present: Container[str],
-    source: DirectorySource | ArchiveSource,
-    file: Callable[[str], Path],
+    video: Video, kind: str, place: str, present: Container[str], file: Callable[[str], Path]
 ) -> Fetched:
     """The result without requests: for each clip the file of the first of its `names` that is `present`.
 
@@ -100,10 +96,10 @@ def gather(
         name = next((name for name in names(clip) if name in present), None)
         try:
             if name is None:
-                reason = f"Neither {clip.key} nor {clip.youtube_id} is in {source.pattern}."
+                reason = f"Neither {clip.key} nor {clip.youtube_id} is in {place}."
                 raise Failed(FailureClass.MISSING, reason)
             trimmed = name != clip.youtube_id
-            pieces[clip.key] = Piece.of(clip, file(name), source.kind, trimmed=trimmed)
+            pieces[clip.key] = Piece.of(clip, file(name), kind, trimmed=trimmed)
         except Failed as failure:
             pieces[clip.key] = failure
     return Fetched(pieces, whole=share_one_file(pieces))

@@ -67,10 +67,9 @@ class Failed(Exception):
         self.failure_class = failure_class
         self.reason = " ".join(reason.split())[:500] or str(failure_class)
         delay = RETRY_AFTER.get(failure_class)
-        self.named = retry_after if delay is not None else None
-        if retry_after is None and delay is not None:
-            retry_after = datetime.now(UTC).replace(microsecond=0) + delay
-        self.retry_after = retry_after if delay is not None else None
+        self.named = self.retry_after = None if delay is None else retry_after
+        if delay is not None and retry_after is None:
+            self.retry_after = datetime.now(UTC).replace(microsecond=0) + delay
 
     def __reduce__(self) -> tuple[type[Failed], tuple[FailureClass, str, datetime | None]]:
         return Failed, (self.failure_class, self.reason, self.named)

@@ -48,10 +48,7 @@ def _as_before(parameter: Field, value: object) -> bool:
 
 
 def unknown(kind: type, values: Mapping[str, Any]) -> str | None:
-    """Dotted name of the first value that the dataclass `kind` has no field for; None where it has all.
-
-    A newer version wrote such a value.
-    """
+    """Dotted name of the first value that the dataclass `kind` has no field for: a newer version wrote it."""
     kinds = get_type_hints(kind)
     for name, value in values.items():
         if name not in kinds:

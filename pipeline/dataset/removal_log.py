@@ -43,10 +43,8 @@ def read(storage: Storage, path: str = REMOVED_LOG) -> list[Entry]:
     """Read a log, oldest entry first; empty where there is none. Raises LogError for a damaged one."""
     try:
         lines = storage.read_bytes(path, _MAX_LOG).splitlines()
-        return [
-            Entry(**{n: fields.get(n) for n in Entry.__dataclass_fields__})
-            for fields in map(json.loads, lines)
-        ]
+        names = Entry.__dataclass_fields__
+        return [Entry(**{n: fields.get(n) for n in names}) for fields in map(json.loads, lines)]
     except FileNotFoundError:
         return []
     except (ValueError, AttributeError):
@@ -59,12 +57,7 @@ def write(storage: Storage, path: str, entries: Iterable[Entry]) -> None:
 
 
 def withhold(plan: pa.Table, storage: Storage) -> pa.Table:
-    """Exclude from a plan all rows that the log names by id or key: a removed clip never comes back.
-
-    Args:
-        plan: rows of `pipeline.lists.plan.SCHEMA`.
-        storage: ROOT, with its log if it has one.
-    """
+    """Exclude from a plan all rows that ROOT's log names by id or key: a removed clip never comes back."""
     reasons = _reasons(storage)
     if not reasons:
         return plan

@@ -35,12 +35,7 @@ class Costs:
 
 
 def estimate(table: pa.Table, **choices: Any) -> dict[str, Any]:
-    """The cost of carrying out a plan, if every video is still there: plain numbers, fit for JSON.
-
-    Args:
-        table: of `pipeline.lists.plan.SCHEMA`.
-        choices: as `of` takes them.
-    """
+    """The cost of carrying out a plan with the `choices` of `of`, if every video is still there."""
     planned = pc.equal(table["decision"], PROCESS)
 
     def chosen(*names: str) -> pa.Table:  # few columns at a time: all of Kinetics in little memory

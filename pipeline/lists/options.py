@@ -14,9 +14,7 @@ class PlanOptions:
 
     Attributes:
         unique: ``video``, at most one clip of a video in the data set, or ``clip``.
-        limit: only the first so many valid rows (not failed with class manifest) are part of the
-            job; the rows after the last of them are left out of the plan and have no outcome.
-        shard_size: clips in a shard, at most.
+        limit: rows after so many valid ones are left out of the plan and have no outcome.
         classes: the label map; None takes the sorted distinct labels of all valid rows.
     """
 

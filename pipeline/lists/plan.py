@@ -121,13 +121,9 @@ def classes(table: pa.Table) -> list[str]:
 
 
 def only(table: pa.Table, chosen: np.ndarray, shard_size: int, purpose: str) -> pa.Table:
-    """The chosen rows of a plan as the plan of one generation, in shards of its own.
+    """The chosen rows of a plan, bool (rows,), as the plan of one generation, in shards of its own.
 
-    Args:
-        table: a plan.
-        chosen: bool (rows,); rows that are not to be processed stay as they are.
-        shard_size: clips in a shard, at most.
-        purpose: what they were chosen for, kept with the table (see `purpose_of`).
+    The `purpose` that they were chosen for is kept with the table (see `purpose_of`).
     """
     rows = table.filter(pa.array(chosen)).combine_chunks()
     planned = pc.equal(rows["decision"], PROCESS).combine_chunks().to_numpy(zero_copy_only=False)

@@ -38,11 +38,7 @@ class NotAList(Exception):
 
 @dataclass(frozen=True)
 class Records:
-    """The records of a list.
-
-    Each has the number of its first physical line, then youtube_id, time_start, time_end, label and split
-    as text (empty where the list has none), or a sentence that says why the record cannot be read.
-    """
+    """The records of a list: youtube_id, time_start, time_end, label and split, empty where it has none."""
 
     has_split: bool
     records: Iterator[Record]
@@ -108,10 +104,10 @@ def _lines(file: TextIO) -> Iterator[_Line]:
 
 
 def _csv_records(lines: Iterator[_Line], count: int) -> Iterator[Record]:
-    """Each record with its first physical line: its fields, or a sentence that says why it has none.
+    """Records; a quote that is never closed costs its own line only.
 
-    A quote that is never closed costs its own line only: reading goes on with the line after it,
-    also where the quote finds a partner further down but the record then has not ``count`` fields.
+    Reading goes on with the line after it, also where the quote finds a partner further down but the record
+    then has not ``count`` fields.
     """
     pending: deque[_Line] = deque()
     while True:

@@ -30,10 +30,10 @@ class Coded:
     """The rows as numbers, (n,) each; -1 where a malformed row has nothing."""
 
     valid: np.ndarray  # bool
-    split: np.ndarray  # int64, place in PRECEDENCE
-    video: np.ndarray  # int64
+    split: np.ndarray  # int32, place in PRECEDENCE
+    video: np.ndarray  # int32
     key: np.ndarray  # int64, one for each (split, key)
-    label: np.ndarray  # int64, -1 without label
+    label: np.ndarray  # int32, -1 without label
     start: np.ndarray  # float64, seconds
     end: np.ndarray
     listed: np.ndarray  # (videos,) int64: first row of the exclude lists with the video, else -1

@@ -7,6 +7,7 @@ as it is.
 from __future__ import annotations
 
 import itertools
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
     """Write the canonical single-generation layout of `root` to `target`; returns its dataset.json.
 
     Args:
-        root: a published data set.
-        target: a place without a data set.
         planned: the plan of all rows of its lists (`pipeline.lists.plan.make`) in the shards of one run,
             its lists named as they were published.
 
@@ -49,9 +48,9 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
     outcomes = data.outcomes()
     ready = set(outcomes.filter(pc.equal(outcomes["outcome"], READY))["key"].to_pylist())
     wanted = [r for r in planned.to_pylist() if r["decision"] == PROCESS and r["key"] in ready]
-    wanted.sort(key=lambda r: (r["split"], r["shard"]))
+    place = operator.itemgetter("split", "shard")
     packed = []
-    for (split, number), group in itertools.groupby(wanted, key=lambda r: (r["split"], r["shard"])):
+    for (split, number), group in itertools.groupby(sorted(wanted, key=place), key=place):
         with scratch.folder() as folder:
             members = WorkStore(folder)
             samples = [_unpack(data, rows[r["key"]], members, folder) for r in group]

@@ -50,9 +50,8 @@ def erase(storage: Storage, path: str, spans: Spans, sha256: str) -> None:
             target.write(new)
             digest.update(new)
         if digest.hexdigest() != sha256:
-            raise Failed(
-                FailureClass.STORAGE, f"{storage.where(path)} changed while it was read; repeat the command"
-            )
+            reason = f"{storage.where(path)} changed while it was read; repeat the command"
+            raise Failed(FailureClass.STORAGE, reason)
 
 
 def erased(source: BinaryIO, spans: Spans) -> Iterator[tuple[bytes, bytes]]:

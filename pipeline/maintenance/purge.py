@@ -37,8 +37,7 @@ def exists(store: WorkStore) -> bool:
 def work(store: WorkStore, keys: Collection[str], videos: Collection[str], dry_run: bool) -> list[str]:
     """Delete all stages' files of these clips, and all kept sources of these videos and clips.
 
-    Returns:
-        The places of the files that were there.
+    Returns the places of the files that were there.
     """
     if not exists(store):
         return []
@@ -57,9 +56,9 @@ def report(storage: Storage, dry_run: bool) -> list[str]:
 
 
 def unpublished(storage: Storage, published: Collection[str], dry_run: bool) -> list[str]:
-    """Delete all shards that dataset.json does not name, left by a killed run; the next run packs them again.
+    """Delete all shards that dataset.json does not name: no file says for sure which clips one holds.
 
-    All of them, since no file says for sure which clips one holds.
+    A killed run left them, and the next run packs them again.
     """
     paths = (f"shards/{name}" for name in storage.names("shards"))
     return _delete(storage, (p for p in paths if SHARD.fullmatch(p) and p not in published), dry_run)

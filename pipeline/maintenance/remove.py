@@ -289,10 +289,8 @@ def _exclusively(storage: Storage, store: WorkStore) -> Iterator[None]:
 
 def _out_of_reach(storage: Storage, store: WorkStore) -> Iterator[str]:
     if not purge.exists(store):
-        yield (
-            f"there is no work store at {store.storage.url}: if prepare was given --work DIR, repeat this "
-            "command with it"
-        )
+        absent = f"there is no work store at {store.storage.url}"
+        yield f"{absent}: if prepare was given --work DIR, repeat this command with it"
     yield (
         "not reached from here: exports, copies, features, checkpoints and caches made from the data set, "
         "folders and archives given with --source, snapshots and backups"

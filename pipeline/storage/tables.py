@@ -17,10 +17,7 @@ class TableError(ValueError):
 
 
 def read_table(storage: Storage, path: str, schema: pa.Schema, keep_metadata: bool = False) -> pa.Table:
-    """Read a Parquet file with at least the columns of `schema`, of exactly their types.
-
-    Raises TableError for a file that is absent, damaged, or of other columns.
-    """
+    """Read a Parquet file with at least the columns of `schema`, of these types. Raises TableError."""
     import pyarrow.parquet as pq
 
     where = storage.where(path)

@@ -363,6 +363,16 @@ def test_verify_names_a_clip_that_is_there_though_it_is_on_record(root):
     assert "is damaged: bring it back from a copy" in verify(root, sample=0, workers=1).breaches[-1]
 
 
+def test_a_lock_that_a_killed_run_left_in_a_far_work_store_is_named(root):
+    work = open_storage("memory://takedown/work")
+    work.create("campaign.lock", b"of a machine that is gone")
+    try:
+        with pytest.raises(RemoveError, match=r"If none is, delete memory://takedown/work/campaign\.lock"):
+            remove.remove(root, [GONE.name], "reason", work=work.url)
+    finally:
+        work.delete("campaign.lock")
+
+
 def test_while_a_run_is_at_work_nothing_is_removed(root):
     before = state(root)
     with (

@@ -33,7 +33,7 @@ class Prepare(Answer):
     settings: Settings
     plan: bool = option("say what it would cost, and stop", False, group=INSTEAD)
     compact: str | None = option(
-        "rewrite ROOT there as a single generation; fetch nothing", None, unit="NEWROOT", group=INSTEAD
+        "rewrite ROOT there as a single generation; fetch nothing", None, "NEWROOT", INSTEAD
     )
     rehearse: bool = option(
         "run the whole job with stand-ins: fetch, encode and solve nothing (use a temporary --output)",

@@ -71,13 +71,13 @@ class _Option:
         return self.unit.upper().replace(" ", "_") if self.unit.islower() else self.unit
 
 
-def option(help: str, default: Any = MISSING, **facts: Any) -> Any:
-    """A field that is an option on the command line, with the `facts` of `_Option`.
+def option(help: str, default: Any = MISSING, *facts: Any, **more: Any) -> Any:
+    """A field that is an option on the command line, with the facts of `_Option` from its `unit` on.
 
     Required if it has no `default`. The annotation decides what it takes: a bool is a switch,
     ``bool | None`` a pair of switches, a Literal one of its words, a tuple or a Mapping one or more words.
     """
-    metadata = {"option": _Option(help, **facts)}
+    metadata = {"option": _Option(help, *facts, **more)}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -22,7 +22,7 @@ _BETTER = 1e-4  # share by which a validation loss must fall to count as lower, 
 class Optimisation:
     """The optimiser's part of a configuration. Raises ValueError for what is no training."""
 
-    lr: float = option("peak of the learning rate", 0.1, unit="RATE", group="optimisation")
+    lr: float = option("peak of the learning rate", 0.1, "RATE", "optimisation")
     momentum: float = 0.9
     weight_decay: float = 1e-7  # of weights, not of biases and normalisation
     schedule: str = option("course of the learning rate", "step", group="optimisation", choices=SCHEDULES)
@@ -31,10 +31,7 @@ class Optimisation:
     factor: float = 0.1
     rise: float = 0.3  # share of the run in which the rate rises ("one-cycle")
     warmup: int = option(
-        "steps over which the rate of any schedule rises from 0, in a line",
-        0,
-        unit="steps",
-        group="optimisation",
+        "steps over which the rate of any schedule rises from 0, in a line", 0, "steps", "optimisation"
     )
     clip_gradient: float = 0.0  # a model's gradient is shortened to this norm where it is longer; 0: never
     freeze: bool = option("only the last layer learns", False, group="optimisation")
@@ -66,31 +63,25 @@ class Optimisation:
 class Run:
     """Length of a run, its batches, and how often it is evaluated and saved."""
 
-    batch_size: int = option("clips of one step, over all ranks", 8, unit="clips", group="optimisation")
+    batch_size: int = option("clips of one step, over all ranks", 8, "clips", "optimisation")
     micro_batch: int = option(
-        "clips that a rank takes at a time, gradients added up; 0: its whole share",
-        0,
-        unit="clips",
-        group=RUN,
+        "clips that a rank takes at a time, gradients added up; 0: its whole share", 0, "clips", RUN
     )
-    epochs: int | None = option("length of the run; excludes --steps", None, unit="N", group="optimisation")
-    steps: int | None = option("length of the run; excludes --epochs", None, unit="N", group="optimisation")
-    seed: int = option("of weights, order, augmentation and dropout", 0, unit="N", group="optimisation")
-    workers: int = option("loader processes of a rank", 2, unit="N", group=RUN)
+    epochs: int | None = option("length of the run; excludes --steps", None, "N", "optimisation")
+    steps: int | None = option("length of the run; excludes --epochs", None, "N", "optimisation")
+    seed: int = option("of weights, order, augmentation and dropout", 0, "N", "optimisation")
+    workers: int = option("loader processes of a rank", 2, "N", RUN)
     precision: str = option(PRECISION, "fp32", group=RUN, choices=PRECISIONS)
     checkpoint_every: int = option(
-        "steps from one checkpoint to the next; one is also made at the end of an epoch",
-        500,
-        unit="steps",
-        group=RUN,
+        "steps from one checkpoint to the next; one is also made at the end of an epoch", 500, "steps", RUN
     )
     evaluate_every: int = option(
-        "epochs from one evaluation on the val split to the next; 0: never", 0, unit="epochs", group=RUN
+        "epochs from one evaluation on the val split to the next; 0: never", 0, "epochs", RUN
     )
     reestimate: int = 0  # steps over which normalisation's statistics are taken again before an evaluation
     balanced: bool = option("every class comes equally often", False, group=DATA)
     max_failures: float = option(
-        "share of clips that may be undecodable before the run stops", 0.01, unit="SHARE", group=RUN
+        "share of clips that may be undecodable before the run stops", 0.01, "SHARE", RUN
     )
 
     def __post_init__(self) -> None:

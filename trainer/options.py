@@ -36,15 +36,12 @@ class Data:
 
     data: tuple[str, ...] = option("published data sets", unit="ROOT", group=DATA)
     split_file: tuple[str, ...] = option(
-        "UCF-101's or HMDB-51's lists of one split, which say what trains and what tests",
-        (),
-        unit="FILE",
-        group=DATA,
+        "UCF-101's or HMDB-51's lists of one split, which say what trains and what tests", (), "FILE", DATA
     )
     cache: str | None = option(
-        "folder that keeps a copy of remote data on this machine", None, unit="FOLDER", group=DATA
+        "folder that keeps a copy of remote data on this machine", None, "FOLDER", DATA
     )
-    cache_gib: float = option("most that the cache holds", 50.0, unit="GiB", group=DATA, shown="50 GiB")
+    cache_gib: float = option("most that the cache holds", 50.0, "GiB", DATA, shown="50 GiB")
 
     def open_cache(self) -> Cache | None:
         """The cache that was named, if any. Raises CacheError."""
@@ -63,11 +60,9 @@ class Data:
 class Checkpoints:
     """Trained models, by stream or all of one checkpoint."""
 
-    rgb: str | None = option("run or checkpoint whose RGB model to take", None, unit="RUN", group=NETWORK)
-    flow: str | None = option("run or checkpoint whose flow model to take", None, unit="RUN", group=NETWORK)
-    checkpoint: str | None = option(
-        "run or checkpoint all of whose models to take", None, unit="RUN", group=NETWORK
-    )
+    rgb: str | None = option("run or checkpoint whose RGB model to take", None, "RUN", NETWORK)
+    flow: str | None = option("run or checkpoint whose flow model to take", None, "RUN", NETWORK)
+    checkpoint: str | None = option("run or checkpoint all of whose models to take", None, "RUN", NETWORK)
 
     def named(self) -> Named:
         """The checkpoints. Raises ConfigurationError where none or too many are named."""
@@ -94,8 +89,8 @@ class TrainOptions:
     init: str | None = option(
         "start from the weights of a checkpoint; imagenet:FILE inflates those of an image network",
         None,
-        unit="CHECKPOINT",
-        group=NETWORK,
+        "CHECKPOINT",
+        NETWORK,
         shown="random weights",
     )
     cache: Cache | None = None  # of what is read from elsewhere
@@ -117,15 +112,15 @@ class EvaluateOptions:
     views: tuple[int, ...] | None = option(
         "clips and crops of each clip whose logits are averaged, such as 10x3",
         None,
-        unit="CLIPSxCROPS|whole",
-        group="input",
+        "CLIPSxCROPS|whole",
+        "input",
         shown="as the network was published",
         parse=choices.views,
     )
     repeat_frame: bool = option(
         "show one frame of each clip, repeated: what motion is worth", False, group="input"
     )
-    workers: int = option("loader processes of a rank", 2, unit="N", group=RUN)
+    workers: int = option("loader processes of a rank", 2, "N", RUN)
     precision: str = option(PRECISION, "fp32", group=RUN, choices=PRECISIONS)
     cache: Cache | None = None
     lists: Lists | None = None  # whose test part is taken instead of a split
@@ -145,10 +140,10 @@ class FeaturesOptions:
         flag="inputs",
     )
     output: str = option("gets one .npy and .times.npy a video", unit="FOLDER", group=RUN)
-    window: int = option("length of a window, at the network's rate", 16, unit="frames", group="input")
-    stride: int = option("from one window to the next", 8, unit="frames", group="input")
-    batch_size: int = option("windows computed at a time", 8, unit="windows", group=RUN)
-    workers: int = option("videos read at once", 0, unit="N", group=RUN, shown="one for each core, 8 at most")
+    window: int = option("length of a window, at the network's rate", 16, "frames", "input")
+    stride: int = option("from one window to the next", 8, "frames", "input")
+    batch_size: int = option("windows computed at a time", 8, "windows", RUN)
+    workers: int = option("videos read at once", 0, "N", RUN, shown="one for each core, 8 at most")
     precision: str = option(PRECISION, "fp32", group=RUN, choices=PRECISIONS)
 
     def __post_init__(self) -> None:
@@ -163,7 +158,7 @@ class PredictOptions:
     videos: tuple[str, ...] = option("a file, an http address or a YouTube id", unit="VIDEO", flag="videos")
     top: int = option("classes to print", 5, unit="N")
     annotate: Path | None = option("write the video with each moment's classes over it", None, unit="OUT.mp4")
-    threads: int = option("threads for the flow", 0, unit="N", group=RUN, shown="one for each core")
+    threads: int = option("threads for the flow", 0, "N", RUN, shown="one for each core")
     precision: str = option(PRECISION, "fp32", group=RUN, choices=PRECISIONS)
 
     def __post_init__(self) -> None:

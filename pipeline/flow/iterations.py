@@ -101,9 +101,16 @@ def _first_row(fields: Any, here: Any, blocks: Any, tau: Any, errors: Any) -> An
 
 @kernel
 def _middle_row(
-    fields: Any, here: Any, above: Any, blocks: Any, tau: Any, tau_over_theta: Any, inside: Any,
-    errors: Any, counted: Any,
-) -> Any:  # fmt: skip
+    fields: Any,
+    here: Any,
+    above: Any,
+    blocks: Any,
+    tau: Any,
+    tau_over_theta: Any,
+    inside: Any,
+    errors: Any,
+    counted: Any,
+) -> Any:
     """Primal step of one row and dual step of the row above it.
 
     The dual step runs a block behind the primal one, so that neither waits for the other's results:

@@ -33,55 +33,45 @@ class Settings:
         "Kinetics lists, files or globs", unit="FILE", group=WHAT, flag="--manifest"
     )
     output: str = option("where the data set is published, a folder or URL", unit="ROOT", group=WHAT)
-    exclude: tuple[str, ...] = option(
-        "lists of videos that must not be in train", (), unit="FILE", group=WHAT
-    )
+    exclude: tuple[str, ...] = option("lists of videos that must not be in train", (), "FILE", WHAT)
     classes: str | None = option(
-        "the label map, one class a line", None, unit="FILE", group=WHAT, shown="the labels of the lists"
+        "the label map, one class a line", None, "FILE", WHAT, shown="the labels of the lists"
     )
     flow: Literal["tvl1", "none"] = option("optical flow", "tvl1", group=WHAT)
-    rate: int = option(
-        "of every clip", EncodeRecipe.rate, unit="frames per second", group=WHAT, parse=natural
-    )
-    short_side: int = option(
-        "of every clip", EncodeRecipe.short_side, unit="pixels", group=WHAT, parse=natural
-    )
+    rate: int = option("of every clip", EncodeRecipe.rate, "frames per second", WHAT, parse=natural)
+    short_side: int = option("of every clip", EncodeRecipe.short_side, "pixels", WHAT, parse=natural)
     retry: Literal["transient", "all", "none"] = option(
         "failed rows to process again", "transient", group=WHAT
     )
     sources: tuple[str, ...] = option(
         f"{usage()}; tried in order",
         ("youtube",),
-        unit="SOURCE",
-        group="where videos come from",
+        "SOURCE",
+        "where videos come from",
         shown="youtube",
         flag="--source",
     )
     budget: float | None = option(
         "requests of all workers together",
         None,
-        unit="videos per hour",
-        group=SITE,
+        "videos per hour",
+        SITE,
         shown=f"{SITE_BUDGET:g} for youtube, which blocks guests that ask for more; else no limit",
         parse=positive,
     )
     lanes: int | None = option(
-        "videos fetched at a time", None, unit="N", group=SITE, shown="one for each worker", parse=natural
+        "videos fetched at a time", None, "N", SITE, shown="one for each worker", parse=natural
     )
     pause: float = option(
-        "wait of all workers when the site blocks them",
-        RateLimit.pause,
-        unit="seconds",
-        group=SITE,
-        parse=positive,
+        "wait of all workers when the site blocks them", RateLimit.pause, "seconds", SITE, parse=positive
     )
     fetch: FetchOptions = field(default_factory=FetchOptions)
     flow_device: Literal["cpu", "cuda"] = option("processor that computes the flow", "cpu", group=WHERE)
     ffmpeg: str | None = option(
-        "another encoder, which makes another recipe", None, unit="PATH", group=WHERE, shown="the pinned one"
+        "another encoder, which makes another recipe", None, "PATH", WHERE, shown="the pinned one"
     )
     scratch: str | None = option(
-        "a worker's temporary folder for videos", None, unit="FOLDER", group=WHERE, shown="TMPDIR, or /tmp"
+        "a worker's temporary folder for videos", None, "FOLDER", WHERE, shown="TMPDIR, or /tmp"
     )
     shared: bool = option(
         "on a cluster: all workers have the folders of this call at the same paths", False, group=WHERE
@@ -89,17 +79,13 @@ class Settings:
     start_timeout: float = option(
         "on a cluster: cancel the job if no worker has started by then",
         900.0,
-        unit="seconds",
-        group=WHERE,
+        "seconds",
+        WHERE,
         shown="900 seconds, for a cluster may have to start machines first",
         parse=positive,
     )
     work: str | None = option(
-        "the work store, which keeps the results of every stage",
-        None,
-        unit="DIR",
-        group=KEPT,
-        shown="ROOT/work",
+        "the work store, which keeps the results of every stage", None, "DIR", KEPT, shown="ROOT/work"
     )
     keep_sources: bool | None = option(
         "keep fetched videos in the work store, so that no later change fetches again",
@@ -111,8 +97,8 @@ class Settings:
     wave: int | None = option(
         "publish a generation after every N videos (a tar.gz of archive: is read once a wave)",
         None,
-        unit="N",
-        group=KEPT,
+        "N",
+        KEPT,
         shown="one generation of all",
         parse=natural,
     )

@@ -22,20 +22,10 @@ class PlanOptions:
         "keep at most one clip a video, or all clips", "video", group="what is prepared"
     )
     limit: int | None = option(
-        "take only the first N valid rows",
-        None,
-        unit="N",
-        group="what is prepared",
-        shown="all rows",
-        parse=natural,
+        "take only the first N valid rows", None, "N", "what is prepared", shown="all rows", parse=natural
     )
     shard_size: int = option(
-        "most clips in a shard",
-        512,
-        unit="clips",
-        group="what is kept",
-        shown="512 clips, about 1 GB",
-        parse=natural,
+        "most clips in a shard", 512, "clips", "what is kept", shown="512 clips, about 1 GB", parse=natural
     )
     classes: tuple[str, ...] | None = None
 

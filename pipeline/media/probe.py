@@ -40,13 +40,26 @@ _CODECS = frozenset(
 encoder and PyAV read them. FFmpeg has decoders of texts, drawings and games too, which no file is given."""
 _OWN_ZERO = ("mpegts", "mpeg")  # containers of broadcasts and discs, whose clocks begin anywhere
 _TRANSFERS = {
-    1: "bt709", 4: "gamma22", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1", 14: "bt2020-10",
-    15: "bt2020-12", 16: "smpte2084", 18: "arib-std-b67",
-}  # fmt: skip
+    1: "bt709",
+    4: "gamma22",
+    6: "smpte170m",
+    8: "linear",
+    13: "iec61966-2-1",
+    14: "bt2020-10",
+    15: "bt2020-12",
+    16: "smpte2084",
+    18: "arib-std-b67",
+}
 _MATRICES = {
-    0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020nc",
+    0: "gbr",
+    1: "bt709",
+    4: "fcc",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    9: "bt2020nc",
     10: "bt2020c",
-}  # fmt: skip
+}
 SEEKABLE = ("mov", "matroska")
 """Where a seek lands on a keyframe at or before its time. In mpegts it lands seconds late, in avi behind
 the only keyframe even at 0, and what is decoded then is grey: others are read from their start."""

@@ -38,18 +38,28 @@ class Pass:
     """
 
     def __init__(
-        self, path: Path, info: SourceInfo, start: float, wanted: int, recipe: EncodeRecipe, ffmpeg: str,
+        self,
+        path: Path,
+        info: SourceInfo,
+        start: float,
+        wanted: int,
+        recipe: EncodeRecipe,
+        ffmpeg: str,
         patience: float,
-    ):  # fmt: skip
+    ):
         self._path, self._patience = path, patience
         self._width, self._height = info.output_size(recipe.short_side)
         self._encoded, writing = os.pipe()
         argv = clip.command(path, info, start, wanted, recipe, writing, ffmpeg)
         try:
             self._process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                pass_fds=(writing,), start_new_session=True,
-            )  # fmt: skip
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(writing,),
+                start_new_session=True,
+            )
         except OSError as error:
             os.close(self._encoded)
             raise Failed(FailureClass.ENVIRONMENT, f"{ffmpeg} does not run: {error.strerror}") from error

@@ -103,30 +103,43 @@ class FetchOptions:
 
     recipe: FetchRecipe = field(default_factory=FetchRecipe)
     timeout: float = option(
-        "give up a video after that long, all attempts together", 300.0, unit="seconds", group=SITE,
-        flag="--fetch-timeout", parse=positive,
-    )  # fmt: skip
-    attempts: int = option("tries a video in one run", 3, unit="N", group=SITE, parse=natural)
+        "give up a video after that long, all attempts together",
+        300.0,
+        "seconds",
+        SITE,
+        flag="--fetch-timeout",
+        parse=positive,
+    )
+    attempts: int = option("tries a video in one run", 3, "N", SITE, parse=natural)
     ffmpeg: str | None = None
     cookies: str | None = option(
-        "cookies.txt (Netscape format) of a session that is logged in", None, unit="FILE", group=SITE
+        "cookies.txt (Netscape format) of a session that is logged in", None, "FILE", SITE
     )
     proxy: str | None = option(
         "proxy for every request; sections of videos need an http:// one, else full downloads are made",
-        None, unit="URL", group=SITE,
-    )  # fmt: skip
+        None,
+        "URL",
+        SITE,
+    )
     ytdlp: Mapping[str, Any] = option(
         "further options of yt-dlp by their Python names, values as JSON, such as "
         """'extractor_args={"youtube": {"player_client": ["tv"]}}'; ratelimit holds for full """
         "downloads only (a section is a few MB: --budget limits all workers); source_address makes full ones",
-        {}, unit="KEY=VALUE", group=SITE, flag="--yt-dlp", parse=key_and_value,
-    )  # fmt: skip
+        {},
+        "KEY=VALUE",
+        SITE,
+        flag="--yt-dlp",
+        parse=key_and_value,
+    )
     max_bytes: int = option(
         "most disk space of a worker; a video of more than half of it is too_large",
-        2 * GIB, unit="GIB", group="where it runs", flag="--scratch-limit",
+        2 * GIB,
+        "GIB",
+        "where it runs",
+        flag="--scratch-limit",
         shown="4 GiB: one video of up to 2 GiB, and what is made of it",
         parse=lambda text: int(positive(text) * GIB / 2),
-    )  # fmt: skip
+    )
     max_duration: float = 6 * 3600.0
     backoff: float = 1.0
     work: str | None = None

@@ -75,7 +75,19 @@ class Rehearsal:
 
 
 _INFO = SourceInfo(
-    container="mp4", codec=NAME, width=_WIDTH, height=EncodeRecipe.short_side, sar="1:1", rotation=0,
-    rate=25.0, constant_rate=25.0, duration=None, start=0.0, first=None, end=None, end_is_video=False,
-    transfer=None, matrix=None,
-)  # fmt: skip
+    container="mp4",
+    codec=NAME,
+    width=_WIDTH,
+    height=EncodeRecipe.short_side,
+    sar="1:1",
+    rotation=0,
+    rate=25.0,
+    constant_rate=25.0,
+    duration=None,
+    start=0.0,
+    first=None,
+    end=None,
+    end_is_video=False,
+    transfer=None,
+    matrix=None,
+)

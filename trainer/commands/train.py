@@ -23,13 +23,13 @@ class Train(Common):
 
     data: Data
     network: str | None = option(
-        "see the command networks", None, unit="NAME", group=NETWORK, shown="i3d", complete=choices.networks
+        "see the command networks", None, "NAME", NETWORK, shown="i3d", complete=choices.networks
     )
     config: str | None = option(
         "TOML file, or a configuration that comes with the trainer, such as i3d (as published) or quick",
         None,
-        unit="FILE",
-        group=NETWORK,
+        "FILE",
+        NETWORK,
         shown=OF_NETWORK,
         complete=choices.configurations,
     )

@@ -26,10 +26,10 @@ class Input:
     """
 
     stream: str = option("what it sees", "rgb", group="network", choices=(*STREAMS, "both"))
-    frames: int = option("length of a training clip", 64, unit="frames", group="input")
+    frames: int = option("length of a training clip", 64, "frames", "input")
     stride: int = 1  # from one frame to the next, in frames at `rate`
-    short_side: int = option("resize of the clip, before the crop", 256, unit="pixels", group="input")
-    crop: int = option("square that is cut from every frame", 224, unit="pixels", group="input")
+    short_side: int = option("resize of the clip, before the crop", 256, "pixels", "input")
+    crop: int = option("square that is cut from every frame", 224, "pixels", "input")
     segments: int = 0  # snippets, from all over the clip, that the frames come in; 0: one window
     test_segments: int = 0  # snippets in evaluation; 0: as in training
     test_views: tuple[int, ...] = ()  # clips and crops (1 or 3) in evaluation; (): the whole clip, its centre

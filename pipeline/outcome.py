@@ -72,7 +72,7 @@ class Failed(Exception):
             self.retry_after = datetime.now(UTC).replace(microsecond=0) + delay
 
     def __reduce__(self) -> tuple[type[Failed], tuple[FailureClass, str, datetime | None]]:
-        return Failed, (self.failure_class, self.reason, self.named)
+        return type(self), (self.failure_class, self.reason, self.named)
 
 
 class CallError(Exception):
@@ -84,6 +84,9 @@ class Misplaced(Failed, CallError):
 
     def __init__(self, reason: str):
         super().__init__(FailureClass.STORAGE, reason)
+
+    def __reduce__(self) -> tuple[type[Misplaced], tuple[str]]:  # type: ignore[override]
+        return Misplaced, (self.reason,)
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,9 @@ def _parse(file: Path, stream: BufferedReader) -> Checkpoint:
         known = {*Checkpoint.__dataclass_fields__, "format"}
         if newer := next((n for n in plain if n not in known), None) or unknown(Input, plain["input"]):
             raise CheckpointError(f"{file} has {newer}, which this version does not know: upgrade quovadis")
-        del plain["format"]
         plain["input"], plain["classes"] = Input(**plain["input"]), tuple(plain["classes"])
-        return Checkpoint(**{**plain, "generations": tuple(map(tuple, plain["generations"]))})
+        plain["generations"] = tuple(map(tuple, plain["generations"]))
+        return Checkpoint(**{name: plain[name] for name in Checkpoint.__dataclass_fields__})
     except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes torch raise
@@ -175,8 +175,9 @@ def set_aside(run: Path, steps: int) -> None:
 
 def sweep(run: Path) -> None:
     """Removes half-written files of killed processes; nothing may be writing there now."""
-    for file in (*run.glob(".checkpoint-*.pt.*"), *run.glob(f".{BEST}.*")):
-        file.unlink(missing_ok=True)
+    for file in run.glob(".*"):
+        if re.fullmatch(rf"\.(checkpoint-\d+\.pt|{re.escape(BEST)})\.(\d+|.*\.tmp)", file.name):
+            file.unlink(missing_ok=True)
 
 
 def clear(run: Path) -> None:

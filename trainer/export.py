@@ -140,6 +140,8 @@ def export(checkpoints: Named, output: Path) -> Exported:
             if fixed is not None:
                 try:
                     metadata = _write(module, models, temporary, fixed)
+                except ExportError:
+                    raise
                 except (RuntimeError, ValueError, TypeError) as error:
                     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0][:200]
                     raise ExportError(f"{_names(models)} cannot be exported: {said}") from error

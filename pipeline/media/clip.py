@@ -222,10 +222,11 @@ def h264_output(
 
 
 def run_ffmpeg(argv: list[str], timeout: float, late: str, **limits: Any) -> subprocesses.Finished:
-    """`subprocesses.run`, whose failures become `Failed`.
+    """`subprocesses.run` for ffmpeg.
 
     Raises:
         Failed: TOO_LARGE past `timeout` seconds, with `late` as its sentence; ENVIRONMENT without ffmpeg.
+        ChildOutputTooLarge: as `subprocesses.run` does.
     """
     try:
         return subprocesses.run(argv, timeout=timeout, **limits)

@@ -54,8 +54,8 @@ NO_DAMAGE = Damage(0)
 def find_complaint(stderr: str, path: str) -> str | None:
     """The log's first line about damage, those about the container before others, without addresses.
 
-    `path` is taken out first, since a file may be named after its damage. That the log complains says
-    only that it is worth looking: reading goes on for a while behind the section's end.
+    `path` is taken out first, since a file may be named after its damage. A complaint is only
+    a reason to look: ffmpeg reads on for a while behind the section's end.
     """
     lines = [line for line in stderr.replace(path, "").splitlines() if line.startswith("[")]
     for mark in (_CONTAINER, _PICTURES):
@@ -72,36 +72,38 @@ def examine(path: Path, info: SourceInfo, start: float, end: float, timeout: flo
     """
     import av
 
+    try:
+        return _count(path, info, start, end, timeout)
+    except av.error.FFmpegError as error:
+        raise Failed(FailureClass.CORRUPT, f"the source cannot be read: {error.strerror}") from error
+
+
+def _count(path: Path, info: SourceInfo, start: float, end: float, timeout: float) -> Damage:
+    import av
+
     deadline = time.monotonic() + timeout
     first, last = start + info.origin, end + info.origin
     decoded = concealed = lost = 0
-    try:
-        with av.open(f"file:{Path(path).absolute()}", options=reader_options(), timeout=timeout) as container:
-            video = main_video(container)
-            video.codec_context.thread_count = 1
-            if info.container in SEEKABLE:
-                with contextlib.suppress(av.error.FFmpegError):  # then from the beginning
-                    container.seek(
-                        round(first / video.time_base), stream=video, backward=True, any_frame=False
-                    )
-            for packet in packets(container, video):
-                if time.monotonic() > deadline:
-                    raise Failed(
-                        FailureClass.TOO_LARGE, f"the damaged source was not read within {timeout:g} s"
-                    )
-                stamp = packet.pts if packet.pts is not None else packet.dts
-                try:
-                    pictures = packet.decode()
-                except av.error.FFmpegError:
-                    lost += stamp is None or first <= stamp * video.time_base < last
-                    continue
-                inside = [p for p in pictures if p.time is not None and first <= p.time < last]
-                decoded += len(inside)
-                concealed += sum(1 for p in inside if p.is_corrupt)
-                if any(p.time is not None and p.time >= last for p in pictures):
-                    break
-    except av.error.FFmpegError as error:
-        raise Failed(FailureClass.CORRUPT, f"the source cannot be read: {error.strerror}") from error
+    with av.open(f"file:{Path(path).absolute()}", options=reader_options(), timeout=timeout) as container:
+        video = main_video(container)
+        video.codec_context.thread_count = 1
+        if info.container in SEEKABLE:
+            with contextlib.suppress(av.error.FFmpegError):  # then from the beginning
+                container.seek(round(first / video.time_base), stream=video, backward=True, any_frame=False)
+        for packet in packets(container, video):
+            if time.monotonic() > deadline:
+                raise Failed(FailureClass.TOO_LARGE, f"the damaged source was not read within {timeout:g} s")
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            try:
+                pictures = packet.decode()
+            except av.error.FFmpegError:
+                lost += stamp is None or first <= stamp * video.time_base < last
+                continue
+            inside = [p for p in pictures if p.time is not None and first <= p.time < last]
+            decoded += len(inside)
+            concealed += sum(1 for p in inside if p.is_corrupt)
+            if any(p.time is not None and p.time >= last for p in pictures):
+                break
     return Damage(decoded, concealed, lost)
 
 

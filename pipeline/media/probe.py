@@ -184,7 +184,7 @@ def _describe(container: InputContainer, trimmed: bool) -> SourceInfo:
     if name == "matroska" and duration is not None:  # its durations count from zero, not from the start
         duration = round(duration - origin, 6)
     rotation, first = _first_picture(container, video)
-    lowest = video.base_rate  # that has all time stamps; of a variable rate that is thousands a second
+    lowest = video.base_rate  # of all time stamps: thousands a second where the rate varies
     return SourceInfo(
         container=name,
         codec=codec,

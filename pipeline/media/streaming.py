@@ -137,7 +137,7 @@ class Pass:
         return complaint
 
     def plane(self) -> bytes | None:
-        """The next luma plane in limited range; None at their end."""
+        """The next luma plane in limited range; None after the last one."""
         with self._changed:
             self._wait(lambda: bool(self._planes))
             if self._planes[0] is None:

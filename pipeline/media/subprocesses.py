@@ -55,16 +55,16 @@ def run(
     _running.add(process.pid)
     started = time.monotonic()
     stdout, stderr = bytearray(), bytearray()
-    stopped: list[Exception] = []  # why we killed the group
+    stopped: list[tuple[type[Exception], str]] = []  # why we killed the group
 
-    def stop(why: Exception) -> None:
-        stopped.append(why)
+    def stop(kind: type[Exception], why: str) -> None:
+        stopped.append((kind, f"{argv[0]} {why}"))
         kill_group(process.pid)
 
     def read_stdout() -> None:
         while chunk := process.stdout.read1(1 << 20):  # type: ignore[union-attr]
             if len(stdout) + len(chunk) > max_stdout:
-                stop(ChildOutputTooLarge(f"{argv[0]} wrote more than {max_stdout} bytes"))
+                stop(ChildOutputTooLarge, f"wrote more than {max_stdout} bytes")
                 return
             stdout.extend(chunk)
 
@@ -73,7 +73,7 @@ def run(
             stderr.extend(chunk)
             del stderr[:-_STDERR_LIMIT]
 
-    timer = threading.Timer(timeout, stop, [ChildTimeout(f"{argv[0]} ran past {timeout:g} s")])
+    timer = threading.Timer(timeout, stop, [ChildTimeout, f"ran past {timeout:g} s"])
     readers = [threading.Thread(target=read_stdout), threading.Thread(target=read_stderr)]
     for thread in (timer, *readers):
         thread.daemon = True
@@ -93,7 +93,8 @@ def run(
         returncode = process.wait()
         _running.discard(process.pid)
     if stopped:
-        raise stopped[0]
+        kind, why = stopped[0]
+        raise kind(why)
     return Finished(returncode, bytes(stdout), stderr.decode("utf-8", "replace"))
 
 

@@ -104,7 +104,8 @@ def annotate(
         seconds: that each is shown.
 
     Raises:
-        Failed: CORRUPT where the video cannot be read, STORAGE where `out` cannot be written.
+        Failed: CORRUPT where the video cannot be read, STORAGE where `out` cannot be written, TOO_LARGE past
+            the time limit, ENVIRONMENT without ffmpeg.
     """
     import ffmpeg as ffmpeg_python
 

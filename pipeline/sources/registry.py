@@ -24,7 +24,7 @@ _SOURCES = (
 
 @functools.lru_cache(maxsize=64)
 def parse(spec: str) -> Source:
-    """The source that `spec` names, such as ``youtube`` or ``dir:videos``; else a CallError with `usage`."""
+    """The source that `spec` names, such as ``youtube`` or ``dir:videos``. Raises CallError."""
     for beginning, place, _ in _SOURCES:
         if spec == beginning or (not beginning.isalnum() and spec.startswith(beginning)):
             module, name = place.split(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -66,6 +67,23 @@ def test_a_child_that_drips_output_is_killed_too():
 def test_a_child_that_writes_too_much_is_killed():
     with pytest.raises(subprocesses.ChildOutputTooLarge):
         subprocesses.run(["sh", "-c", "yes"], timeout=20, max_stdout=1 << 20)
+
+
+def test_the_output_of_a_child_that_was_killed_is_freed_at_once():
+    before = _resident_mib()
+    gc.disable()
+    try:
+        for _ in range(4):
+            with pytest.raises(subprocesses.ChildOutputTooLarge):
+                subprocesses.run(["sh", "-c", "yes"], timeout=20, max_stdout=50 << 20)
+    finally:
+        gc.enable()
+    assert _resident_mib() < before + 120, "one output may still be mapped, four are a leak"
+
+
+def _resident_mib() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") >> 20
 
 
 def test_a_child_that_stops_reading_its_input_ends_by_itself():

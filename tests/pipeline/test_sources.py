@@ -339,6 +339,10 @@ def test_the_next_source_is_tried_and_the_most_telling_failure_is_kept(tmp_path)
         ("::ffff:8.8.8.8", True),
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("::10.0.0.1", False),
+        ("fec0::1", False),
     ],
 )
 def test_private_addresses_are_recognised_in_every_notation(address, public):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.outcome import Failed
+from pipeline.outcome import Failed, FailureClass, Misplaced
+from pipeline.sources.ytdlp.failures import FailedForNow
 from pipeline.storage import AlreadyExists, Busy, Changed, Storage, open_storage, replacing
 
 
@@ -91,6 +92,17 @@ def test_a_lock_is_held_by_one_and_leaves_nothing(storage):
     with storage.lock(".lock"):
         pass
     assert not storage.exists(".lock")
+
+
+def test_failures_come_back_from_another_process_as_they_are():
+    for failure in (
+        Failed(FailureClass.CORRUPT, "damaged"),
+        Misplaced("no folder can be there"),
+        FailedForNow(FailureClass.NETWORK, "a loop"),
+    ):
+        found = pickle.loads(pickle.dumps(failure))
+        assert type(found) is type(failure)
+        assert (found.failure_class, found.reason) == (failure.failure_class, failure.reason)
 
 
 def _write_as_nobody(root: str, queue) -> None:

@@ -100,6 +100,29 @@ def test_a_damaged_newest_is_set_aside_and_never_kept_for_the_one_before(tmp_pat
     assert checkpoints.load(tmp_path).steps == 2
 
 
+def test_a_newest_that_lacks_a_part_gives_way_to_the_one_before_it(tmp_path):
+    for steps in (1, 2):
+        path = checkpoints.save(tmp_path, made(steps, "rgb"))
+    plain = torch.load(path, weights_only=True)
+    del plain["optimiser"]
+    torch.save(plain, path)
+    sealed(path)
+    found, damage = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert found.steps == 1
+    assert "no checkpoint of this trainer" in str(damage)
+
+
+def test_only_files_that_killed_writers_left_are_swept(tmp_path):
+    left = [".best.pt.4711", ".checkpoint-000000002.pt.node-1.tmp", ".best.pt.77-0a1b2c3d.tmp"]
+    others = [".checkpoint-000000002.pt.swp", ".best.pt.bak", ".hidden", "checkpoint-000000001.pt"]
+    for name in (*left, *others):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / ".best.pt.d").mkdir()
+    checkpoints.sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, ".best.pt.d"])
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, (os.environ["BOMB"],)

@@ -3,7 +3,7 @@
 Owns the format: the index, a sorted table as LevelDB writes it, and the shards of data that it points into
 (tensorflow/core/util/tensor_bundle, tensorflow/core/lib/io/table_format.txt, tensor_bundle.proto). Every byte
 is held against a checksum or a size; nothing in a file is run, and no size in it is believed before it is
-compared with the file's own. What the variables mean is not known here.
+compared with the file's own. `trainer.weights.formats` knows what the variables mean.
 """
 
 from __future__ import annotations
@@ -151,9 +151,8 @@ def _read_index(file: Path) -> tuple[int, list[Entry]]:
         entries = [_entry(name, value) for name, value in rows[1:]]
         if wrong := [e for e in entries if e.shard >= shards]:
             raise ValueError(f"{wrong[0].name} is in shard {wrong[0].shard} of {shards}")
-    except (ValueError, IndexError) as error:
-        said = str(error) or "it ends early"
-        raise WeightsError(f"{file} is damaged or no index of TensorFlow ({said}): {_DAMAGED}") from None
+    except ValueError as error:
+        raise WeightsError(f"{file} is damaged or no index of TensorFlow ({error}): {_DAMAGED}") from None
     return shards, entries
 
 
@@ -269,11 +268,12 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(stream: BytesIO) -> int:
-    """The next number, of seven bits a byte. Raises IndexError where the data ends."""
+    """The next number, of seven bits a byte. Raises ValueError where the data ends."""
     value = 0
     for shift in range(0, 70, 7):
-        byte = stream.read(1)[0]
-        value |= (byte & 127) << shift
-        if byte < 128:
+        if not (byte := stream.read(1)):
+            raise ValueError("it ends early")
+        value |= (byte[0] & 127) << shift
+        if byte[0] < 128:
             return value
     raise ValueError("a number has no end")

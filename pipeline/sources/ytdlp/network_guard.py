@@ -26,6 +26,8 @@ _REQUEST_LINE = re.compile(rb"[A-Z]{3,8} \S")
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks4": 1080, "socks4a": 1080}
 _PROXY_NAMES = ("http", "https", "all")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# IPv6 networks that old Pythons call global: IPv4 in IPv6 (compatible, translated), local NAT64, site-local.
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48", "fec0::/10")))
 
 
 class Refused(Exception):
@@ -36,6 +38,8 @@ def is_public(address: str) -> bool:
     """Whether an IP address belongs to the open internet; an embedded IPv4 address decides."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
+        if any(ip in network for network in _NOT_PUBLIC):
+            return False
         last = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         ip = ip.ipv4_mapped or ip.sixtofour or (last if ip in _NAT64 else ip)
     return ip.is_global and not ip.is_multicast

@@ -4,7 +4,7 @@ An answer at each frame, by one thread, from raw video as the trainer reads it: 
 which keeps an eighth of the channels before each block from one frame to the next, and beside it of the
 offline network, which must see the last 8 frames again (J. Lin, C. Gan, S. Han, "TSM", ICCV 2019, section 4).
 Each runs in a process of its own, whose memory is what it grew by after the network was built. Times are of
-the processor; weights are random, which changes neither time nor memory. What was measured lies in
+the processor; weights are random, which changes neither time nor memory. The results lie in
 ``benchmarks/results/tsm_online.json``.
 """
 

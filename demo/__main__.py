@@ -3,7 +3,7 @@
     python -m demo [--seed N] [--folder .demo]
 
 Draws videos, serves them on loopback, prepares, verifies, reports, trains I3D on RGB and on flow, evaluates
-both and the control (one repeated frame: no motion, so near chance). What an earlier call finished is reused.
+both and the control (one repeated frame: no motion, so near chance). Reuses what an earlier call finished.
 Ends with 0 when the job does what it should, 1 when a command failed or too little was learned.
 """
 

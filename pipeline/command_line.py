@@ -54,7 +54,7 @@ class _Option:
     complete: Callable[[], Iterable[str]] | None = None  # words that a shell offers
     choices: Sequence[str] = ()  # the words that it takes, where the annotation does not say so
 
-    name: str = field(default="", kw_only=True)  # of its value, with the names of the dataclasses round it
+    name: str = field(default="", kw_only=True)  # of the field, after those of the fields that hold it
     hint: Any = field(default=None, kw_only=True)
     required: bool = field(default=False, kw_only=True)
 
@@ -71,13 +71,24 @@ class _Option:
         return self.unit.upper().replace(" ", "_") if self.unit.islower() else self.unit
 
 
-def option(help: str, default: Any = MISSING, *facts: Any, **more: Any) -> Any:
-    """A field that is an option on the command line, with the facts of `_Option` from its `unit` on.
+def option(
+    help: str,
+    default: Any = MISSING,
+    unit: str = "",
+    group: str = "",
+    *,
+    shown: str | None = None,
+    flag: str = "",
+    parse: Callable[[str], Any] | None = None,
+    complete: Callable[[], Iterable[str]] | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A field that is an option on the command line; see `_Option` for its facts.
 
     Required if it has no `default`. The annotation decides what it takes: a bool is a switch,
     ``bool | None`` a pair of switches, a Literal one of its words, a tuple or a Mapping one or more words.
     """
-    metadata = {"option": _Option(help, *facts, **more)}
+    metadata = {"option": _Option(help, unit, group, shown, flag, parse, complete, choices)}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -222,8 +233,9 @@ def _hint(options: type, each: Field[Any]) -> Any:
 def missing_package(error: ImportError) -> str | None:
     """A sentence for an import of a package that only an extra brings, else None."""
     package = (error.name or "").partition(".")[0]
-    remedy = f"this needs the package {package}, which is not installed; "
-    return remedy + install(EXTRAS[package]) if package in EXTRAS else None
+    if package not in EXTRAS:
+        return None
+    return f"this needs the package {package}, which is not installed; {install(EXTRAS[package])}"
 
 
 def install(extra: str) -> str:

@@ -47,10 +47,11 @@ class Configuration:
     input: Input
     optimisation: Optimisation
     run: Run
-    named: tuple[str, ...] = field(default=(), compare=False)  # of `input`, given by the call's file or flags
-    # ("run.seed") given by a flag or a file of the caller's; the trainer's own files may gain settings
+    # Settings of `input` that the call's file or flags give:
+    named: tuple[str, ...] = field(default=(), compare=False)
+    # Settings such as "run.seed" that a flag or a file of the caller's gives:
     own: tuple[str, ...] = field(default=(), compare=False, repr=False)
-    # added to the trainer after the run began: at their default, and not recorded
+    # Settings that the trainer gained after the run began: at their default, and not recorded:
     later: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
@@ -121,7 +122,10 @@ def read(file: str) -> dict[str, dict[str, Any]]:
 
 def with_current_names(sections: Sections) -> dict[str, dict[str, Any]]:
     """The sections of a file that an earlier version may have written, under the present names."""
-    return {name: (current_names if name == "input" else dict)(values) for name, values in sections.items()}
+    found = {name: dict(values) for name, values in sections.items()}
+    if "input" in found:
+        found["input"] = current_names(found["input"])
+    return found
 
 
 def from_dict(sections: Sections) -> Configuration:
@@ -197,7 +201,8 @@ def as_begun(mine: Configuration, theirs: Sections) -> Configuration:
         for name in [name for name in values if name not in theirs.get(section, values)]:
             if f"{section}.{name}" not in kept:
                 del values[name]
-                later += [f"{section}.{name}"] if section in _PARTS else []
+                if section in _PARTS:
+                    later.append(f"{section}.{name}")
     return replace(from_dict(sections), named=mine.named, own=mine.own, later=tuple(later))
 
 

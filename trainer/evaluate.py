@@ -179,8 +179,9 @@ def main(options: EvaluateOptions, output: Path | None) -> dict[str, Any]:
     Without `output`, to evaluate-<split>.json beside the first checkpoint's file.
     """
     with distributed.join() as group:
-        named = options.checkpoints  # of runs that may go on
-        options = replace(options, checkpoints=group.broadcast_from_rank0(lambda: checkpoints.resolve(named)))
+        named = options.checkpoints
+        found = group.broadcast_from_rank0(lambda: checkpoints.resolve(named))  # a run may write newer ones
+        options = replace(options, checkpoints=found)
         kind = "-repeat-frame" if options.repeat_frame else ""
         folder = Path(options.checkpoints[0][0]).parent
         part = options.split if options.lists is None else options.lists.test.part

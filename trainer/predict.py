@@ -145,8 +145,9 @@ def write_annotated(path: Path, out: Path, prediction: Prediction) -> None:
         for span, classes in prediction.moments:
             yield annotation.label((width, height), span, classes)
 
-    edges = [start for (start, _), _ in prediction.moments] + [prediction.moments[-1][0][1]]
-    whole_video.annotate(path, out, labels, edges[1], rate=prediction.rate)
+    spans = [span for span, _ in prediction.moments]
+    seconds = spans[1][0] if len(spans) > 1 else spans[0][1]
+    whole_video.annotate(path, out, labels, seconds, rate=prediction.rate)
 
 
 def _plain(classes: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:

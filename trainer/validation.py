@@ -39,8 +39,9 @@ def scores(
 
 def best(history: Iterable[Mapping[str, Any]]) -> float:
     """The highest top-1 in a list of `scores`: joint where there are two streams; -1 where there is none."""
-    by_record = [[record[s]["top1"] for s in ("joint", "rgb", "flow") if s in record] for record in history]
-    return max((top1 for top1, *_ in by_record), default=-1.0)
+    streams = ("joint", "rgb", "flow")
+    chosen = (next((record[s] for s in streams if s in record), None) for record in history)
+    return max((scores["top1"] for scores in chosen if scores), default=-1.0)
 
 
 def reestimate(models: Mapping[str, StreamModel], batches: Iterable[Batch], device: torch.device) -> None:

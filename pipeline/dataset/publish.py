@@ -51,10 +51,7 @@ def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -
                     f"{storage.where(CARD_FILE)} is not ours and would be lost; choose an empty folder"
                 )
         return None
-    if storage.exists(schema.REMOVING_LOG):
-        raise PublishError(
-            f"a takedown of {storage.url} has not come to its end; repeat its python -m pipeline remove first"
-        )
+    refuse_interrupted(storage)
     for name, given in (("recipe", _plain(recipe)), ("classes", list(classes))):
         if meta[name] != given:
             raise PublishError(
@@ -62,6 +59,14 @@ def admit(storage: Storage, recipe: Mapping[str, Any], classes: Sequence[str]) -
                 "give the same again, or choose another --output"
             )
     return meta
+
+
+def refuse_interrupted(storage: Storage) -> None:
+    """Raise PublishError where a takedown was interrupted."""
+    if storage.exists(schema.REMOVING_LOG):
+        raise PublishError(
+            f"a takedown of {storage.url} has not come to its end; repeat its python -m pipeline remove first"
+        )
 
 
 def publish(
@@ -184,9 +189,8 @@ def _refusals(storage: Storage, generation: str) -> Iterator[None]:
     try:
         yield
     except Busy as busy:
-        hint = "" if storage.is_local else f"; if none does, delete {busy}"
         raise PublishError(
-            f"another run is publishing to {storage.url}; repeat the command when it is done{hint}"
+            f"another run is publishing to {storage.url}; repeat the command when it is done{busy.hint}"
         ) from None
     except (AlreadyExists, Changed):
         raise PublishError(

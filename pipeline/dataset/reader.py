@@ -116,6 +116,7 @@ class Dataset:
         """The samples of a split (`INDEX_SCHEMA`), removed ones included, by generation, shard, offset.
 
         Args:
+            split: train, val or test; one without samples gives an empty table.
             generations: only these; all by default.
 
         Raises:

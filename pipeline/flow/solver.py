@@ -118,7 +118,7 @@ class Solver:
         return self.relax(first, second)
 
     def relax(self, first: Pyramid, second: Pyramid) -> np.ndarray:
-        """The same without looking for repeated frames."""
+        """Flow (height, width, 2) of two pyramids, also where they are equal."""
         buffers = self._buffers
         buffers.u1[:] = buffers.u2[:] = 0
         coarsest = len(self.sizes) - 1
@@ -153,7 +153,7 @@ def _buffers(width: int, height: int) -> Buffers:
 
 
 # The least share of its error that the n-th iteration after a median filter leaves, n from 2 on, and the
-# last one's for all that follow: exceeded by 96 % of the iterations on real footage. A product of several
+# last one's for all that follow: exceeded by 96 % of the iterations on real video. A product of several
 # is far below what the same number of iterations leaves.
 SHARES = (0.25, 0.41, 0.61, 0.65, 0.73, 0.79, 0.79, 0.83, 0.85)
 
@@ -163,7 +163,7 @@ def _iterations_until(error: Any, target: Any, done: Any, most: Any) -> Any:
     """A lower bound on how many more iterations bring the error to the target.
 
     Checking only then stops at the very iteration at which checking each would stop, but for 3 of the
-    1,315 rounds of 40 pairs of real footage, where it came after one or a few too many.
+    1,315 rounds of 40 pairs of real video, where it came after one or a few too many.
     """
     count, predicted = 0, error
     while count == 0 or (predicted > target and count < most):

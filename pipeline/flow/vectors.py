@@ -151,7 +151,7 @@ def _function(emit: Emit, operand: Any = vector, result: Any = vector) -> Any:
 
         return result(*[operand] * len(operands)), generate
 
-    vars(function)["__signature__"] = inspect.signature(emit)  # Numba would pack *operands into a tuple
+    function.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]  # Numba packs *operands
     return intrinsic(function)
 
 

@@ -65,7 +65,7 @@ SOURCE_ROWS = 5
 
 
 def sources(width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those two arrays, for pictures of at most `width` pixels across."""
+    """The arrays of source pixels, for pictures of at most `width` pixels across."""
     vectors = vectors_across(width)
     return aligned(SOURCE_ROWS * vectors * LANES), np.zeros(vectors + LANES, np.int64)
 

@@ -169,10 +169,9 @@ def _exclusively(root: Storage, work: Storage) -> Iterator[None]:
             stack.enter_context(root.lock(".prepare.lock"))
             stack.enter_context(work.lock(purge.WORK_LOCK))
         except Busy as busy:
-            hint = "" if root.is_local and work.is_local else f"; if none is, delete {busy}"
             raise PrepareError(
                 f"another prepare or remove is at work in {root.url} or {work.url}; wait for it, or give "
-                f"another --output and --work{hint}."
+                f"another --output and --work{busy.hint}."
             ) from None
         yield
 

@@ -16,16 +16,16 @@ from pipeline.outcome import PROCESS
 
 @dataclass(frozen=True)
 class Costs:
-    """The cost of a second of footage, measured unless called assumed; replace it by your own figures.
+    """The cost of a second of video, measured unless called assumed; replace it by your own figures.
 
     Encode and flow: 1.1 to 1.5 core seconds, and 250 pairs of 15 to 32 ms, for a 10 s clip of
     340x256 on one AVX-512 core. Bytes: Kinetics-400, 306,245 clips of 10 s, is about 0.45 TB of clips
     and flow, of which flow 0.7 MB a clip. Sources: assumed, H.264 of 360 lines at 0.7 Mbit/s.
     """
 
-    encode_core_seconds: float = 0.13  # core seconds a second of footage
+    encode_core_seconds: float = 0.13  # core seconds a second of video
     flow_core_seconds: float = 0.55
-    clip_bytes: float = 77_000  # bytes a second of footage, in the shard and in the work store
+    clip_bytes: float = 77_000  # bytes a second of video, in the shard and in the work store
     flow_bytes: float = 70_000
     source_bytes: float = 88_000
     source_margin: float = 4.0  # seconds fetched round each clip
@@ -35,14 +35,14 @@ class Costs:
 
 
 def estimate(table: pa.Table, **choices: Any) -> dict[str, Any]:
-    """The cost of carrying out a plan with the `choices` of `of`, if every video is still there."""
+    """The cost of carrying out a plan with the choices that `of` takes, if every video is still there."""
     planned = pc.equal(table["decision"], PROCESS)
 
     def chosen(*names: str) -> pa.Table:  # few columns at a time: all of Kinetics in little memory
         return table.select(names).filter(planned)
 
     times = chosen("time_start", "time_end")
-    footage = float(pc.sum(pc.subtract(times["time_end"], times["time_start"])).as_py() or 0.0)
+    seconds = float(pc.sum(pc.subtract(times["time_end"], times["time_start"])).as_py() or 0.0)
     shards = chosen("split", "shard").group_by(["split", "shard"], use_threads=False).aggregate([])
     return {
         "rows": table.num_rows,
@@ -50,14 +50,14 @@ def estimate(table: pa.Table, **choices: Any) -> dict[str, Any]:
         "excluded": _counts(table, "excluded_for"),
         "failed": sum(_counts(table, "failure_class").values()),
         "shards": shards.num_rows,
-        **of(times.num_rows, pc.count_distinct(chosen("video")["video"]).as_py(), footage, **choices),
+        **of(times.num_rows, pc.count_distinct(chosen("video")["video"]).as_py(), seconds, **choices),
     }
 
 
 def of(
     clips: int,
     videos: int,
-    footage: float,
+    seconds: float,
     *,
     flow: bool = True,
     network: bool = True,
@@ -66,7 +66,7 @@ def of(
     pixels: float = 1.0,
     costs: Costs | None = None,
 ) -> dict[str, Any]:
-    """The cost of so many clips out of so many videos, with `footage` seconds in all.
+    """The cost of so many clips out of so many videos, of `seconds` in all.
 
     Args:
         flow, network, keep_sources: whether flow is computed, videos are asked for over the network, and
@@ -75,11 +75,11 @@ def of(
         pixels: a second, as a multiple of the default recipe's.
     """
     costs = costs or Costs()
-    data_set = footage * pixels * (costs.clip_bytes + flow * costs.flow_bytes)
-    sources = (footage + costs.source_margin * clips) * costs.source_bytes * network * keep_sources
+    data_set = seconds * pixels * (costs.clip_bytes + flow * costs.flow_bytes)
+    sources = (seconds + costs.source_margin * clips) * costs.source_bytes * network * keep_sources
     hours = {
-        "encode_core_hours": footage * pixels * costs.encode_core_seconds / 3600,
-        "flow_core_hours": footage * pixels * costs.flow_core_seconds / 3600 * flow,
+        "encode_core_hours": seconds * pixels * costs.encode_core_seconds / 3600,
+        "flow_core_hours": seconds * pixels * costs.flow_core_seconds / 3600 * flow,
         "job_core_hours": clips * costs.job_core_seconds / 3600,
     }
     return {
@@ -88,7 +88,7 @@ def of(
         "requests": videos * network,
         "budget": budget,
         "hours": videos / budget * network if budget else None,
-        "footage_hours": footage / 3600,
+        "footage_hours": seconds / 3600,
         **hours,
         "core_hours": sum(hours.values()),
         "store_puts": round(clips * costs.store_puts),
@@ -109,7 +109,8 @@ def describe(costs: dict[str, Any]) -> str:
     def size(number: int) -> str:
         return f"{number / 1e12:,.2f} TB" if number >= 1e11 else f"{number / 1e9:,.2f} GB"
 
-    c, time = costs, ""
+    c = costs
+    time = ""
     if c["hours"]:
         time = f"{c['hours']:,.1f} hours ({c['hours'] / 24:,.1f} days) at {c['budget']:,.0f} videos an hour"
     lines = [
@@ -122,7 +123,7 @@ def describe(costs: dict[str, Any]) -> str:
             "computing",
             f"{c['core_hours']:,.1f} core hours (encode {c['encode_core_hours']:,.1f}, "
             f"flow {c['flow_core_hours']:,.1f}, the job itself {c['job_core_hours']:,.1f}) "
-            f"for {c['footage_hours']:,.1f} hours of footage",
+            f"for {c['footage_hours']:,.1f} hours of video",
         ),
         ("data set", f"{size(c['data_set_bytes'])} in {c['shards']:,} shards"),
         (

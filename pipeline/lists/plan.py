@@ -94,11 +94,16 @@ def make(manifests: Sequence[pa.Table], options: PlanOptions, exclude: Sequence[
     places = _Places(pa.concat_tables([rows, listed]), pa.chunked_array([key, _keys(listed)]))
     other, same = np.flatnonzero(unlisted), np.flatnonzero(collision)
     label, shared = _take(rows["label"], other), _take(places.key, same)
-    no_class = ": the label '", label, "' is not among the classes given with --classes."
-    one_key = ": rows that differ share the key ", shared, ", the first of them at ", places.line(first), "."
+    no_class = _joined(
+        places.line(other), ": the label '", label, "' is not among the classes given with --classes."
+    )
+    one_key = _joined(
+        *(places.line(same), ": rows that differ share the key ", shared),
+        *(", the first of them at ", places.line(first), "."),
+    )
     reason = column(rows, "error")
-    reason = _put(reason, unlisted, _joined(places.line(other), *no_class))
-    reason = _put(reason, collision, _joined(places.line(same), *one_key))
+    reason = _put(reason, unlisted, no_class)
+    reason = _put(reason, collision, one_key)
     reason = _put(reason, excluded, _choose([text for _, text in REASONS], code[excluded]))
     columns = {name: rows[name] for name in rows.column_names} | {
         "key": key,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import dataset
 from pipeline.dataset import publish, shards
-from pipeline.dataset.schema import MEDIA, REMOVED_LOG, REMOVING_LOG, generation_name, shard_path
+from pipeline.dataset.schema import MEDIA, META_FILE, REMOVED_LOG, generation_name, shard_path
 from pipeline.outcome import PROCESS, READY
 from pipeline.storage import open_storage, scratch
 from pipeline.storage.work_store import WorkStore
@@ -35,12 +35,9 @@ def compact(root: str, target: str, planned: pa.Table) -> dict[str, Any]:
         Failed: class storage.
     """
     data, storage = dataset.open(root), open_storage(target)
-    if storage.exists("dataset.json"):
+    if storage.exists(META_FILE):
         raise publish.PublishError(f"{storage.url} holds a data set; choose an empty place")
-    if data.storage.exists(REMOVING_LOG):
-        raise publish.PublishError(
-            f"a takedown of {root} was broken off; repeat its python -m pipeline remove"
-        )
+    publish.refuse_interrupted(data.storage)
     if data.storage.exists(REMOVED_LOG):
         storage.write(REMOVED_LOG, data.storage.read_bytes(REMOVED_LOG))
     generation = generation_name(0)

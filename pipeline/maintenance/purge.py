@@ -56,7 +56,7 @@ def report(storage: Storage, dry_run: bool) -> list[str]:
 
 
 def unpublished(storage: Storage, published: Collection[str], dry_run: bool) -> list[str]:
-    """Delete all shards that dataset.json does not name: no file says for sure which clips one holds.
+    """Delete all shards that dataset.json does not name: no file says for sure which clips they hold.
 
     A killed run left them, and the next run packs them again.
     """

@@ -279,10 +279,9 @@ def _exclusively(storage: Storage, store: WorkStore) -> Iterator[None]:
             if purge.exists(store):
                 stack.enter_context(store.storage.lock(purge.WORK_LOCK))
         except Busy as busy:
-            hint = "" if storage.is_local and store.storage.is_local else f" If none is, delete {busy}."
             raise RemoveError(
                 f"a prepare or another remove is at work on {storage.url}; stop it (nothing is lost), "
-                f"remove, and repeat its command.{hint}"
+                f"remove, and repeat its command{busy.hint}."
             ) from None
         yield
 

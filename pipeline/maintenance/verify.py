@@ -47,7 +47,7 @@ class Report:
 
     @contextlib.contextmanager
     def catching(self, where: str = "") -> Iterator[None]:
-        """Errors of a data set are breaches `where` they are found."""
+        """Take errors of a data set in the block as breaches; `where` begins their sentences."""
         try:
             yield
         except (DatasetError, consistency.Inconsistent, removal_log.LogError) as error:

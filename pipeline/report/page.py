@@ -45,7 +45,7 @@ MEANINGS = {
 }
 
 
-def render(data: Dataset, counts: Counts, **shown: Any) -> str:
+def render(data: Dataset, counts: Counts, *, sheets: Any, playing: Any, archives: Any) -> str:
     """Render index.html with the `sheets`, `playing` clips and `archives` shown; it names its ``media/``."""
     loader = PackageLoader("pipeline", "report")
     page = Environment(
@@ -59,7 +59,9 @@ def render(data: Dataset, counts: Counts, **shown: Any) -> str:
     return page.get_template("page.html").render(
         data=data,
         counts=counts,
-        **shown,
+        sheets=sheets,
+        playing=playing,
+        archives=archives,
         outcomes=OUTCOMES,
         meanings=MEANINGS,
         labels=dict(sorted(counts.labels.items(), key=lambda item: (-item[1][READY], item[0]))),

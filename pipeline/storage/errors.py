@@ -10,4 +10,12 @@ class Changed(Exception):
 
 
 class Busy(Exception):
-    """Another process holds the lock. Names the lock, and in an object store its holder."""
+    """Another process holds the lock. Names the lock, and in an object store its holder.
+
+    Attributes:
+        hint: the end of a sentence to the user: what to do if the lock has outlived its holder.
+    """
+
+    @property
+    def hint(self) -> str:
+        return f"; if none is, delete {self}" if "://" in str(self) else ""

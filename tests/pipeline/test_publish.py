@@ -284,7 +284,7 @@ def test_an_object_store_s_lock_that_was_left_behind_is_named(tmp_path):
         far.write(info.path, tmp_path / info.path)
     generation.storage = far
     far.create(".publish.lock", b"somebody")
-    with pytest.raises(PublishError, match=r"if none does, delete memory://\S+/\.publish\.lock"):
+    with pytest.raises(PublishError, match=r"if none is, delete memory://\S+/\.publish\.lock"):
         generation.publish()
     far.delete(".publish.lock")
     assert generation.publish()["generations"] == ["00000"]

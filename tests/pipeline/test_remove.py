@@ -367,7 +367,7 @@ def test_a_lock_that_a_killed_run_left_in_a_far_work_store_is_named(root):
     work = open_storage("memory://takedown/work")
     work.create("campaign.lock", b"of a machine that is gone")
     try:
-        with pytest.raises(RemoveError, match=r"If none is, delete memory://takedown/work/campaign\.lock"):
+        with pytest.raises(RemoveError, match=r"if none is, delete memory://takedown/work/campaign\.lock"):
             remove.remove(root, [GONE.name], "reason", work=work.url)
     finally:
         work.delete("campaign.lock")

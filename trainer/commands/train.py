@@ -43,7 +43,7 @@ def _run(call: Train) -> int:
     from trainer import configuration
     from trainer.train import train
 
-    flags = {section: getattr(call, section) for section in ("input", "optimisation", "run")}
+    flags = {name: getattr(call, name) for name in ("input", "optimisation", "run")}
     options = TrainOptions(
         configuration.resolve(call.config, {"network": {"name": call.network}, **flags}),
         call.data.data,

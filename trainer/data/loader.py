@@ -87,7 +87,7 @@ class TrainBatches(_Batches):
         max_failures: share of undecodable clips over which `TooManyFailures` is raised.
         cache: keeps members of remote data sets on this machine.
 
-    `steps_per_epoch` are the whole global batches in an epoch. Raises RowsError where the rows cannot feed
+    `steps_per_epoch` counts the whole global batches in an epoch. Raises RowsError where the rows cannot feed
     this input, batch size or world; while iterating, ReadError and TooManyFailures.
     """
 

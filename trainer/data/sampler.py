@@ -94,7 +94,7 @@ def places(target: np.ndarray, balanced: bool) -> int:
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:
-    """Whole global batches in an epoch, at least one, else ValueError; the rest of its order is left out."""
+    """Whole global batches in an epoch; further clips are left out. Raises ValueError where there is none."""
     if batch < 1:
         raise ValueError(f"a batch of {batch} clips is none: give a batch size of at least 1")
     if rows < batch:

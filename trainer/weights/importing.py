@@ -25,8 +25,9 @@ def run(options: ImportOptions) -> str:
     described = [description for _, description in loaded]
     for file, description in zip(options.files, described, strict=True):
         if options.stream not in (None, description.stream):
-            said = f"{file} is of {description.stream}: leave out --stream {options.stream}"
-            raise ConfigurationError(said)
+            raise ConfigurationError(
+                f"{file} is of {description.stream}: leave out --stream {options.stream}"
+            )
     first = described[0]
     _go_together(options.files, described)
     classes, told = _classes(options, first)

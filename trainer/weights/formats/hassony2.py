@@ -1,6 +1,6 @@
 """Reads I3D of github.com/hassony2/kinetics_i3d_pytorch (src/i3dpt.py): model_rgb.pth and model_flow.pth.
 
-They were converted from DeepMind's, with scales of batch normalisation of one. That implementation pads in
+They were converted from DeepMind's, with scales of batch normalisation of one. Its network pads in
 space as if height and width were even: its logits equal the others' for even sizes such as 224x224.
 """
 

@@ -60,7 +60,7 @@ class WorkStore:
         """
         for part, form in ((stage, _STAGE), (stage_hash, KEY), (key, KEY), (suffix, _SUFFIX)):
             if not form.fullmatch(part):
-                raise ValueError(f"not a part of a path here: {part[:100]!r}")
+                raise ValueError(f"not a plain name: {part[:100]!r}")
         fan = hashlib.sha256(key.encode()).hexdigest()[:2]
         return f"{stage}/{stage_hash}/{fan}/{key}{suffix}"
 

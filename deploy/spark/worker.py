@@ -10,14 +10,17 @@ The provision service gives it everything else. It ends with the pool or executo
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import sys
+from typing import Any
 
 import grpc
 from apache_beam.portability.api import beam_provision_api_pb2 as messages
 from apache_beam.portability.api import beam_provision_api_pb2_grpc as services
 from google.protobuf import json_format, text_format
 
-from pipeline.job import local_workers
+from pipeline.media import subprocesses
 
 PROVISION_SECONDS = 60.0
 
@@ -39,6 +42,19 @@ def provision(endpoint: str, worker: str) -> dict[str, str]:
     return found
 
 
+class Log(io.FileIO):
+    """Standard error that drops text which a full disk does not take.
+
+    Beam prints a failure before it answers the launcher, which would wait forever if printing raised.
+    """
+
+    def write(self, text: Any) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+
 def main() -> None:
     """Become the worker."""
     parser = argparse.ArgumentParser()
@@ -47,7 +63,11 @@ def main() -> None:
     arguments, _ = parser.parse_known_args()  # the others of Beam's contract say the same again
     os.environ |= provision(arguments.provision_endpoint, arguments.id)
     os.dup2(2, 1)  # nobody reads a worker's standard output: once the pipe were full, it would hang
-    local_workers.main(["worker", str(os.getppid())])
+    sys.stderr = io.TextIOWrapper(Log(2, "w", closefd=False), errors="backslashreplace", write_through=True)
+    subprocesses.die_with(os.getppid())  # from now on: the parent may be killed before Beam connects
+    from apache_beam.runners.worker import sdk_worker_main
+
+    sdk_worker_main.main(["worker"])
 
 
 if __name__ == "__main__":

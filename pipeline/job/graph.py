@@ -33,7 +33,7 @@ def build(root: beam.Pipeline, job: Job, parts: Sequence[str]) -> beam.PCollecti
     return (
         root
         | "Plan parts" >> beam.Create(parts, reshuffle=False)  # "Read tasks" spreads them
-        | "Read tasks" >> ReadTasks(job.work, wide=not job.laned)
+        | "Read tasks" >> ReadTasks(job)
         | "Fetch, encode, flow" >> ProcessVideos(job)
         | "Pack shards" >> PackShards(job)
     )
@@ -52,5 +52,6 @@ def pipeline(options: PipelineOptions) -> beam.Pipeline:
     if standard.runner == "DataflowRunner" and not any("min_ram" in hint for hint in standard.resource_hints):
         # For the whole graph: a hint on one stage alone would give it other worker processes than the rest.
         standard.resource_hints = [*standard.resource_hints, f"min_ram={MIN_RAM}"]
-    local = runner.local_runner() if runner.is_local(options) else None  # None: Beam reads it from options
-    return beam.Pipeline(runner=local, options=options)
+    if runner.is_local(options):
+        return beam.Pipeline(runner=runner.local_runner(), options=runner.in_memory(options))
+    return beam.Pipeline(options=options)

@@ -10,15 +10,15 @@ import contextlib
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pipeline.job import PrepareError, progress, stages
+from pipeline.job.local_workers import Workers
 from pipeline.job.settings import Job
 from pipeline.sources.rate_limit import forget_turns
 from pipeline.storage.work_store import WorkStore
@@ -38,14 +38,7 @@ class _NoAnswer(BaseException):
     """The engine has not answered in time. Not an Exception, after which Beam would try again."""
 
 
-def run(
-    job: Job,
-    parts: Sequence[str],
-    clips: int,
-    options: PipelineOptions,
-    store: WorkStore,
-    start_timeout: float,
-) -> None:
+def run(job: Job, parts: Sequence[str], clips: int, options: PipelineOptions, start_timeout: float) -> None:
     """Run the graph to its end on the runner that `options` name.
 
     Args:
@@ -58,39 +51,40 @@ def run(
     """
     from pipeline.job import runner
 
+    store = WorkStore(job.work)
     stages.clear_stop(store, job.generation)
     progress.clear(store.storage, job.generation)
     forget_turns(store.storage, job.rate_limit)
     if runner.is_local(options):
-        _run_here(job, parts, clips, options, store)
+        _run_here(job, parts, clips, options)
     else:
-        _run_elsewhere(job, parts, clips, options, store, start_timeout)
+        _run_elsewhere(job, parts, clips, options, start_timeout)
 
 
-def _run_here(job: Job, parts: Sequence[str], clips: int, options: PipelineOptions, store: WorkStore) -> None:
-    from pipeline.job import graph
+def _run_here(job: Job, parts: Sequence[str], clips: int, options: PipelineOptions) -> None:
+    from pipeline.job import graph, runner
 
-    log = f"log/{job.generation}.txt"
-    with progress.Display(store.storage, job.generation, clips), _stderr_to(store.storage.local(log)):
+    store = WorkStore(job.work)
+    path = f"log/{job.generation}.txt"
+    with (
+        _log(store.storage.local(path)) as log,
+        progress.Display(store.storage, job.generation, clips),
+        Workers(job, runner.workers(options), log) as workers,
+    ):
         try:
             graph.run(job, parts, options)
         except Exception as error:
-            more = f"see {store.storage.where(log)}" if store.storage.is_local else "repeat it with --debug"
-            unexpected = f"a worker failed unexpectedly ({_lines(error)[-1][:300]}); {more}."
-            raise PrepareError(stages.stop_reason(store, job.generation) or unexpected) from error
+            what = workers.failure or f"the job failed unexpectedly ({_lines(error)[-1][:300]})"
+            more = f"see {store.storage.where(path)}" if store.storage.is_local else "repeat it with --debug"
+            raise PrepareError(stages.stop_reason(store, job.generation) or f"{what}; {more}.") from error
 
 
 def _run_elsewhere(
-    job: Job,
-    parts: Sequence[str],
-    clips: int,
-    options: PipelineOptions,
-    store: WorkStore,
-    start_timeout: float,
+    job: Job, parts: Sequence[str], clips: int, options: PipelineOptions, start_timeout: float
 ) -> None:
     from pipeline.job import runner
 
-    name = runner.name(options)
+    store, name = WorkStore(job.work), runner.name(options)
 
     def state() -> str:
         return f"no worker has begun, {name} says {_state(result)}"
@@ -210,31 +204,14 @@ def _signals(stopped: threading.Event, seconds: float = 0.0) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _stderr_to(path: Path | None) -> Iterator[None]:
-    """Redirect what Beam, its threads and its workers print to a file; `sys.stderr` of this process stays.
-
-    Without a path, or if the file cannot be written, their output is dropped.
-    """
-    log = os.open(os.devnull, os.O_WRONLY)
+def _log(path: Path | None) -> IO[bytes]:
+    """The file for what workers print; it is dropped if there is no path or the file cannot be written."""
     if path is not None:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(file, log)
-            os.close(file)
-    terminal, before, hook = os.dup(2), sys.stderr, threading.excepthook
-    sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
-    os.dup2(log, 2)
-    os.close(log)
-    threading.excepthook = lambda died: os.write(2, f"{died.thread}: {died.exc_value}\n".encode())
-    try:
-        yield
-    finally:
-        threading.excepthook = hook
-        os.dup2(terminal, 2)
-        sys.stderr = before
-        os.close(terminal)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+            return open(os.open(path, flags, 0o644), "wb")
+    return open(os.devnull, "wb")
 
 
 def _lines(error: BaseException) -> list[str]:

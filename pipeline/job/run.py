@@ -62,7 +62,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
             made.append(job.generation)
             archive.lay_out(settings.sources, rows, store, job.fetch)
             if parts := _write_plan(rows, job, store):
-                launch.run(job, parts, _to_process(rows).num_rows, options, store, settings.start_timeout)
+                launch.run(job, parts, _to_process(rows).num_rows, options, settings.start_timeout)
             _publish(rows, plan.classes(planned), job, root, store)
             if not job.keep_sources:
                 archive.clear(settings.sources, store)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -88,12 +88,18 @@ def workers(options: PipelineOptions) -> int:
 
 
 def local_runner() -> FnApiRunner:
-    """Beam's runner for this machine, with worker processes that end with this process."""
+    """Beam's runner within this process, which opens no port."""
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-    from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-    command = shlex.join([sys.executable, "-m", "pipeline.job.local_workers", str(os.getpid())])
-    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+    return FnApiRunner()
+
+
+def in_memory(options: PipelineOptions) -> PipelineOptions:
+    """A copy of `options` for `local_runner`: the parallel work is done by processes of our own."""
+    found = copy.deepcopy(options)
+    direct = found.view_as(DirectOptions)
+    direct.direct_num_workers, direct.direct_running_mode = 1, "in_memory"
+    return found
 
 
 def stop_job_servers() -> None:

@@ -1,6 +1,7 @@
 """The PTransforms of the main job: thin wrappers round plain functions, which are tested without Beam.
 
-Elements carry ids, paths, sizes and hashes; never media.
+Elements carry ids, paths, sizes and hashes; never media. On this machine the work is done by the processes of
+`pipeline.job.local_workers`, on a cluster by Beam's own.
 """
 
 from __future__ import annotations
@@ -8,21 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
+from apache_beam.transforms.window import GlobalWindows
 
-from pipeline.job import packing, stages
-from pipeline.job.progress import FULL_DOWNLOADS, tally
+from pipeline.job import local_workers, packing, stages
 from pipeline.job.settings import Job
 from pipeline.job.stages import Task
-from pipeline.sources import Fetched
-from pipeline.sources.rate_limit import Lane
-from pipeline.storage import scratch
-from pipeline.storage.work_store import WorkStore
+from pipeline.job.worker import Shard, Worker
 
-Shard = tuple[str, int]  # split and number
 _T = TypeVar("_T")
 
 
@@ -30,18 +27,21 @@ _T = TypeVar("_T")
 class ReadTasks(beam.PTransform):
     """Paths of plan parts -> `stages.Task`: source videos with the clips wanted from each.
 
-    Spreads the parts over the workers, and with `wide` their videos too; otherwise a part is a lane, whose
-    videos stay together in one worker. Groups elements by their own names: Beam's Reshuffle draws random
-    keys, so that an engine which repeats part of a shuffle after a worker died loses or doubles elements.
+    A lane's videos stay together in one worker; on this machine a lane stays a path. On a cluster, spreads
+    the parts over the workers, and the videos of parts that are no lanes too. Groups elements by their own
+    names: Beam's Reshuffle draws random keys, so that an engine which repeats part of a shuffle after a
+    worker died loses or doubles elements.
     """
 
-    work: str
-    wide: bool
+    job: Job
 
     def expand(self, paths: beam.PCollection) -> beam.PCollection:
+        read = beam.FlatMap(stages.read_tasks, self.job.work)
+        if self.job.local:
+            return paths if self.job.laned else paths | read
         parts = paths | "Name parts" >> beam.Map(_named, str) | "Spread parts" >> beam.GroupByKey()
-        tasks = parts | "Parts" >> beam.FlatMap(_values) | beam.FlatMap(stages.read_tasks, self.work)
-        if not self.wide:
+        tasks = parts | "Parts" >> beam.FlatMap(_values) | read
+        if self.job.laned:
             return tasks
         videos = tasks | "Name videos" >> beam.Map(_named, _video) | "Spread videos" >> beam.GroupByKey()
         return videos | "Videos" >> beam.FlatMap(_values)
@@ -66,7 +66,7 @@ class ProcessVideos(beam.PTransform):
     job: Job
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
-        return tasks | beam.ParDo(_Process(self.job))
+        return tasks | beam.ParDo(_Local("process_all", _task) if self.job.local else _Process(self.job))
 
 
 @dataclass(eq=False)  # not frozen: Beam sets the label
@@ -76,39 +76,50 @@ class PackShards(beam.PTransform):
     job: Job
 
     def expand(self, places: beam.PCollection) -> beam.PCollection:
+        groups = places | beam.GroupByKey()
+        if self.job.local:
+            return groups | beam.MapTuple(_listed) | beam.ParDo(_Local("pack", _shard))
         # Labelled, since Beam names a step after its arguments: a job holds cookies and proxies.
-        pack = "Pack" >> beam.MapTuple(functools.partial(packing.pack_shard, self.job))
-        return places | beam.GroupByKey() | pack
+        return groups | "Pack" >> beam.MapTuple(functools.partial(packing.pack_shard, self.job))
+
+
+def _task(work: Task | str) -> str:
+    return f"the video {_video(work)}" if isinstance(work, Task) else work
+
+
+def _shard(group: tuple[Shard, list[bytes]]) -> str:
+    (split, number), _ = group
+    return f"the shard {number} of {split}"
+
+
+def _listed(shard: Shard, places: Iterable[bytes]) -> tuple[Shard, list[bytes]]:
+    return shard, list(places)
 
 
 class _Process(beam.DoFn):
-    """Runs `stages.process` in a worker that has passed the check of its machine."""
+    """`pipeline.job.worker.Worker` in a process of Beam's."""
 
     def __init__(self, job: Job):
         self._job = job
 
     def setup(self) -> None:
-        self._store = WorkStore(self._job.work)
-        with stages.stop_on_failure(self._store, self._job):
-            scratch.use(self._job.scratch)
-        self._lane = Lane(self._job.rate_limit, self._store.storage)
-        self._tally = tally(self._store.storage, self._job.generation, self._job.local)
-        with stages.stop_on_failure(self._store, self._job):
-            self._job.media.check_machine(self._job.recipe, self._job.ffmpeg, self._store)
-
-    def _count_fetch(self, fetched: Fetched) -> None:
-        Metrics.counter("fetch", "requests").inc(fetched.requests)
-        Metrics.counter("fetch", "fallbacks").inc(len(fetched.fallbacks))
-        for _ in fetched.fallbacks:
-            self._tally.count(FULL_DOWNLOADS)
-
-    def finish_bundle(self) -> None:
-        self._tally.flush()
+        self._worker = Worker(self._job, lambda group, name, by: Metrics.counter(group, name).inc(by))
 
     def process(self, task: Task) -> Iterator[tuple[Shard, bytes]]:
-        with stages.stop_on_failure(self._store, self._job):
-            for result in stages.process(task, self._job, self._store, self._lane, self._count_fetch):
-                name = result.failure_class or result.outcome
-                Metrics.counter("clips", name).inc()
-                self._tally.count(name)
-                yield (result.clip.split, result.shard), stages.place(result)
+        return self._worker.process(task)
+
+    def finish_bundle(self) -> None:
+        self._worker.close()
+
+
+class _Local(beam.DoFn):
+    """Hands its elements to the worker processes of this machine, as many at a time as there are."""
+
+    def __init__(self, method: Literal["process_all", "pack"], name: Callable[[Any], str]):
+        self._method, self._name = method, name
+
+    def process(self, element: Any) -> list[Any]:
+        return local_workers.current().put(self._method, element, self._name(element))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        return map(GlobalWindows.windowed_value, local_workers.current().drain())

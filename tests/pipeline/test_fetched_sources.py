@@ -13,9 +13,10 @@ from small_runs import make_videos
 
 from pipeline import sources
 from pipeline.flow.recipe import FlowRecipe
-from pipeline.job import fetched_sources, media_stages, progress, stages, transforms
+from pipeline.job import fetched_sources, media_stages, progress, stages
 from pipeline.job.settings import Job
 from pipeline.job.stages import Task
+from pipeline.job.worker import Worker
 from pipeline.media.clip import encoder_version, ffmpeg_binary
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import Failed, FailureClass
@@ -143,14 +144,22 @@ def test_the_longest_clip_of_a_list_has_time_enough_on_a_slow_core():
 
 def test_full_downloads_are_told_beside_the_clips_and_are_none(tmp_path):
     store = WorkStore(tmp_path)
-    counting = transforms._Process(
-        Job(str(tmp_path), str(tmp_path), (), without_flow(), FetchOptions(), None, "00000", True)
+    job = Job(
+        str(tmp_path),
+        str(tmp_path),
+        ("rehearsal",),
+        without_flow(),
+        FetchOptions(),
+        None,
+        "00000",
+        True,
+        local=True,
     )
-    counting._tally = progress.tally(store.storage, "00000", local=True)
-    counting._count_fetch(Fetched({}, 1, True, "yt-dlp", fallbacks=("no ranges there", "a loop")))
+    worker = Worker(job)
+    worker.count_fetch(Fetched({}, 1, True, "yt-dlp", fallbacks=("no ranges there", "a loop")))
     for _ in range(3):
-        counting._tally.count("ready")
-    counting.finish_bundle()
+        progress.tally(store.storage, "00000", local=True).count("ready")
+    worker.close()
     total = progress.counts(store.storage, "00000")
     assert progress.clips_in(total) == 3
     said = ", ".join(progress.describe(total, 60))

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import make_list, make_videos, pipeline, published_bytes, wait_for_workers, workers_of
+from small_runs import make_list, make_videos, pipeline, published_bytes, wait_for_workers
 
 from pipeline import dataset
 from pipeline.dataset import schema
@@ -252,33 +252,6 @@ def test_a_failure_that_the_log_cannot_take_still_ends_the_job(videos, list_file
     done = prepare(list_file, videos, tmp_path / "root", preexec_fn=limit_file_size, timeout=90)
     assert done.returncode == 1
     assert len(sentences(done)) == 1, done.stderr
-
-
-def test_a_worker_that_is_killed_ends_the_job_with_a_sentence(videos, list_file, tmp_path):
-    root = tmp_path / "root"
-    command = [sys.executable, "-m", "pipeline", "prepare", "--manifest", list_file, "--output", root]
-    with subprocess.Popen(
-        [*map(str, command), "--source", f"dir:{videos}", "--direct_num_workers", "2"],
-        env={**os.environ, "QUOVADIS_TEST_ROOT": str(root)},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as launcher:
-        while not list(root.glob("work/encode/*/*/*.mp4")) and launcher.poll() is None:
-            time.sleep(0.02)
-        called = {
-            int(pid): Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in workers_of(root)
-        }
-        workers = [
-            pid for pid, words in called.items() if words[1:3] == [b"-m", b"pipeline.job.local_workers"]
-        ]
-        os.kill(min(workers), signal.SIGKILL)  # the oldest: the others may be about to become its ffmpeg
-        said = launcher.communicate(timeout=90)[1]
-    assert launcher.returncode == 1
-    said = [line for line in said.splitlines() if not line.startswith("prepare: ")]
-    assert len(said) == 1, said
-    assert "worker" in said[0]
-    assert not (root / "dataset.json").exists()
-    assert prepare(list_file, videos, root).returncode == 0
 
 
 def test_an_output_that_cannot_be_written_gives_one_sentence(videos, list_file, tmp_path):

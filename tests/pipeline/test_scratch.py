@@ -15,7 +15,7 @@ from small_runs import make_list, make_videos, pipeline
 
 from pipeline.job.settings import Job
 from pipeline.job.stages import stop_reason
-from pipeline.job.transforms import _Process
+from pipeline.job.worker import Worker
 from pipeline.media.recipe import EncodeRecipe
 from pipeline.outcome import CallError, Failed, FailureClass
 from pipeline.recipe import Recipe
@@ -132,7 +132,7 @@ def test_a_scratch_that_a_worker_cannot_have_stops_the_job_with_its_sentence(tmp
     recipe = Recipe(FetchRecipe(), EncodeRecipe(encoder="test"), None)
     job = Job("root", str(tmp_path), ("dir:x",), recipe, FetchOptions(), None, "0", False, scratch="/proc/x")
     with pytest.raises(Failed):
-        _Process(job).setup()
+        Worker(job)
     assert "give another folder with --scratch" in (stop_reason(store, "0") or "")
 
 

@@ -80,7 +80,7 @@ class CallError(Exception):
 
 
 class Misplaced(Failed, CallError):
-    """No folder can be at the place named: it is below a file, or in a bucket that does not exist."""
+    """No file or folder can be at the place named: it is below a file or a link, or its bucket is absent."""
 
     def __init__(self, reason: str):
         super().__init__(FailureClass.STORAGE, reason)

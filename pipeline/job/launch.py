@@ -14,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pipeline.job import PrepareError, progress, stages
 from pipeline.job.local_workers import Workers
 from pipeline.job.settings import Job
+from pipeline.outcome import Failed, Misplaced
 from pipeline.sources.rate_limit import forget_turns
+from pipeline.storage import Storage
+from pipeline.storage.local import LocalStorage
 from pipeline.storage.work_store import WorkStore
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def _run_here(job: Job, parts: Sequence[str], clips: int, options: PipelineOptio
     store = WorkStore(job.work)
     path = f"log/{job.generation}.txt"
     with (
-        _log(store.storage.local(path)) as log,
+        _log(store.storage, path) as log,
         progress.Display(store.storage, job.generation, clips),
         Workers(job, runner.workers(options), log) as workers,
     ):
@@ -204,13 +206,15 @@ def _signals(stopped: threading.Event, seconds: float = 0.0) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _log(path: Path | None) -> IO[bytes]:
-    """The file for what workers print; it is dropped if there is no path or the file cannot be written."""
-    if path is not None:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
-            return open(os.open(path, flags, 0o644), "wb")
+def _log(storage: Storage, path: str) -> IO[bytes]:
+    """The file for what workers print; dropped with an object store, or where the disk refuses it."""
+    if isinstance(storage, LocalStorage):
+        try:
+            return storage.append(path)
+        except Misplaced:
+            raise
+        except Failed:
+            pass
     return open(os.devnull, "wb")
 
 

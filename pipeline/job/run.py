@@ -31,7 +31,7 @@ from pipeline.recipe import Recipe
 from pipeline.sources import archive, parse
 from pipeline.sources.rate_limit import RateLimit
 from pipeline.sources.recipe import FetchRecipe
-from pipeline.storage import Busy, Storage, open_storage, scratch
+from pipeline.storage import Busy, Storage, open_storage, scratch, work_store
 from pipeline.storage.work_store import WorkStore
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(settings: Settings, options: PipelineOptions) -> Summary:
             half-published.
     """
     root = open_storage(settings.output)
-    store = WorkStore(settings.work or f"{root.url}/work")
+    store = work_store.of(root, settings.work)
     job = make_job(settings, root, store, options)
     planned = make_plan(settings)
     made: list[str] = []

@@ -29,7 +29,7 @@ from pipeline.keys import KEY
 from pipeline.lists import plan
 from pipeline.maintenance import erase, purge
 from pipeline.outcome import FAILED, READY, REMOVED, CallError
-from pipeline.storage import Busy, Changed, Storage, location, open_storage
+from pipeline.storage import Busy, Changed, Storage, location, open_storage, work_store
 from pipeline.storage.tables import write_table
 from pipeline.storage.work_store import WorkStore, canonical_json
 
@@ -127,7 +127,7 @@ def remove(
     if wrong := [text for text in given if not KEY.fullmatch(text)]:
         raise IdsError(f"{wrong[0][:40]!r} is no id or key; nothing was removed.")
     dataset.open(storage)  # raises where there is none: the lock would make a folder there
-    store = WorkStore(work or f"{storage.url}/work")
+    store = work_store.of(storage, work)
     with contextlib.nullcontext() if dry_run else _exclusively(storage, store):
         return _remove(storage, store, given, reason, dry_run)
 

@@ -8,7 +8,9 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+from pipeline.storage import beneath
 from pipeline.storage.base import Sync
 from pipeline.storage.errors import Busy
 from pipeline.storage.locks import lock_file
@@ -25,70 +27,75 @@ def replacing(target: Path, sync: Sync = Sync.NOTHING) -> Iterator[Path]:
         with replacing(path) as temporary:
             temporary.write_text(text)
     """
-    with temporary_file(target) as temporary:
+    with _replacing(target, sync) as (temporary, _):
         yield temporary
-        if sync >= Sync.CONTENT:
-            sync_path(temporary)
-        os.replace(temporary, target)
-    if sync >= Sync.NAME:
-        sync_path(target.parent)
 
 
 @contextlib.contextmanager
-def temporary_file(target: Path) -> Iterator[Path]:
-    """A locked, empty file beside the target, deleted at the end unless it was renamed.
+def replacing_in(folder: int, name: str, sync: Sync) -> Iterator[IO[bytes]]:
+    """As `replacing`, for a name in the folder of a descriptor; yields the file."""
+    with (
+        _replacing(Path(name), sync, folder) as (_, descriptor),
+        open(descriptor, "wb", closefd=False) as file,  # flushed before the rename
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _replacing(target: Path, sync: Sync, dir_fd: int | None = None) -> Iterator[tuple[Path, int]]:
+    with temporary_file(target, dir_fd) as (temporary, descriptor):
+        yield temporary, descriptor
+        if sync >= Sync.CONTENT:
+            os.fsync(descriptor)
+        os.replace(temporary, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    if sync >= Sync.NAME:
+        beneath.sync_folder(target.parent if dir_fd is None else dir_fd)
+
+
+@contextlib.contextmanager
+def temporary_file(target: Path, dir_fd: int | None = None) -> Iterator[tuple[Path, int]]:
+    """An empty file beside the target and its descriptor; deleted at the end unless it was renamed.
 
     The next writer of the target on this machine reuses the file of a killed writer. While another
     process writes the target, the name is another one.
     """
     path = target.with_name(f".{target.name}.{os.uname().nodename}.tmp")
-    other = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    descriptor = _reuse(path, dir_fd)
+    if descriptor is None:
+        path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
+        descriptor = beneath.open_file(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, dir_fd=dir_fd)
     try:
-        descriptor = lock_file(path, wait=False, mode=0o666)
-        if os.fstat(descriptor).st_nlink > 1:  # killed after it was linked to the target, before the unlink
-            path.unlink()
-            os.close(descriptor)
-            descriptor = lock_file(path, wait=False, mode=0o666)
-    except Busy:
-        path = other
-        descriptor = lock_file(path, wait=False, mode=0o666)
+        os.ftruncate(descriptor, 0)
+        yield path, descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            now = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+            if now.st_ino == os.fstat(descriptor).st_ino:  # else another process has the name now
+                os.unlink(path, dir_fd=dir_fd)
+        os.close(descriptor)
+
+
+def _reuse(path: Path, dir_fd: int | None) -> int | None:
+    """Lock the file at `path`, made if absent; None where another process or user has it, or it is a link."""
+    try:
+        descriptor = lock_file(path, wait=False, mode=0o666, dir_fd=dir_fd)
+    except (Busy, beneath.NotPlain):
+        return None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        path.unlink(missing_ok=True)
-        path = other
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
-    try:
-        os.ftruncate(descriptor, 0)
-        yield path
-    finally:
-        with contextlib.suppress(OSError):
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:  # else another process has the name now
-                path.unlink()
-        os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path, dir_fd=dir_fd)
+        return None
+    status = os.fstat(descriptor)
+    if status.st_nlink > 1:  # another name of the target: its writer was killed before the unlink
+        os.unlink(path, dir_fd=dir_fd)
+    elif status.st_uid == os.geteuid():
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def is_temporary(name: str) -> bool:
     """Whether a file name is one of `temporary_file`."""
     return name.startswith(".") and name.endswith(".tmp")
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, and sync each new name to disk."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_path(folder.parent)
-
-
-def sync_path(path: Path) -> None:
-    """Sync a file's content, or a folder's names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some network file systems refuse to sync a folder, and need no sync
-            raise
-    finally:
-        os.close(descriptor)

@@ -8,13 +8,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
 from pipeline.outcome import Failed, FailureClass, Misplaced
-from pipeline.storage.atomic import is_temporary, make_folder, replacing, sync_path, temporary_file
+from pipeline.storage import beneath
+from pipeline.storage.atomic import is_temporary, replacing_in, temporary_file
 from pipeline.storage.base import Storage, Sync, checked
-from pipeline.storage.errors import AlreadyExists, Changed
+from pipeline.storage.errors import AlreadyExists, Busy, Changed
 from pipeline.storage.locks import holding
 
 _REMEDIES = {
@@ -29,7 +30,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class LocalStorage(Storage):
-    """A folder; its `url` is the absolute path."""
+    """A folder; its `url` is the absolute path. Follows no link below it (`beneath`)."""
 
     is_local = True
 
@@ -37,28 +38,32 @@ class LocalStorage(Storage):
         return Path(self.url, checked(path))
 
     def read_bytes(self, path: str, limit: int | None = None) -> bytes:
-        if limit is not None and (size := self.size(path)) > limit:
-            raise self._refuse(path, size, limit)
         with self.open(path) as file, self._as_failed("read", path):
+            size = os.fstat(file.fileno()).st_size
+            if limit is not None and size > limit:
+                raise self._refuse(path, size, limit)
             return file.read() if limit is None else file.read(limit)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         if offset < 0 or size < 0:
             raise ValueError(f"no range: offset {offset}, size {size}")
-        with self._as_failed("read", path), open(self.local(path), "rb") as file:
+        with self.open(path) as file, self._as_failed("read", path):
             file.seek(offset)
             return file.read(size)
 
     def open(self, path: str, size: int | None = None) -> BinaryIO:
-        with self._as_failed("read", path):
-            return open(self.local(path), "rb")
+        with self._as_failed("read", path), self._in(path) as (folder, name):
+            return open(beneath.open_file(name, os.O_RDONLY, dir_fd=folder), "rb")
+
+    def append(self, path: str) -> IO[bytes]:
+        """A new file for a log, whose text appears at once. Not in the other storages."""
+        with self._as_failed("written", path), self._in(path, make=True) as (folder, name):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+            return open(beneath.open_file(name, flags, dir_fd=folder), "wb")
 
     def size(self, path: str) -> int:
-        local = self.local(path)
-        with self._as_failed("read", path):
-            if local.is_dir():
-                raise FileNotFoundError(errno.ENOENT, "a folder, not a file", str(local))
-            return local.stat().st_size
+        with self._as_failed("read", path), self._in(path) as (folder, name):
+            return beneath.size(name, folder)
 
     def version(self, path: str) -> str | None:
         try:
@@ -69,34 +74,37 @@ class LocalStorage(Storage):
     def names(self, folder: str) -> list[str]:
         with self._as_failed("read", folder):
             try:
-                return sorted(os.listdir(self.local(folder)))
+                with beneath.folder(self.url, checked(folder)) as descriptor:
+                    return sorted(os.listdir(descriptor))
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
     @contextlib.contextmanager
     def writer(self, path: str, sync: Sync = Sync.NAME) -> Iterator[IO[bytes]]:
-        local = self.local(path)
-        with self._as_failed("written", path):
-            make_folder(local.parent)
-            with replacing(local, sync) as temporary, open(temporary, "wb") as file:
-                yield file
+        with (
+            self._as_failed("written", path),
+            self._in(path, make=True) as (folder, name),
+            replacing_in(folder, name, sync) as file,
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                beneath.size(name, folder)  # raises for a link
+            yield file
 
     def create(self, path: str, content: bytes) -> None:
-        local = self.local(path)
-        with self._as_failed("written", path):
-            make_folder(local.parent)
-            with temporary_file(local) as temporary:
-                temporary.write_bytes(content)
-                sync_path(temporary)
+        with self._as_failed("written", path), self._in(path, make=True) as (folder, name):
+            with temporary_file(Path(name), folder) as (temporary, descriptor):
+                with open(descriptor, "wb", closefd=False) as file:
+                    file.write(content)
+                os.fsync(descriptor)
                 try:
-                    os.link(temporary, local)
+                    os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
                 except FileExistsError:
                     raise AlreadyExists(self.where(path)) from None
                 except OSError as error:
                     if error.errno not in _NO_LINKS:
                         raise
-                    _claim_and_rename(temporary, local)
-            sync_path(local.parent)
+                    self._claim_and_rename(temporary, path, folder)
+            beneath.sync_folder(folder)
 
     def replace(self, path: str, content: bytes, if_match: str) -> None:
         with self.lock(f"{path}.lock", wait=True):  # all callers of this method take it
@@ -105,12 +113,21 @@ class LocalStorage(Storage):
             self.write(path, content)
 
     def delete(self, path: str) -> None:
-        with self._as_failed("deleted", path):
-            self.local(path).unlink(missing_ok=True)
+        with (
+            self._as_failed("deleted", path),
+            contextlib.suppress(FileNotFoundError),
+            self._in(path) as (folder, name),
+        ):
+            os.unlink(name, dir_fd=folder)
 
     def delete_folder(self, folder: str) -> None:
-        with self._as_failed("deleted", folder), contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.local(folder))
+        with (
+            self._as_failed("deleted", folder),
+            contextlib.suppress(FileNotFoundError),
+            self._in(folder) as (outer, name),
+            beneath.folder(self.url, folder),  # raises for a link
+        ):
+            shutil.rmtree(name, dir_fd=outer)
 
     def sweep(self, folder: str) -> None:
         for name in filter(is_temporary, self.names(folder)):
@@ -118,12 +135,29 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def lock(self, path: str, wait: bool = False) -> Iterator[None]:
-        local = self.local(path)
         with contextlib.ExitStack() as stack:
             with self._as_failed("locked", path):
-                make_folder(local.parent)
-                stack.enter_context(holding(local, wait))
+                folder, name = stack.enter_context(self._in(path, make=True))
+                try:
+                    stack.enter_context(holding(Path(name), wait, folder))
+                except Busy:
+                    raise Busy(self.where(path)) from None
             yield
+
+    @contextlib.contextmanager
+    def _in(self, path: str, make: bool = False) -> Iterator[tuple[int, str]]:
+        """A descriptor of the folder that holds `path`, and its name there."""
+        inner = PurePosixPath(checked(path))
+        with beneath.folder(self.url, str(inner.parent), make) as folder:
+            yield folder, inner.name
+
+    def _claim_and_rename(self, temporary: Path, path: str, folder: int) -> None:
+        # File systems without hard links: all creators of a file go through this lock.
+        name = PurePosixPath(path).name
+        with holding(Path(f".{name}.lock"), wait=True, dir_fd=folder):
+            if name in os.listdir(folder):
+                raise AlreadyExists(self.where(path))
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     @contextlib.contextmanager
     def _as_failed(self, done: str, path: str) -> Iterator[None]:
@@ -132,6 +166,9 @@ class LocalStorage(Storage):
             yield
         except FileNotFoundError:
             raise
+        except beneath.NotPlain as error:
+            why = f"{error.strerror} is in its place or above it; remove that, or name another folder"
+            raise Misplaced(f"{where} could not be {done}: {why}") from error
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.EEXIST):
                 why = "a file is in the place of its folder; name another folder"
@@ -139,11 +176,3 @@ class LocalStorage(Storage):
             what = (error.strerror or str(error) or type(error).__name__).lower()
             remedy = _REMEDIES.get(error.errno or 0, "repeat the command when the storage answers again")
             raise Failed(FailureClass.STORAGE, f"{where} could not be {done}: {what}; {remedy}") from error
-
-
-def _claim_and_rename(temporary: Path, target: Path) -> None:
-    # File systems without hard links: all creators of a file go through this lock.
-    with holding(target.with_name(f".{target.name}.lock"), wait=True):
-        if target.exists():
-            raise AlreadyExists(str(target))
-        os.replace(temporary, target)

@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.storage import beneath
 from pipeline.storage.errors import Busy
 
 
-def lock_file(path: Path, wait: bool, mode: int = 0o644) -> int:
+def lock_file(path: Path, wait: bool, mode: int = 0o644, dir_fd: int | None = None) -> int:
     """Lock a local file, made with `mode` if absent, until the descriptor is closed or the process ends.
 
-    To release it, unlink the file first, then close the descriptor (see `holding`). Raises Busy.
+    To release it, unlink the file first, then close the descriptor (see `holding`). Raises Busy, and
+    `beneath.NotPlain` for a link.
     """
     while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode)
+        descriptor = beneath.open_file(path, os.O_CREAT | os.O_RDWR, mode, dir_fd)
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(os.close, descriptor)
             try:
@@ -29,20 +31,21 @@ def lock_file(path: Path, wait: bool, mode: int = 0o644) -> int:
                 raise Busy(str(path)) from None
             # The former holder unlinks the file before it closes it: then this lock protects nothing.
             with contextlib.suppress(FileNotFoundError):
-                if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                now = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+                if now.st_ino == os.fstat(descriptor).st_ino:
                     otherwise.pop_all()
                     return descriptor
 
 
 @contextlib.contextmanager
-def holding(path: Path, wait: bool) -> Iterator[None]:
+def holding(path: Path, wait: bool, dir_fd: int | None = None) -> Iterator[None]:
     """Hold the lock of a local file, deleted at the end. Raises Busy."""
-    descriptor = lock_file(path, wait)
+    descriptor = lock_file(path, wait, dir_fd=dir_fd)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()
+            os.unlink(path, dir_fd=dir_fd)
         os.close(descriptor)
 
 

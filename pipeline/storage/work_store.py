@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.keys import KEY
-from pipeline.outcome import Failed, FailureClass
+from pipeline.outcome import Failed, FailureClass, Misplaced
 from pipeline.recipe import unknown
 from pipeline.storage import CHUNK, Storage, Sync, open_storage
 
@@ -125,6 +125,20 @@ class WorkStore:
             return self.storage.size(stored.path) == stored.size
         except FileNotFoundError:
             return False
+
+
+def of(root: Storage, work: str | None) -> WorkStore:
+    """The work store at `work`; without one ROOT/work of a data set, which must be no link.
+
+    Raises:
+        Misplaced: it is one.
+    """
+    if work:
+        return WorkStore(work)
+    folder = root.local("work")
+    if folder and folder.is_symlink():
+        raise Misplaced(f"{folder} is a symbolic link: name the work store with --work, or delete the link")
+    return WorkStore(f"{root.url}/work")
 
 
 def refuse_newer(kind: type, values: Mapping[str, Any], where: str) -> None:

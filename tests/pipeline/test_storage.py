@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_no_part_and_no_temporary_file(tmp_path):
 
 
 def test_a_file_system_without_hard_links_creates_as_safely(tmp_path, monkeypatch):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)

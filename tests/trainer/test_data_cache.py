@@ -111,7 +111,7 @@ def test_the_least_recently_used_go_when_the_limit_is_reached(tmp_path):
     members = [member(i, 1000) for i in range(12)]
     for number, (digest, data) in enumerate(members[:10]):
         cache.put(digest, data)
-        os.utime(cache._path(digest), ns=(number, number))
+        os.utime(tmp_path / digest[:2] / digest, ns=(number, number))
     assert cache.get(members[0][0]) == members[0][1]  # used now
     for digest, data in members[10:]:
         cache.put(digest, data)
@@ -173,14 +173,38 @@ def test_a_store_that_does_not_answer_is_asked_once_for_its_client_has_asked_aga
 def test_a_disk_that_refuses_is_said_once_and_reading_goes_on(remote, tmp_path, monkeypatch, caplog):
     cache, rows = Cache.open(tmp_path, 1), rows_of(remote, "rgb")
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "replace", full)
     with caplog.at_level(logging.WARNING):
         for row in range(3):
             assert Reader(rows, ("rgb",), cache).read(row)
     assert caplog.text.count("No space left") == 1
+
+
+@pytest.mark.parametrize("link", ["incoming", "shelf", "bytes", "member"])
+def test_a_link_that_a_neighbour_put_into_a_shared_cache_leads_nowhere(link, tmp_path):
+    diary = tmp_path / "user" / "diary"
+    diary.parent.mkdir()
+    diary.write_text("a file of the user's")
+    cache = Cache.open(tmp_path / "cache", 1)
+    digest, data = member(1, 1000)
+    if link == "shelf":
+        (cache.folder / digest[:2]).symlink_to(diary.parent)
+    elif link == "member":
+        (cache.folder / digest[:2]).mkdir()
+        (cache.folder / digest[:2] / digest).symlink_to(diary)
+    else:
+        (cache.folder / link).unlink(missing_ok=True)
+        (cache.folder / link).symlink_to(diary)
+    cache.put(digest, data)
+    assert cache.get(digest) == (data if link in ("incoming", "member") else None)
+    assert diary.read_text() == "a file of the user's"
+    assert [path.name for path in diary.parent.iterdir()] == ["diary"]
+    if link == "bytes":
+        with pytest.raises(CacheError, match="a symbolic link is there"):
+            Cache.open(cache.folder, 1)
 
 
 def test_a_cache_that_cannot_be_had_is_refused_in_a_sentence(tmp_path):

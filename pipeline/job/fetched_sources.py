@@ -6,6 +6,7 @@ why range requests were given up. `pipeline.sources.retrying` asks the sources.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -100,17 +101,18 @@ def _kept_pieces(
     found: dict[str, Piece | Failed] = {}
     copies: dict[str, Path | None] = {}
     for key, piece in record["pieces"].items():
-        if "failure_class" in piece:
-            if piece["generation"] == job.generation:
-                found[key] = _failure(piece)
-        elif piece["file"] in record["files"]:
-            name = piece["file"]
-            if name not in copies:
-                copies[name] = store.local_copy(Stored(**record["files"][name]), folder)
-            if (local := copies[name]) is not None:  # else the file is damaged or gone, and fetched again
-                where = f"the record of {video.youtube_id} in {store.storage.url}"
-                refuse_newer(Piece, piece["piece"], where)
-                found[key] = Piece(local, **piece["piece"])
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a damaged record: fetched again
+            if "failure_class" in piece:
+                if piece["generation"] == job.generation:
+                    found[key] = _failure(piece)
+            elif piece["file"] in record["files"]:
+                name = piece["file"]
+                if name not in copies:
+                    copies[name] = store.local_copy(Stored(**record["files"][name]), folder)
+                if (local := copies[name]) is not None:  # else the file is damaged or gone, and fetched again
+                    where = f"the record of {video.youtube_id} in {store.storage.url}"
+                    refuse_newer(Piece, piece["piece"], where)
+                    found[key] = Piece(local, **piece["piece"])
     return found
 
 

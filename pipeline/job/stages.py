@@ -150,7 +150,7 @@ def clear_stop(store: WorkStore, generation: str) -> None:
 def _known(store: WorkStore, job: Job, wanted: Clip) -> dict[str, Any] | None:
     """The clip's record if it still counts; a failure counts within its own generation."""
     record = store.read_record("clip", job.clip_hash, wanted.key)
-    if record and record["outcome"] == FAILED and record["generation"] != job.generation:
+    if record and record["outcome"] == FAILED and record.get("generation") != job.generation:
         return None
     return record
 

@@ -26,6 +26,10 @@ def write(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
     rows: dict[str, tuple[str, str]] = {}
     for label, video in _videos(Path(folder)):
         name = id_of(video.stem)
+        try:
+            f"{label}/{name}".encode()
+        except UnicodeEncodeError:
+            raise ManifestError(f"{str(video)!a} is no UTF-8 text: rename it or its folder.") from None
         if name in rows:
             raise ManifestError(f"{video} and {rows[name][1]} have one name: rename one of them.")
         rows[name] = label, str(video)

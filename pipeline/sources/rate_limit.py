@@ -22,7 +22,8 @@ from pipeline.storage import AlreadyExists, Changed, Storage
 _FLAG = "pause.json"
 _LOOK_SECONDS = 5.0  # between two looks at the flag of the pause
 _BROKEN = 3  # failures of the installation in a row that stop the job
-_FARTHEST_SECONDS = 7 * 86400.0  # a turn later than that was written by a wrong clock
+_FARTHEST_SECONDS = 7 * 86400.0  # a turn or pause later than that was written by a wrong clock
+_MOST_FLAG_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,19 @@ def forget_turns(storage: Storage, limit: RateLimit) -> None:
 
 
 def paused_until(storage: Storage) -> tuple[datetime, str] | None:
-    """The end of the common pause (UTC) and its reason; None if there never was one."""
+    """The end of the common pause (UTC) and its reason; None if there never was one.
+
+    Raises:
+        Failed: class environment, where the flag was not written by a worker with a right clock.
+    """
     try:
-        flag = json.loads(storage.read_bytes(_FLAG))
-        return datetime.fromisoformat(flag["until"]), str(flag["reason"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        flag = json.loads(storage.read_bytes(_FLAG, _MOST_FLAG_BYTES))
+        until, reason = datetime.fromisoformat(flag["until"]), str(flag["reason"])
+        if until - datetime.now(UTC) < timedelta(seconds=_FARTHEST_SECONDS):  # TypeError without a time zone
+            return until, reason
+    except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    where = storage.where(_FLAG)
+    raise Failed(FailureClass.ENVIRONMENT, f"{where} names no pause within the next 7 days: delete it")

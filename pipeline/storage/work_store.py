@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from pipeline.keys import KEY
@@ -28,6 +29,13 @@ _FOLDERS = (
     "archive", "canary", "clip", "encode", "flow", "lanes",
     "log", "packed", "plan", "progress", "source", "stop",
 )  # fmt: skip
+_FIELDS: dict[str, dict[str, Any]] = {
+    "clip": {"outcome": str},
+    "encode": {"files": dict, "meta": dict},
+    "source": {"files": dict, "pieces": dict},
+    "stop": {"reason": (str, NoneType)},
+}
+"""What a record of a stage holds at least, and of which type; one without it is damaged."""
 _MAX_RECORD = 1 << 24  # bytes
 
 
@@ -107,11 +115,13 @@ class WorkStore:
         path = self.path(stage, stage_hash, key, _RECORD)
         try:
             record = json.loads(self.storage.read_bytes(path, _MAX_RECORD))
+            if not all(isinstance(record[name], kind) for name, kind in _FIELDS.get(stage, {}).items()):
+                return None
             files = record.get("files", {}).values()
             for file in files:
                 refuse_newer(Stored, file, self.storage.where(path))
             return record if not whole or all(self.has(Stored(**f)) for f in files) else None
-        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):
             return None
 
     def clean(self) -> None:

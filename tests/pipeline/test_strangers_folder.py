@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import pytest
 from published import ROWS, key, prepare
-from small_runs import make_list, pipeline
+from small_runs import make_list, pipeline, published_bytes
 
 from pipeline import report
 from pipeline.dataset import DatasetError
+from pipeline.lists.manifest import ManifestError
 from pipeline.maintenance import remove
 from pipeline.maintenance.verify import verify
 from pipeline.outcome import CallError, Failed
+from pipeline.sources import class_folders
+from pipeline.sources.rate_limit import Lane, RateLimit
 from pipeline.storage import open_storage
 from pipeline.storage.atomic import replacing
 
@@ -164,3 +168,44 @@ def test_links_that_a_user_makes_on_purpose_work(root, tmp_path):
     done = remove.remove(tmp_path / "link", [key(ROWS[1].name)], "asked", work=str(work))
     assert str(tmp_path / "work") in "\n".join(done.lines())
     assert not refusal("verify", root)
+
+
+RECORDS = (
+    {},
+    [],
+    {"outcome": "failed"},
+    {"outcome": "ready", "files": {"mp4": {}}},
+    {"files": 1, "pieces": {"k": 2}},
+)
+
+
+def test_records_without_their_fields_are_work_done_again(tmp_path):
+    rows = make_list(tmp_path / "list.csv", [f"walk,aaaaaaaaaa{n},1,3,train,0" for n in range(5)])
+    root = tmp_path / "root"
+    call = ["prepare", "--manifest", rows, "--output", root, "--rehearse", *WORKERS]
+    done = pipeline(*call)
+    assert done.returncode == 0, done.stderr
+    published = published_bytes(root)
+    for number, path in enumerate(sorted((root / "work").rglob("*.record.json"))):
+        path.write_text(json.dumps(RECORDS[number % len(RECORDS)]))
+    shutil.rmtree(root / "shards")
+    (root / "dataset.json").unlink()
+    done = pipeline(*call)
+    assert done.returncode == 0, done.stderr
+    assert published_bytes(root) == published
+
+
+@pytest.mark.parametrize("until", ["9999-12-31T00:00:00+00:00", "2026-12-01T00:00:00", "tomorrow", None])
+def test_a_pause_that_no_worker_of_ours_noted_is_one_sentence(until, tmp_path):
+    (tmp_path / "pause.json").write_text(json.dumps({"until": until, "reason": "blocked"}))
+    with pytest.raises(Failed, match=r"pause\.json names no pause within the next 7 days: delete it"):
+        Lane(RateLimit(), open_storage(tmp_path)).wait()
+
+
+def test_a_class_folder_whose_name_is_no_utf8_is_one_sentence(tmp_path):
+    folder = os.fsencode(tmp_path / "videos") + b"/caf\xe9"
+    os.makedirs(folder)
+    with open(folder + b"/a.mp4", "wb"):
+        pass
+    with pytest.raises(ManifestError, match=r"videos/caf\\udce9/a.mp4' is no UTF-8 text: rename it"):
+        class_folders.write(tmp_path / "videos", tmp_path / "list.csv")

@@ -53,36 +53,35 @@ def _digest() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _candidates() -> Iterator[tuple[Path, bool]]:
-    """Folders in order of preference, and whether strangers may write beside them."""
+def _candidates() -> Iterator[Path]:
+    """Folders in order of preference."""
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
-        yield Path(chosen) / "quovadis-flow", False
-    yield Path(__file__).parent / "__pycache__", False
+        yield Path(chosen) / "quovadis-flow"
+    yield Path(__file__).parent / "__pycache__"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if os.path.isabs(home):
-        yield Path(home) / "quovadis" / "flow", False
-    yield Path(tempfile.gettempdir()) / f"quovadis-flow-{os.getuid()}", True
+        yield Path(home) / "quovadis" / "flow"
+    yield Path(tempfile.gettempdir()) / f"quovadis-flow-{os.getuid()}"
 
 
 @functools.cache
 def _folder() -> Path | None:
-    """The first candidate that can be written and belongs to this user where it must; None if none can."""
-    for parent, shared in _candidates():
+    """The first candidate that this user can write and nobody else; None if there is none."""
+    for parent in _candidates():
+        folder = parent / _digest()
         try:
             parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if shared and not _is_private(parent):
-                continue
-            folder = parent / _digest()
-            folder.mkdir(exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            folder.mkdir(exist_ok=True, mode=0o700)
+            if _is_private(parent) and _is_private(folder):
+                tempfile.TemporaryFile(dir=folder).close()
+                return folder
         except OSError:
             continue
-        return folder
     return None
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether nobody else can have put machine code here."""
+    """Whether nobody else can have put machine code here, which would run as this user."""
     status = folder.lstat()
     ours = status.st_uid == os.getuid() and stat.S_ISDIR(status.st_mode)
     return ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

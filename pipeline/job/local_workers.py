@@ -103,10 +103,11 @@ class Workers:
 
     def _start(self) -> _Process:
         ours, its = Pipe()
-        command = [sys.executable, "-m", "pipeline.job.local_workers", str(its.fileno()), str(os.getpid())]
+        command, environment = subprocesses.python_module("pipeline.job.local_workers")
+        command += [str(its.fileno()), str(os.getpid())]
         output: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
         with its:
-            child = subprocess.Popen(command, pass_fds=[its.fileno()], **output)
+            child = subprocess.Popen(command, pass_fds=[its.fileno()], env=environment, **output)
         with contextlib.suppress(OSError):  # if it is dead already, the next message finds out
             ours.send(self._job)  # not an argument: it holds what no other user may read
         self._processes.append(process := _Process(child, ours))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -119,3 +120,39 @@ def test_the_last_of_a_flood_of_errors_is_kept():
     stderr = subprocesses.run([sys.executable, "-c", script], timeout=20).stderr
     assert stderr.endswith("the end")
     assert len(stderr) <= 256 * 1024
+
+
+PLUGIN = """
+from yt_dlp.extractor.common import InfoExtractor
+open("ran", "w").close()
+class EvilIE(InfoExtractor):
+    _VALID_URL = "evil:"
+"""
+CHILD = """
+import os, sys
+sys.path.remove("")
+from pipeline.media.clip import ffmpeg_binary
+from pipeline.sources.ytdlp.options import FetchRequest
+from pipeline.sources.ytdlp.process import Worker
+url = "http://127.0.0.1:9/"
+facts = {"ffmpeg": ffmpeg_binary(), "trusted": [url], "cookies": None, "proxy": None, "ytdlp": {}}
+limits = {"codec": "h264", "short_side": 256, "max_bytes": 1000, "max_duration": 9.0, "stall_seconds": 5.0}
+worker = Worker()
+worker.ask(FetchRequest(url, False, [], os.getcwd(), **facts, **limits), 60)
+worker.kill()
+"""
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_plugins_of_the_current_folder_do_not_run_but_installed_ones_do(installed, tmp_path):
+    plugins = tmp_path / ("packages" if installed else "here")
+    (plugins / "yt_dlp_plugins" / "extractor").mkdir(parents=True)
+    (plugins / "yt_dlp_plugins" / "extractor" / "evil.py").write_text(PLUGIN)
+    (tmp_path / "here").mkdir(exist_ok=True)
+    (tmp_path / "here" / "json.py").write_text("open('ran', 'w').close()")
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *([str(plugins)] if installed else [])])
+    environment = os.environ | {"PYTHONPATH": path}
+    subprocess.run(
+        [sys.executable, "-c", CHILD], cwd=tmp_path / "here", env=environment, check=True, timeout=120
+    )
+    assert (tmp_path / "here" / "ran").exists() == installed

@@ -152,13 +152,15 @@ def test_first_compilations_may_race(tmp_path, digest_here):
 
 
 def test_machine_code_is_kept_where_one_can_write_and_others_cannot(tmp_path, monkeypatch):
-    open_to_all, own = tmp_path / "open", tmp_path / "own"
+    open_to_all, planted, own = tmp_path / "open", tmp_path / "planted", tmp_path / "own"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
-    candidates = [(Path("/dev/null/no"), False), (open_to_all, True), (own, True)]
+    (planted / compilation._digest()).mkdir(parents=True)  # by a neighbour, while the folder was open to all
+    (planted / compilation._digest()).chmod(0o777)
+    candidates = [Path("/dev/null/no"), open_to_all, planted, own]
     monkeypatch.setattr(compilation, "_candidates", lambda: iter(candidates))
     assert compilation._folder.__wrapped__().parent == own
-    monkeypatch.setattr(compilation, "_candidates", lambda: iter(candidates[:2]))
+    monkeypatch.setattr(compilation, "_candidates", lambda: iter(candidates[:3]))
     assert compilation._folder.__wrapped__() is None
 
 

@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipeline.media import subprocesses
@@ -34,17 +33,16 @@ class Worker:
     """One process that runs yt-dlp; `asked` counts its requests."""
 
     def __init__(self) -> None:
-        root = str(Path(__file__).resolve().parents[3])
-        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+        command, environment = subprocesses.python_module("pipeline.sources.ytdlp.client")
         tools = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.sources.ytdlp.client"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path, "PATH": tools},
+            env=environment | {"PATH": tools},
         )
         self._held = b""
         self.asked = 0

@@ -18,7 +18,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, 
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from pipeline import __version__
+from pipeline import __version__, plain_text
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG_CALL = 0, 1, 2
 EXIT_CLOSED_PIPE = 141
@@ -163,7 +163,8 @@ def main(prog: str, about: str, groups: Sequence[Group], words: Sequence[str] | 
         argcomplete.autocomplete(top)
     try:
         try:
-            return _run(top, words)
+            with plain_text.shown():
+                return _run(top, words)
         finally:
             _flush()
     except (_ClosedPipe, BrokenPipeError):

@@ -8,6 +8,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from pipeline import plain_text
+
 LIVE_SECONDS = 0.2  # between two drawings on a terminal
 
 
@@ -54,7 +56,7 @@ class ProgressLine(tqdm):
 
     def show(self, done: int, *facts: str) -> None:
         """Set the number done and the `facts` beside it; draw the line if it is time."""
-        self.set_postfix_str(", ".join(facts), refresh=False)
+        self.set_postfix_str(plain_text.one_line(", ".join(facts)), refresh=False)
         self.update(done - self.n)
 
     @property
@@ -82,7 +84,7 @@ class _Output:
         self.live = self.isatty()
 
     def write(self, text: str) -> None:
-        stream = self.stream or sys.stderr
+        stream = self.stream or plain_text.unfiltered(sys.stderr)
         if self.live:
             stream.write(text)
         elif text.strip():

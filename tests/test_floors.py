@@ -19,6 +19,7 @@ FLOORS = (  # from the ground up; the longest name that fits a module is its own
         "pipeline.outcome",
         "pipeline.command_line",
         "pipeline.progress_line",
+        "pipeline.plain_text",
         "pipeline.keys",
         "pipeline.recipe",
         "pipeline.sources.recipe",
@@ -38,6 +39,7 @@ FLOORS = (  # from the ground up; the longest name that fits a module is its own
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 DOORS = (
     "command_line",
+    "plain_text",
     "dataset",
     "media",
     "flow",

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import plain_text
 from pipeline.dataset import schema
 from pipeline.outcome import EXCLUDED, FAILED, READY
 
@@ -81,4 +82,4 @@ def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return plain_text.markdown(str(value))

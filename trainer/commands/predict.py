@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import plain_text
 from pipeline.command_line import ANSWERS, Answer, Command, option, section
 from trainer.commands import failed
 from trainer.options import Checkpoints, PredictOptions
@@ -35,7 +36,7 @@ def _run(call: Predict) -> int:
             if len(options.videos) > 1:
                 print(f"==> {name}")
             for label, probability in answer.classes:
-                print(f"{probability:.4f}\t{label}", flush=True)
+                print(f"{probability:.4f}\t{plain_text.one_line(label)}", flush=True)
     if call.json:
         print(json.dumps([answer.as_dict() for answer in found], indent=2))
     missing = len(options.videos) - len(found)

@@ -13,6 +13,7 @@ import json
 import os
 import select
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
@@ -164,12 +165,23 @@ def main(prog: str, about: str, groups: Sequence[Group], words: Sequence[str] | 
     try:
         try:
             with plain_text.shown():
-                return _run(top, words)
+                return _run_shown(top, words)
         finally:
             _flush()
     except (_ClosedPipe, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return EXIT_CLOSED_PIPE
+
+
+def _run_shown(top: _Parser, words: Sequence[str] | None) -> int:
+    """`_run`, with a traceback (--debug) printed as all else is, and not by the interpreter afterwards."""
+    try:
+        return _run(top, words)
+    except BrokenPipeError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED
 
 
 def _run(top: _Parser, words: Sequence[str] | None) -> int:
@@ -315,6 +327,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**settings, allow_abbrev=False, formatter_class=formatter)
+        self.color = False  # `plain_text` shows the colours of Python 3.14 as escapes
         self.options: list[_Option] = []
 
     def enter(self, options: list[_Option]) -> None:

@@ -1,12 +1,13 @@
 """Shows text from outside (labels, file names, a site's words) without obeying it.
 
-A terminal obeys control characters, and Markdown a link or an image. All that the commands print passes
-through `shown`.
+A terminal obeys control characters; a Markdown page loads images and has links. All that the commands print
+passes through `shown`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from typing import Any, TextIO
 
 _OBEYED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode's categories of invisible characters
 _JOINERS = "\u200c\u200d"  # which some scripts need
-_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*[]!#|<>&"})
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*~[]!#|<>&"})
+_ADDRESS = re.compile(r"(?<=www)\.|://")  # which Markdown makes links of
 
 
 def visible(text: str) -> str:
@@ -34,12 +36,12 @@ def one_line(text: str) -> str:
 
 def markdown(text: str) -> str:
     """The text as Markdown that shows it, on one line."""
-    return one_line(" ".join(text.split())).translate(_MARKDOWN)
+    return _ADDRESS.sub(r"\\\g<0>", one_line(" ".join(text.split())).translate(_MARKDOWN))
 
 
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
-    """Makes all that the block prints to standard output and error `visible`."""
+    """All that the block prints to standard output and error becomes `visible`."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream and _Visible(unfiltered(stream)) for stream in before)
     try:
@@ -66,6 +68,8 @@ class _Visible:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "stream":  # a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self.stream, name)
 
 

@@ -23,9 +23,11 @@ def test_what_a_terminal_would_obey_is_escaped_and_scripts_stay():
     assert plain_text.visible("caf\udce9") == "caf\\udce9"
 
 
-def test_a_card_s_cell_has_no_image_link_or_markup():
+def test_a_cell_of_the_card_has_no_image_and_no_link():
     text = "![x](https://evil/pixel)<img src=x> | *b*\n# head"
-    assert plain_text.markdown(text) == ("\\!\\[x\\](https://evil/pixel)\\<img src=x\\> \\| \\*b\\* \\# head")
+    assert plain_text.markdown(text) == (
+        "\\!\\[x\\](https\\://evil/pixel)\\<img src=x\\> \\| \\*b\\* \\# head"
+    )
 
 
 @pytest.mark.parametrize("half", ["pipeline", "trainer"])

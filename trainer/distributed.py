@@ -6,6 +6,7 @@ Wires torch.distributed (nccl on GPUs, gloo on CPUs) and owns nothing of order, 
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 import warnings
@@ -126,6 +127,10 @@ def join() -> Iterator[Group]:
         yield Group(0, 1, device)
         return
     store = _apart(next(torch.distributed.rendezvous("env://"))[0], rank, world)
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):  # one machine: nobody else is to be heard
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, loopback)
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline.job import runner
 from pipeline.job.settings import Job
@@ -53,5 +54,5 @@ def pipeline(options: PipelineOptions) -> beam.Pipeline:
         # For the whole graph: a hint on one stage alone would give it other worker processes than the rest.
         standard.resource_hints = [*standard.resource_hints, f"min_ram={MIN_RAM}"]
     if runner.is_local(options):
-        return beam.Pipeline(runner=runner.local_runner(), options=runner.in_memory(options))
+        return beam.Pipeline(runner=FnApiRunner(), options=runner.in_memory(options))
     return beam.Pipeline(options=options)

@@ -77,7 +77,8 @@ def _run_here(job: Job, parts: Sequence[str], clips: int, options: PipelineOptio
             graph.run(job, parts, options)
         except Exception as error:
             what = workers.failure or f"the job failed unexpectedly ({_lines(error)[-1][:300]})"
-            more = f"see {store.storage.where(path)}" if store.storage.is_local else "repeat it with --debug"
+            logged = workers.failure and store.storage.is_local
+            more = f"see {store.storage.where(path)}" if logged else "repeat it with --debug"
             raise PrepareError(stages.stop_reason(store, job.generation) or f"{what}; {more}.") from error
 
 

@@ -1,4 +1,4 @@
-"""Worker processes of a local job. They are spoken to over pipes, so the job opens no port.
+"""Runs the worker processes of a local job and speaks to them over pipes: the job opens no port.
 
 python -m pipeline.job.local_workers DESCRIPTOR LAUNCHER_PID
 """
@@ -10,21 +10,25 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import IO, Any, Literal
 
+from pipeline import plain_text
 from pipeline.job.settings import Job
 from pipeline.media import subprocesses
+from pipeline.progress_line import ProgressLine
 
 MOST_DEATHS = 3
 """Workers that may die at one video or shard before the job ends: once may be chance, such as full memory."""
 _START = "the start"
+_GRACE = 5.0  # seconds that processes have to end by themselves
 _Call = tuple[Literal["process_all", "pack"], Any, str]  # a method of `Worker`, its argument, about what
 
-_open: list[Workers] = []
+_current: Workers | None = None
 
 
 class WorkerError(RuntimeError):
@@ -42,8 +46,8 @@ class _Process:
 class Workers:
     """Up to `count` processes that call methods of `pipeline.job.worker.Worker`, one call each at a time.
 
-    A process that dies is named on standard error and replaced, and its call is made again. A context
-    manager, which ends the processes.
+    A process that dies is named on standard error and replaced, and its call is made again. As a context
+    manager, ends the processes.
 
     Args:
         log: takes their standard error.
@@ -56,17 +60,20 @@ class Workers:
         self.failure: str | None = None  # the sentence of the `WorkerError` that was raised
 
     def __enter__(self) -> Workers:
-        _open.append(self)
+        global _current
+        _current = self
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _open.remove(self)
+        global _current
+        _current = None
         for process in self._processes:
             process.pipe.close()  # an idle one writes its counts and ends
             if process.call:
                 process.child.terminate()
+        deadline = time.monotonic() + _GRACE
         for process in self._processes:
-            _end(process)
+            _end(process, deadline)
 
     def put(self, *call: *_Call) -> list[Any]:
         """Make a call as soon as a process is free; returns results that came in the meantime.
@@ -94,12 +101,10 @@ class Workers:
         idle = (process for process in self._processes if not process.call)
         process = next(idle, None) or self._start()
         process.call = call
-        if process.at != _START:
-            process.at = call[2]
-        try:
+        with contextlib.suppress(OSError):  # if it is dead, `_receive` finds out, after its last words
             process.pipe.send(call[:2])
-        except OSError:
-            self._replace(process)
+            if process.at != _START:
+                process.at = call[2]
 
     def _start(self) -> _Process:
         ours, its = Pipe()
@@ -108,7 +113,7 @@ class Workers:
         output: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
         with its:
             child = subprocess.Popen(command, pass_fds=[its.fileno()], env=environment, **output)
-        with contextlib.suppress(OSError):  # if it is dead already, the next message finds out
+        with contextlib.suppress(OSError):  # as in `_give`
             ours.send(self._job)  # not an argument: it holds what no other user may read
         self._processes.append(process := _Process(child, ours))
         return process
@@ -135,14 +140,15 @@ class Workers:
     def _replace(self, process: _Process) -> None:
         self._processes.remove(process)
         process.pipe.close()
-        code = _end(process)
+        code = _end(process, time.monotonic() + _GRACE)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             how += " (out of memory? --direct_num_workers starts fewer)"
         self._deaths[process.at] += 1
         if self._deaths[process.at] == MOST_DEATHS:
             self._fail(f"{MOST_DEATHS} workers died at {process.at}; the last {how}")
-        print(f"prepare: a worker {how} at {process.at}; another takes its place", file=sys.stderr)
+        with ProgressLine.external_write_mode():
+            print(f"prepare: a worker {how} at {process.at}; another takes its place", file=sys.stderr)
         if process.call:
             self._give(process.call)
 
@@ -151,17 +157,18 @@ class Workers:
         raise WorkerError(sentence)
 
 
-def _end(process: _Process) -> int:
-    """The exit code of a process that is about to end, which is seen to."""
+def _end(process: _Process, deadline: float) -> int:
+    """Wait for a process, kill it at the deadline (of the monotonic clock), and return its exit code."""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        return process.child.wait(timeout=5)
+        return process.child.wait(timeout=max(0.0, deadline - time.monotonic()))
     process.child.kill()
     return process.child.wait()
 
 
 def current() -> Workers:
     """The workers of this process's job; the graph cannot hold them, since Beam copies it."""
-    return _open[-1]
+    assert _current is not None, "a local job runs within its Workers"
+    return _current
 
 
 def main() -> None:
@@ -170,24 +177,50 @@ def main() -> None:
     subprocesses.die_with(launcher)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launching process's to answer
     signal.signal(signal.SIGTERM, _stop)
-    with Connection(descriptor) as pipe, contextlib.suppress(EOFError, OSError):
-        job = pipe.recv()
+    with Connection(descriptor) as pipe, plain_text.shown():
         try:
-            from pipeline.job.worker import Worker
-
-            worker = Worker(job, begin=lambda name: pipe.send(("at", name)))
-            pipe.send(("at", None))
-            with contextlib.closing(worker):
-                while True:
-                    method, argument = pipe.recv()
-                    pipe.send(("results", getattr(worker, method)(argument)))
-        except (EOFError, BrokenPipeError):
-            raise
+            with contextlib.suppress(_Gone):
+                _answer(_Pipe(pipe))
         except Exception as error:
             with contextlib.suppress(OSError):  # a full disk takes no log
                 traceback.print_exc()
             said = f"{type(error).__name__}: {error}".strip().splitlines()[-1][:300]
-            pipe.send(("failed", f"a worker failed unexpectedly ({said})"))
+            with contextlib.suppress(OSError):
+                pipe.send(("failed", f"a worker failed unexpectedly ({said})"))
+
+
+class _Gone(BaseException):
+    """The launching process has closed the pipe. Not an Exception: work on a clip may raise EOFError."""
+
+
+class _Pipe:
+    """A pipe to the launching process that raises `_Gone` where that has closed it."""
+
+    def __init__(self, pipe: Connection):
+        self._pipe = pipe
+
+    def recv(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            raise _Gone from None
+
+    def send(self, *message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise _Gone from None
+
+
+def _answer(pipe: _Pipe) -> None:
+    job = pipe.recv()
+    from pipeline.job.worker import Worker
+
+    with contextlib.closing(Worker(job, begin=lambda name: pipe.send("at", name))) as worker:
+        pipe.send("at", None)
+        while True:
+            method, argument = pipe.recv()
+            pipe.send("results", getattr(worker, method)(argument))
 
 
 def _stop(*_: object) -> None:

@@ -7,7 +7,6 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from apache_beam.options.pipeline_options import (
     DirectOptions,
@@ -21,9 +20,6 @@ from pipeline import command_line
 from pipeline.command_line import nearest
 from pipeline.job.settings import Settings
 from pipeline.outcome import CallError
-
-if TYPE_CHECKING:
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 _ON_THIS_MACHINE = ("BundleBasedDirectRunner", "DirectRunner", "FnApiRunner", "PrismRunner")
 _KEEP_WORKERS_MILLISECONDS = 600_000
@@ -83,19 +79,15 @@ def name(options: PipelineOptions) -> str:
 
 
 def workers(options: PipelineOptions) -> int:
-    """The number of worker processes of a local job."""
-    return options.view_as(DirectOptions).direct_num_workers or 1
-
-
-def local_runner() -> FnApiRunner:
-    """Beam's runner within this process, which opens no port."""
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-    return FnApiRunner()
+    """The number of worker processes of a local job. Raises CallError."""
+    wanted = options.view_as(DirectOptions).direct_num_workers
+    if wanted < 0:
+        raise CallError(f"--direct_num_workers {wanted} is no number of processes: give 1 or more.")
+    return wanted or os.cpu_count() or 1
 
 
 def in_memory(options: PipelineOptions) -> PipelineOptions:
-    """A copy of `options` for `local_runner`: the parallel work is done by processes of our own."""
+    """A copy of `options` for Beam's runner within this process; our processes do the parallel work."""
     found = copy.deepcopy(options)
     direct = found.view_as(DirectOptions)
     direct.direct_num_workers, direct.direct_running_mode = 1, "in_memory"

@@ -28,7 +28,7 @@ class ReadTasks(beam.PTransform):
     """Paths of plan parts -> `stages.Task`: source videos with the clips wanted from each.
 
     A lane's videos stay together in one worker; on this machine a lane stays a path. On a cluster, spreads
-    the parts over the workers, and the videos of parts that are no lanes too. Groups elements by their own
+    the parts over the workers and, without lanes, their videos. Groups elements by their own
     names: Beam's Reshuffle draws random keys, so that an engine which repeats part of a shuffle after a
     worker died loses or doubles elements.
     """
@@ -84,7 +84,7 @@ class PackShards(beam.PTransform):
 
 
 def _task(work: Task | str) -> str:
-    return f"the video {_video(work)}" if isinstance(work, Task) else work
+    return f"the video {_video(work)}" if isinstance(work, Task) else f"the part {work} of the plan"
 
 
 def _shard(group: tuple[Shard, list[bytes]]) -> str:

@@ -101,9 +101,10 @@ def run(
 
 
 def python_module(name: str) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment that run a module of ours, and none that lies in the current folder."""
+    """The command and environment that run a module of ours and import nothing from the current folder."""
     packages = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(p for p in (packages, os.environ.get("PYTHONPATH")) if p)
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join([packages, *filter(os.path.isabs, named)])  # an empty part is the current folder
     return [sys.executable, "-P", "-m", name], {**os.environ, "PYTHONPATH": path}
 
 

@@ -79,7 +79,7 @@ def _reuse(path: Path, dir_fd: int | None) -> int | None:
     """Lock the file at `path`, made if absent; None where another process or user has it, or it is a link."""
     try:
         descriptor = lock_file(path, wait=False, mode=0o666, dir_fd=dir_fd)
-    except (Busy, beneath.NotPlain):
+    except (Busy, beneath.NotPlain, PermissionError):
         return None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -88,10 +88,10 @@ def _reuse(path: Path, dir_fd: int | None) -> int | None:
             os.unlink(path, dir_fd=dir_fd)
         return None
     status = os.fstat(descriptor)
-    if status.st_nlink > 1:  # another name of the target: its writer was killed before the unlink
-        os.unlink(path, dir_fd=dir_fd)
-    elif status.st_uid == os.geteuid():
+    if status.st_nlink == 1 and status.st_uid == os.geteuid():
         return descriptor
+    with contextlib.suppress(OSError):  # another user's, or another name of what a killed writer published
+        os.unlink(path, dir_fd=dir_fd)
     os.close(descriptor)
     return None
 

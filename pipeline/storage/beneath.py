@@ -102,7 +102,7 @@ def open_file(path: str | os.PathLike[str], flags: int, mode: int = 0o666, dir_f
 
 
 def size(name: str, dir_fd: int) -> int:
-    """Bytes in a file. Raises FileNotFoundError for a folder too, and NotPlain for what is neither."""
+    """Bytes in a file. Raises FileNotFoundError for a folder too, and NotPlain for a link, pipe or device."""
     status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     if stat.S_ISDIR(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, "a folder, not a file", name)
@@ -113,7 +113,7 @@ def size(name: str, dir_fd: int) -> int:
 
 def _not_plain(error: OSError, path: str | os.PathLike[str], dir_fd: int | None) -> OSError:
     """The error itself, unless the kind of the file is what caused it."""
-    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP):
         with contextlib.suppress(OSError):
             return NotPlain(error.errno, _kind(os.stat(path, dir_fd=dir_fd, follow_symlinks=False)))
     return error

@@ -58,7 +58,9 @@ class LocalStorage(Storage):
     def append(self, path: str) -> IO[bytes]:
         """A new file for a log, whose text appears at once. Not in the other storages."""
         with self._as_failed("written", path), self._in(path, make=True) as (folder, name):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+            with contextlib.suppress(FileNotFoundError):  # it may be another name of somebody's file
+                os.unlink(name, dir_fd=folder)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             return open(beneath.open_file(name, flags, dir_fd=folder), "wb")
 
     def size(self, path: str) -> int:
@@ -76,7 +78,7 @@ class LocalStorage(Storage):
             try:
                 with beneath.folder(self.url, checked(folder)) as descriptor:
                     return sorted(os.listdir(descriptor))
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
                 return []
 
     @contextlib.contextmanager
@@ -103,7 +105,8 @@ class LocalStorage(Storage):
                 except OSError as error:
                     if error.errno not in _NO_LINKS:
                         raise
-                    self._claim_and_rename(temporary, path, folder)
+                    if not _claim_and_rename(temporary, name, folder):
+                        raise AlreadyExists(self.where(path)) from None
             beneath.sync_folder(folder)
 
     def replace(self, path: str, content: bytes, if_match: str) -> None:
@@ -151,14 +154,6 @@ class LocalStorage(Storage):
         with beneath.folder(self.url, str(inner.parent), make) as folder:
             yield folder, inner.name
 
-    def _claim_and_rename(self, temporary: Path, path: str, folder: int) -> None:
-        # File systems without hard links: all creators of a file go through this lock.
-        name = PurePosixPath(path).name
-        with holding(Path(f".{name}.lock"), wait=True, dir_fd=folder):
-            if name in os.listdir(folder):
-                raise AlreadyExists(self.where(path))
-            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-
     @contextlib.contextmanager
     def _as_failed(self, done: str, path: str) -> Iterator[None]:
         where = self.where(path)
@@ -170,9 +165,20 @@ class LocalStorage(Storage):
             why = f"{error.strerror} is in its place or above it; remove that, or name another folder"
             raise Misplaced(f"{where} could not be {done}: {why}") from error
         except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.EEXIST):
-                why = "a file is in the place of its folder; name another folder"
+            if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+                why = "a file is in the place of a folder, or a folder in its place; name another folder"
                 raise Misplaced(f"{where} could not be {done}: {why}") from error
             what = (error.strerror or str(error) or type(error).__name__).lower()
             remedy = _REMEDIES.get(error.errno or 0, "repeat the command when the storage answers again")
             raise Failed(FailureClass.STORAGE, f"{where} could not be {done}: {what}; {remedy}") from error
+
+
+def _claim_and_rename(temporary: Path, name: str, folder: int) -> bool:
+    """Whether the name was free. Without hard links: all creators of a file take its lock."""
+    with holding(Path(f".{name}.lock"), wait=True, dir_fd=folder):
+        try:
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+            return False
+        except FileNotFoundError:
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            return True

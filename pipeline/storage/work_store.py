@@ -35,7 +35,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "source": {"files": dict, "pieces": dict},
     "stop": {"reason": (str, NoneType)},
 }
-"""What a record of a stage holds at least, and of which type; one without it is damaged."""
+"""The least fields of each stage's record, and their types; a record without them is damaged."""
 _MAX_RECORD = 1 << 24  # bytes
 
 
@@ -138,10 +138,10 @@ class WorkStore:
 
 
 def of(root: Storage, work: str | None) -> WorkStore:
-    """The work store at `work`; without one ROOT/work of a data set, which must be no link.
+    """The work store at `work`; without one ROOT/work of a data set.
 
     Raises:
-        Misplaced: it is one.
+        Misplaced: ROOT/work is a symbolic link.
     """
     if work:
         return WorkStore(work)

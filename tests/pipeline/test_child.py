@@ -137,6 +137,7 @@ from pipeline.sources.ytdlp.process import Worker
 url = "http://127.0.0.1:9/"
 facts = {"ffmpeg": ffmpeg_binary(), "trusted": [url], "cookies": None, "proxy": None, "ytdlp": {}}
 limits = {"codec": "h264", "short_side": 256, "max_bytes": 1000, "max_duration": 9.0, "stall_seconds": 5.0}
+os.environ["PYTHONPATH"] += os.pathsep  # an empty part is the current folder
 worker = Worker()
 worker.ask(FetchRequest(url, False, [], os.getcwd(), **facts, **limits), 60)
 worker.kill()

@@ -378,7 +378,8 @@ def test_an_installation_without_ytdlp_says_so(tmp_path, monkeypatch):
     broken = tmp_path / "broken" / "yt_dlp"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('yt_dlp is broken here')")
-    monkeypatch.setattr(process.Path, "resolve", lambda self: tmp_path / "broken" / "a" / "b" / "c" / "d")
+    own = tmp_path / "broken" / "pipeline" / "media" / "subprocesses.py"
+    monkeypatch.setattr(process.subprocesses.Path, "resolve", lambda self: own)
     process.close()
     with pytest.raises(Failed, match="pip install") as caught:
         process.Worker()

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ports import listening
 from small_runs import make_list, make_videos, pipeline, published_bytes, wait_for_workers, workers_of
+
+from pipeline.job.local_workers import WorkerError, Workers
 
 IDS = [f"video-{n}" for n in range(6)]
 
@@ -61,23 +64,6 @@ def words(pid: object) -> list[bytes]:
         return []
 
 
-def listening(pids: list[str]) -> list[str]:
-    """The addresses, as the kernel writes them, of TCP sockets on which these processes listen."""
-    sockets = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            _, address, _, state, *_, inode = line.split()[:10]
-            if state == "0A":
-                sockets[f"socket:[{inode}]"] = address
-    held = set()
-    for descriptor in (path for pid in pids for path in Path(f"/proc/{pid}/fd").glob("*")):
-        try:
-            held.add(os.readlink(descriptor))
-        except OSError:
-            continue
-    return [address for name, address in sockets.items() if name in held]
-
-
 def test_no_process_of_a_local_job_listens_on_a_port(call, undisturbed, tmp_path):
     root, seen, ports = tmp_path / "root", set(), []
 
@@ -89,6 +75,29 @@ def test_no_process_of_a_local_job_listens_on_a_port(call, undisturbed, tmp_path
     assert len(seen) >= 2  # with those about to become an ffmpeg
     assert ports == []
     assert published_bytes(root) == undisturbed
+
+
+def test_a_failure_that_the_log_cannot_take_is_told_all_the_same():
+    with open("/dev/full", "wb", buffering=0) as log, Workers("no job", 1, log) as workers:
+        workers.put("pack", None, "a shard")
+        with pytest.raises(WorkerError, match=r"a worker failed unexpectedly \(AttributeError"):
+            workers.drain()
+
+
+def test_work_that_ends_like_a_closed_pipe_is_a_failure_of_its_own(tmp_path, monkeypatch):
+    """PyAV's end of file is Python's EOFError too."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pipeline.job.worker\n"
+        "class Worker:\n"
+        "    def __init__(self, *_, **__): raise EOFError('in a video')\n"
+        "pipeline.job.worker.Worker = Worker\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (tmp_path / "log").open("wb") as log, Workers("no job", 1, log) as workers:
+        workers.put("pack", None, "a shard")
+        with pytest.raises(WorkerError, match=r"\(EOFError: in a video\)"):
+            workers.drain()
+    assert "Traceback" in (tmp_path / "log").read_text()
 
 
 def test_a_port_would_be_seen():

@@ -371,7 +371,7 @@ def test_the_work_store_asks_by_key(store, storage, tmp_path):
     (tmp_path / "clip").write_bytes(os.urandom(100_000))
     assert work.read_record("encode", "0", "k") is None
     stored = work.put_file("encode", "0", "k", ".mp4", tmp_path / "clip")
-    work.write_record("encode", "0", "k", {"files": {"mp4": stored.as_dict()}})
+    work.write_record("encode", "0", "k", {"files": {"mp4": stored.as_dict()}, "meta": {}})
     assert work.read_record("encode", "0", "k") is not None
     target = tmp_path / "copy"
     target.mkdir()

@@ -8,7 +8,6 @@ import pytest
 
 from pipeline.dataset import shards
 from pipeline.job import packing, stages
-from pipeline.job.launch import _stderr_to
 from pipeline.job.settings import Job
 from pipeline.job.stages import ClipResult
 from pipeline.lists.manifest import Clip
@@ -75,11 +74,6 @@ def test_a_shard_that_cannot_be_packed_leaves_its_sentence_for_the_launcher(job,
 def test_a_clip_whose_record_is_gone_stops_packing_with_a_sentence(job, ready):
     with pytest.raises(Failed, match="gone or damaged since it was written; repeat the command"):
         packing.pack_shard(job, SHARD, [stages.place(ready)])
-
-
-def test_a_work_store_that_is_no_folder_keeps_no_log_and_stops_nothing():
-    with _stderr_to(None):
-        pass
 
 
 def _names(job: Job) -> tuple[str, str, int]:

@@ -16,7 +16,6 @@ import pytest
 from small_runs import make_list, make_videos, pipeline, published_bytes, wait_for_workers
 
 from pipeline import dataset
-from pipeline.dataset import schema
 
 IDS = ["aaaaaaaaaa1", "-bbbbbbbbb2", "cccc_cccc_3", "ddddddddd-4", "eeeeeeeeee5", "ffffffffff6"]
 
@@ -243,15 +242,6 @@ def test_a_full_disk_gives_one_sentence_and_nothing_half_published(videos, list_
     assert "no space left" in done.stderr
     assert not (small_disk / "root" / "dataset.json").exists()
     assert not list(small_disk.glob("root/shards/*.tar"))
-
-
-def test_a_failure_that_the_log_cannot_take_still_ends_the_job(videos, list_file, tmp_path):
-    log = tmp_path / "root" / "work" / "log" / f"{schema.generation_name(0)}.txt"
-    log.parent.mkdir(parents=True)
-    log.symlink_to("/dev/full")
-    done = prepare(list_file, videos, tmp_path / "root", preexec_fn=limit_file_size, timeout=90)
-    assert done.returncode == 1
-    assert len(sentences(done)) == 1, done.stderr
 
 
 def test_an_output_that_cannot_be_written_gives_one_sentence(videos, list_file, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import ports
 import pytest
 import small_network
 import tiny_dataset
@@ -115,6 +117,23 @@ def stopped_after(root: Path, run: Path, step: int, number: int) -> subprocess.C
     finally:
         process.kill()
     return subprocess.CompletedProcess([], process.returncode, "", said)
+
+
+def test_no_process_of_a_training_or_a_report_listens_on_a_port(root, tmp_path):
+    calls = (
+        command(root, tmp_path / "run", "--workers", "1", "--steps", "12"),
+        [sys.executable, "-m", "pipeline", "report", str(shutil.copytree(root, tmp_path / "set"))],
+    )
+    for call in calls:
+        process, seen, end = subprocess.Popen(call, start_new_session=True), 0, time.monotonic() + 120
+        while process.poll() is None:
+            assert time.monotonic() < end
+            running = ports.of_session(process.pid)
+            seen = max(seen, len(running))
+            assert ports.listening(running) == []
+            time.sleep(0.02)
+        assert process.returncode == 0
+        assert seen >= 1
 
 
 def test_metrics_have_one_line_a_step_from_step_one_and_events_for_tensorboard(undisturbed):

@@ -7,6 +7,7 @@ another process left incomplete is never trained on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -118,6 +119,8 @@ class Cache:
         with beneath.folder(str(self.folder), "", make=True) as folder:
             account = beneath.open_file("bytes", os.O_RDWR | os.O_CREAT, 0o644, folder)
             try:
+                if os.fstat(account).st_nlink != 1:  # another name of somebody's file
+                    raise NotPlain(errno.EMLINK, "a hard link")
                 fcntl.flock(account, fcntl.LOCK_EX)
                 yield folder, account
             finally:
@@ -134,7 +137,8 @@ class Cache:
         for _, size, digest in kept:
             if total <= wanted:
                 break
-            self.forget([digest])
+            with contextlib.suppress(FileNotFoundError), self._shelf(digest) as shelf:
+                os.unlink(digest, dir_fd=shelf)
             total -= size
         return total
 

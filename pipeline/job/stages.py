@@ -163,6 +163,8 @@ def _make(wanted: Clip, piece: Piece, job: Job, store: WorkStore, folder: Path) 
     """
     recipe, encode_hash = job.recipe, stage_hash(job.recipe.fetch, job.recipe.encode)
     encoded = store.read_record("encode", encode_hash, wanted.key)
+    if encoded is not None and not isinstance(encoded.get("meta"), dict):  # damaged
+        encoded = None
     video_file = folder / f"{wanted.key}.mp4"
     if encoded is None or recipe.flow is not None:
         out = video_file if encoded is None else None

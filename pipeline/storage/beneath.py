@@ -37,8 +37,8 @@ def folder(root: str, path: str, make: bool = False) -> Iterator[int]:
         make: make the folders that are absent, `root` and its parents too.
 
     Raises:
-        NotPlain: a link or a file is in the place of a folder.
-        OSError: as the system refuses.
+        NotPlain: a link or the like is in the place of a folder.
+        OSError: as the system refuses; NotADirectoryError for a file in the place of a folder.
     """
     try:
         descriptor = os.open(root, _ROOT)
@@ -112,10 +112,12 @@ def size(name: str, dir_fd: int) -> int:
 
 
 def _not_plain(error: OSError, path: str | os.PathLike[str], dir_fd: int | None) -> OSError:
-    """The error itself, unless the kind of the file is what caused it."""
+    """The error itself, or NotPlain where a link or the like caused it."""
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP):
         with contextlib.suppress(OSError):
-            return NotPlain(error.errno, _kind(os.stat(path, dir_fd=dir_fd, follow_symlinks=False)))
+            status = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):  # a file in the place of a folder is plain enough
+                return NotPlain(error.errno, _kind(status))
     return error
 
 

@@ -26,6 +26,7 @@ _REMEDIES = {
     errno.EACCES: "change its permissions or choose another folder, and repeat the command",
     errno.EPERM: "change its permissions or choose another folder, and repeat the command",
 }
+_FILE_THERE = "a file is in the place of its folder"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -166,7 +167,8 @@ class LocalStorage(Storage):
             raise Misplaced(f"{where} could not be {done}: {why}") from error
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-                why = "a file is in the place of a folder, or a folder in its place; name another folder"
+                there = "a folder is in its place" if error.errno == errno.EISDIR else _FILE_THERE
+                why = f"{there}; name another folder"
                 raise Misplaced(f"{where} could not be {done}: {why}") from error
             what = (error.strerror or str(error) or type(error).__name__).lower()
             remedy = _REMEDIES.get(error.errno or 0, "repeat the command when the storage answers again")

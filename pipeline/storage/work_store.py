@@ -31,7 +31,7 @@ _FOLDERS = (
 )  # fmt: skip
 _FIELDS: dict[str, dict[str, Any]] = {
     "clip": {"outcome": str},
-    "encode": {"files": dict, "meta": dict},
+    "encode": {"files": dict},
     "source": {"files": dict, "pieces": dict},
     "stop": {"reason": (str, NoneType)},
 }

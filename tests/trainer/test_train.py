@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ports
+import published
 import pytest
 import small_network
 import tiny_dataset
@@ -122,8 +122,9 @@ def stopped_after(root: Path, run: Path, step: int, number: int) -> subprocess.C
 def test_no_process_of_a_training_or_a_report_listens_on_a_port(root, tmp_path):
     calls = (
         command(root, tmp_path / "run", "--workers", "1", "--steps", "12"),
-        [sys.executable, "-m", "pipeline", "report", str(shutil.copytree(root, tmp_path / "set"))],
+        [sys.executable, "-m", "pipeline", "report", str(tmp_path / "published")],
     )
+    published.prepare(tmp_path / "published").publish()
     for call in calls:
         process, seen, end = subprocess.Popen(call, start_new_session=True), 0, time.monotonic() + 120
         while process.poll() is None:

@@ -98,10 +98,12 @@ def test_a_call_that_argparse_refuses_ends_with_two(capsys):
     capsys.readouterr()
 
 
-def test_debug_shows_where_it_went_wrong(tmp_path, monkeypatch):
+def test_debug_shows_where_it_went_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Exception, match="absent is not there"):
-        main(["evaluate", "--data", "none", "--checkpoint", "absent", "--debug"])
+    assert main(["evaluate", "--data", "none", "--checkpoint", "absent", "--debug"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert "absent is not there" in said.splitlines()[-1]
 
 
 def test_two_stream_i3d_trains_resumes_and_evaluates_by_the_commands(tmp_path, capsys):

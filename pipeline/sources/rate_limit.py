@@ -104,7 +104,7 @@ class Lane:
         return blocked is not None
 
     def _paused_for(self) -> float:
-        pause = paused_until(self._storage)
+        pause = paused_until(self._storage, self._rate_limit.pause)
         return (pause[0] - datetime.now(UTC)).total_seconds() if pause else 0.0
 
 
@@ -145,20 +145,27 @@ def forget_turns(storage: Storage, limit: RateLimit) -> None:
             storage.write(path, json.dumps({"next": soon}).encode())
 
 
-def paused_until(storage: Storage) -> tuple[datetime, str] | None:
+def paused_until(storage: Storage, longest: float = 0.0) -> tuple[datetime, str] | None:
     """The end of the common pause (UTC) and its reason; None if there never was one.
+
+    Args:
+        longest: seconds that a pause may last, if more than 7 days.
 
     Raises:
         Failed: class environment, where the flag was not written by a worker with a right clock.
     """
+    longest = max(longest, _FARTHEST_SECONDS)
     try:
         flag = json.loads(storage.read_bytes(_FLAG, _MOST_FLAG_BYTES))
         until, reason = datetime.fromisoformat(flag["until"]), str(flag["reason"])
-        if until - datetime.now(UTC) < timedelta(seconds=_FARTHEST_SECONDS):  # TypeError without a time zone
+        if until - datetime.now(UTC) < timedelta(seconds=longest):  # TypeError without a time zone
             return until, reason
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         pass
     where = storage.where(_FLAG)
-    raise Failed(FailureClass.ENVIRONMENT, f"{where} names no pause within the next 7 days: delete it")
+    raise Failed(
+        FailureClass.ENVIRONMENT,
+        f"{where} names no pause within the next {longest / 86400:g} days: delete it",
+    )

@@ -50,11 +50,9 @@ class Cache:
             with cache._locked():
                 pass
         except OSError as error:
-            why = (
-                f"{error.strerror or error} is there"
-                if isinstance(error, NotPlain)
-                else str(error.strerror).lower()
-            )
+            why = (error.strerror or str(error)).lower()
+            if isinstance(error, NotPlain):
+                why += " is there"
             remedy = "name a folder of this machine that can"
             raise CacheError(f"--cache {folder} cannot be written ({why}): {remedy}") from None
         return cache
@@ -145,7 +143,11 @@ class Cache:
     def _kept(self) -> Iterator[tuple[int, int, str]]:
         """(time of last use, bytes, sha256) of every member; ignores all other files in the folder."""
         for number in range(256):
-            with contextlib.suppress(OSError), beneath.folder(str(self.folder), f"{number:02x}") as shelf:
+            shelf_name = f"{number:02x}"
+            with (
+                contextlib.suppress(FileNotFoundError, NotPlain),
+                beneath.folder(str(self.folder), shelf_name) as shelf,
+            ):
                 for name in filter(_NAME.fullmatch, os.listdir(shelf)):
                     with contextlib.suppress(FileNotFoundError):
                         status = os.stat(name, dir_fd=shelf, follow_symlinks=False)
